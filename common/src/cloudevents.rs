@@ -1,0 +1,60 @@
+//! An event's CloudEvents 1.0 context attributes, for HTTP (`ce-` headers) and Kafka (`ce_` headers) alike.
+//!
+//! Binary mode: the body stays as it is, the attributes travel beside it. Values are escaped as the HTTP
+//! protocol binding asks (section 3.1.3.2): printable ASCII stays, all else becomes percent-encoded UTF-8.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use crate::event::Event;
+
+/// The attributes of an event in a fixed order, as `(name without prefix, escaped value)`.
+pub fn attributes(event: &Event) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
+    [
+        Some(("specversion", Cow::Borrowed("1.0"))),
+        Some(("id", Cow::Owned(event.id.to_string()))),
+        Some(("source", Cow::Owned(format!("/sources/{}", escape(&event.source))))),
+        Some(("type", escape(&event.kind))),
+        event.subject.as_deref().map(|subject| ("subject", escape(subject))),
+        Some(("time", Cow::Owned(event.time.unwrap_or(event.received_at).to_string()))),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// The text as a header may carry it.
+#[must_use]
+pub fn escape(text: &str) -> Cow<'_, str> {
+    let plain = |byte: &u8| (0x21..=0x7e).contains(byte) && !matches!(byte, b'"' | b'%');
+    if text.as_bytes().iter().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if plain(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_escaped_as_the_http_binding_asks() {
+        let cases = [
+            ("cip.paid", "cip.paid"),
+            ("Euro € 😀", "Euro%20%E2%82%AC%20%F0%9F%98%80"),
+            ("a\r\nx: y", "a%0D%0Ax:%20y"),
+            ("50%\"", "50%25%22"),
+        ];
+        for (text, escaped) in cases {
+            assert_eq!(escape(text), escaped);
+        }
+    }
+}

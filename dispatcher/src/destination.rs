@@ -1,0 +1,72 @@
+//! What the configuration says about one destination.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaski_common::backoff::Schedule;
+use chaski_common::secret::Secret;
+use chaski_common::storage::Start;
+
+/// One configured destination, its secrets loaded.
+#[derive(Clone, Debug)]
+pub struct DestinationSpec {
+    /// The name in the configuration, at most 64 bytes of `[a-z0-9_-]`.
+    pub name: Arc<str>,
+    /// Where to post, `http` or `https`, without user info.
+    pub url: http::Uri,
+    /// The sources whose events it takes: always spelled out by the configuration, which also keeps the
+    /// environments apart.
+    pub sources: Vec<Arc<str>>,
+    /// Event types it takes: exact, or ending in `*`; empty means all.
+    pub events: Vec<String>,
+    /// Keys that sign what we send (Standard Webhooks), current first; empty means unsigned.
+    pub signing: Vec<Secret>,
+    /// A credential for the request's head.
+    pub auth: Option<Auth>,
+    /// Whether deliveries of one subject wait for each other.
+    pub ordering: Ordering,
+    /// Attempts under way at once, at least 1.
+    pub concurrency: usize,
+    /// Attempts begun per second; none means as many as concurrency allows.
+    pub rate_per_second: Option<f64>,
+    /// One attempt, from connect to the last byte.
+    pub timeout: Duration,
+    /// When to try again, and when to give up.
+    pub retry: Schedule,
+    /// Where a destination that was never there before begins.
+    pub start: Start,
+    /// Whether private and loopback addresses may be connected to. True for what the configuration file
+    /// names; link-local and metadata addresses never may.
+    pub allow_private: bool,
+}
+
+/// A credential sent with every attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer …`.
+    Bearer(Secret),
+    /// `Authorization: Basic …`.
+    Basic {
+        /// The user's name.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A header of the receiver's choice.
+    Header {
+        /// Its name.
+        name: http::HeaderName,
+        /// Its value.
+        value: Secret,
+    },
+}
+
+/// Whether deliveries wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Ordering {
+    /// Each for itself.
+    #[default]
+    None,
+    /// One at a time per subject, in log order; a failing one holds back its own subject only.
+    Key,
+}

@@ -1,0 +1,211 @@
+//! Which sender: what the configuration says about one source, before it is compiled.
+//!
+//! A preset is nothing but such a description, kept as data under `presets/`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaski_common::secret::Secret;
+use chaski_common::storage::OnConflict;
+use serde::{Deserialize, Serialize};
+
+/// One configured source, its secrets loaded.
+#[derive(Clone, Debug)]
+pub struct SourceSpec {
+    /// The name in the configuration, at most 64 bytes of `[a-z0-9_-]`.
+    pub name: Arc<str>,
+    /// The preset it is built on, if any.
+    pub provider: Option<Arc<str>>,
+    /// Where it is posted to, for example `/in/pagoefectivo`.
+    pub path: Arc<str>,
+    /// The live secrets.
+    pub secrets: Secrets,
+    /// How it signs, what its events carry and how it is answered.
+    pub scheme: SchemeSpec,
+    /// Peers that may post; empty means all.
+    pub allow_ips: Vec<IpNet>,
+    /// Same id, other content.
+    pub on_conflict: OnConflict,
+}
+
+/// The live secrets of a source.
+#[derive(Clone, Debug)]
+pub enum Secrets {
+    /// Any may match; the first is the current one, the others are on their way out.
+    Any(Vec<Secret>),
+    /// A key id in the request selects one (`signature.key.select`).
+    ById(BTreeMap<String, Secret>),
+}
+
+/// An address range in CIDR form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpNet {
+    /// Any address of the range.
+    pub address: IpAddr,
+    /// Leading bits that count.
+    pub prefix_bits: u8,
+}
+
+/// The declarative description of a sender: `[sources.NAME.signature]`, `.event` and `.reply`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchemeSpec {
+    /// How it signs.
+    pub signature: SignatureSpec,
+    /// What its events carry.
+    #[serde(default)]
+    pub event: EventSpec,
+    /// How it is answered.
+    #[serde(default)]
+    pub reply: ReplySpec,
+}
+
+/// `[sources.NAME.signature]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignatureSpec {
+    /// `hmac-sha1`, `hmac-sha256`, `hmac-sha512`, `ed25519`, or `http-basic` (credentials, not a signature).
+    pub algorithm: String,
+    /// `header:NAME`, `form:FIELD` or `json:/pointer`; exactly one value.
+    pub from: String,
+    /// Splits the value into entries, each trimmed.
+    #[serde(default)]
+    pub list: Option<String>,
+    /// Splits an entry into tag and value.
+    #[serde(default)]
+    pub pair: Option<String>,
+    /// The tags whose entries count; any may match, others are ignored.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Must stand in front of an unpaired entry, and is cut off.
+    #[serde(default)]
+    pub prefix: String,
+    /// `hex` or `base64`.
+    #[serde(default = "hex")]
+    pub encoding: String,
+    /// The signed text: literals and `{body} {ts} {header:N} {query:N} {form:N} {json:/ptr} {const:N}`, with
+    /// `|lower` and `|unslash`; a part in `[..]` is left out when a variable inside is missing.
+    #[serde(default = "body_template")]
+    pub template: String,
+    /// Values for `{const:N}`.
+    #[serde(default, rename = "const")]
+    pub constants: BTreeMap<String, String>,
+    /// The forms of the body that are tried in order: `raw`, `json_minify`.
+    #[serde(default = "raw")]
+    pub body: Vec<String>,
+    /// What the key is made of.
+    #[serde(default)]
+    pub key: KeySpec,
+    /// When the sender says it signed.
+    #[serde(default)]
+    pub timestamp: Option<TimestampSpec>,
+}
+
+/// `[sources.NAME.signature.key]`; the secrets themselves are in [`SourceSpec::secrets`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySpec {
+    /// Cut off in front of the secret if it is there.
+    #[serde(default)]
+    pub strip_prefix: String,
+    /// `utf8`, `hex` or `base64`.
+    #[serde(default = "utf8")]
+    pub encoding: String,
+    /// Where the request names the secret, for example `header:x-key-id`.
+    #[serde(default)]
+    pub select: Option<String>,
+}
+
+/// `[sources.NAME.signature.timestamp]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimestampSpec {
+    /// `tag:T`, `header:NAME` or `json:/pointer`.
+    pub from: String,
+    /// `unix`, `unix_ms`, `unix_auto` (above 1e11 it is milliseconds) or `rfc3339`.
+    pub format: String,
+    /// How old it may be.
+    #[serde(default = "five_minutes", with = "seconds")]
+    pub past: Duration,
+    /// How far ahead it may be.
+    #[serde(default = "five_minutes", with = "seconds")]
+    pub future: Duration,
+}
+
+/// `[sources.NAME.event]`. Locations are `json:/pointer`, `header:NAME`, `query:NAME` or `form:FIELD`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventSpec {
+    /// Parts of the deduplication key.
+    pub id: Vec<String>,
+    /// `body-sha256`: what stands in for a key with a missing or empty part. Without it such an event is
+    /// quarantined.
+    pub fallback: Option<String>,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The event's subject, which is also the ordering key.
+    pub subject: Option<String>,
+    /// When it happened.
+    pub time: Option<String>,
+    /// The content rules to hold it against: `json`, `form`, `any`, or a named grammar such as `pagoefectivo`.
+    pub content: Option<String>,
+}
+
+/// `[sources.NAME.reply]`: the answer to an accepted, duplicate or quarantined event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplySpec {
+    /// A 2xx status.
+    pub status: u16,
+    /// The body; none means the JSON with id and status.
+    pub body: Option<String>,
+    /// Its content type.
+    pub content_type: String,
+}
+
+impl Default for ReplySpec {
+    fn default() -> Self {
+        Self { status: 200, body: None, content_type: "text/plain".to_owned() }
+    }
+}
+
+impl Default for KeySpec {
+    fn default() -> Self {
+        Self { strip_prefix: String::new(), encoding: utf8(), select: None }
+    }
+}
+
+fn hex() -> String {
+    "hex".to_owned()
+}
+fn utf8() -> String {
+    "utf8".to_owned()
+}
+fn raw() -> Vec<String> {
+    vec!["raw".to_owned()]
+}
+fn body_template() -> String {
+    "{body}".to_owned()
+}
+const fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+/// Durations of a preset and of the merged description are whole seconds; the configuration has turned
+/// `"5m"` into them.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(value.as_secs())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_secs)
+    }
+}
