@@ -51,7 +51,12 @@ impl Schedule {
     ///
     /// # Errors
     /// When the numbers contradict each other.
-    pub fn growing(first: Duration, factor: f64, cap: Duration, give_up_after: Duration) -> Result<Self, InvalidSchedule> {
+    pub fn growing(
+        first: Duration,
+        factor: f64,
+        cap: Duration,
+        give_up_after: Duration,
+    ) -> Result<Self, InvalidSchedule> {
         if first.is_zero() {
             return Err(InvalidSchedule::FirstIsZero);
         }
@@ -172,7 +177,9 @@ mod tests {
     #[test]
     fn numbers_that_contradict_each_other_are_refused() {
         let seconds = Duration::from_secs;
-        let growing = |first, factor, cap, give_up| Schedule::growing(seconds(first), factor, seconds(cap), seconds(give_up));
+        let growing = |first, factor, cap, give_up| {
+            Schedule::growing(seconds(first), factor, seconds(cap), seconds(give_up))
+        };
         assert_eq!(growing(0, 3.0, 10, 100), Err(InvalidSchedule::FirstIsZero));
         assert_eq!(growing(5, 0.5, 10, 100), Err(InvalidSchedule::FactorOutOfRange));
         assert_eq!(growing(5, f64::NAN, 10, 100), Err(InvalidSchedule::FactorOutOfRange));
@@ -197,7 +204,9 @@ mod tests {
     fn the_jitter_fills_the_whole_range() {
         let schedule = default_schedule();
         let mean = (0_u64..2000)
-            .map(|key| schedule.delay(EventId::derive("s", [key.to_be_bytes().as_slice()]), "erp", 1).as_secs_f64())
+            .map(|key| {
+                schedule.delay(EventId::derive("s", [key.to_be_bytes().as_slice()]), "erp", 1).as_secs_f64()
+            })
             .sum::<f64>()
             / 2000.0;
         assert!((2.3..2.7).contains(&mean), "uniform below 5 s has its mean at 2.5 s, not {mean}");

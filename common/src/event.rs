@@ -163,7 +163,9 @@ mod tests {
     fn an_id_depends_on_every_part_and_on_where_the_parts_end() {
         let id = |source: &str, key: &[&str]| EventId::derive(source, key.iter().map(|part| part.as_bytes()));
         assert_eq!(id("pe", &["a", "b"]), id("pe", &["a", "b"]));
-        for other in [id("pf", &["a", "b"]), id("pe", &["ab"]), id("pe", &["a", "b", ""]), id("pe", &["", "ab"])] {
+        for other in
+            [id("pf", &["a", "b"]), id("pe", &["ab"]), id("pe", &["a", "b", ""]), id("pe", &["", "ab"])]
+        {
             assert_ne!(id("pe", &["a", "b"]), other);
         }
     }

@@ -8,7 +8,7 @@
 //! Words used below. *Durable*: survives kill -9 of this process, and a power cut as far as the disk or
 //! the brokers tell the truth. *Settled* at a destination: delivered, parked, dead or not routed there.
 
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod embedded;
 
@@ -213,15 +213,30 @@ pub trait EventLog: Send + Sync {
 
     /// Opens a cursor: where it was left, or at `start` if it is new. The choice of a new cursor's start is
     /// durable before this returns. One subscription per cursor at a time.
-    async fn subscribe(&self, cursor: &Cursor, start: Start, limit: BatchLimit) -> Result<Subscription, StorageError>;
+    async fn subscribe(
+        &self,
+        cursor: &Cursor,
+        start: Start,
+        limit: BatchLimit,
+    ) -> Result<Subscription, StorageError>;
 
     /// Records that everything up to `mark` is settled and that these were delivered. A mark behind the
     /// stored one moves nothing back. `Ok` means durable.
-    async fn settle(&self, cursor: &Cursor, mark: Position, delivered: Vec<Delivered>) -> Result<(), StorageError>;
+    async fn settle(
+        &self,
+        cursor: &Cursor,
+        mark: Position,
+        delivered: Vec<Delivered>,
+    ) -> Result<(), StorageError>;
 
     /// Begins a replay of the events received in `[from, to)` for a destination; the new cursor reads them
     /// in log order. Returns it with the number of events it covers.
-    async fn begin_replay(&self, destination: &str, from: Timestamp, to: Timestamp) -> Result<(Cursor, u64), StorageError>;
+    async fn begin_replay(
+        &self,
+        destination: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<(Cursor, u64), StorageError>;
 
     /// The replays that are not finished.
     async fn replays(&self) -> Result<Vec<Replay>, StorageError>;
@@ -243,7 +258,12 @@ pub trait EventLog: Send + Sync {
 
     /// Deletes events that are older than `before` and settled at each of `destinations` and for every
     /// replay; at most `limit` of them. Returns how many.
-    async fn prune(&self, before: Timestamp, destinations: &[Arc<str>], limit: usize) -> Result<usize, StorageError>;
+    async fn prune(
+        &self,
+        before: Timestamp,
+        destinations: &[Arc<str>],
+        limit: usize,
+    ) -> Result<usize, StorageError>;
 
     /// What the store holds.
     async fn census(&self) -> Result<Census, StorageError>;
@@ -458,14 +478,25 @@ pub trait Deliveries: Send + Sync {
 
     /// The deliveries of a destination that are due, the longest waiting first. With `ordered`, of each
     /// subject only the earliest in the log, due or not: nothing overtakes it.
-    async fn due(&self, destination: &str, now: Timestamp, ordered: bool, limit: usize) -> Result<Vec<Parked>, StorageError>;
+    async fn due(
+        &self,
+        destination: &str,
+        now: Timestamp,
+        ordered: bool,
+        limit: usize,
+    ) -> Result<Vec<Parked>, StorageError>;
 
     /// When the next delivery of a destination is due; none if nothing is parked. With `ordered`, as in
     /// [`Deliveries::due`].
     async fn next_due(&self, destination: &str, ordered: bool) -> Result<Option<Timestamp>, StorageError>;
 
     /// A parked delivery has been taken: forgets it and records the delivery.
-    async fn complete(&self, destination: &str, id: EventId, delivered: Delivered) -> Result<(), StorageError>;
+    async fn complete(
+        &self,
+        destination: &str,
+        id: EventId,
+        delivered: Delivered,
+    ) -> Result<(), StorageError>;
 
     /// Keeps a dead letter and forgets the parked delivery it may have come from, in one step. A second
     /// letter for the same destination, event and content replaces the first.
@@ -481,11 +512,21 @@ pub trait Deliveries: Send + Sync {
     async fn parked(&self, filter: ParkedFilter) -> Result<Vec<Parked>, StorageError>;
 
     /// Makes parked deliveries of an event due now, at one destination or at all. Returns how many.
-    async fn hurry(&self, id: EventId, destination: Option<&str>, now: Timestamp) -> Result<usize, StorageError>;
+    async fn hurry(
+        &self,
+        id: EventId,
+        destination: Option<&str>,
+        now: Timestamp,
+    ) -> Result<usize, StorageError>;
 
     /// Ends parked deliveries of an event by hand: each becomes a dead letter with reason `dropped`, so that
     /// it stays accounted for. Returns how many.
-    async fn drop_parked(&self, id: EventId, destination: Option<&str>, now: Timestamp) -> Result<usize, StorageError>;
+    async fn drop_parked(
+        &self,
+        id: EventId,
+        destination: Option<&str>,
+        now: Timestamp,
+    ) -> Result<usize, StorageError>;
 
     /// Dead letters, oldest first.
     async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError>;

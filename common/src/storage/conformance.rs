@@ -1,1 +1,663 @@
-//! The suite that every storage runs.
+//! The suite every storage runs: each case is one promise of the seam's documentation.
+//!
+//! A backend brings a [`Backend`]: something that opens the same store again and again. The macro
+//! [`storage_conformance!`](crate::storage_conformance) turns each case into a test of the backend's crate.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a test suite: a panic is a red test, the names say it all"
+)]
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::{
+    Appended, BatchLimit, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, Failure, Fate, FateState,
+    OnConflict, Parked, ParkedFilter, Position, Progress, Record, Start, Storage, StorageError, Subscription,
+};
+use crate::event::{Event, EventId, Fingerprint};
+
+/// Opens one store, as often as it is asked to. A store is closed before it is opened again.
+pub trait Backend: Send + Sync {
+    fn open(&self) -> impl Future<Output = Storage> + Send;
+}
+
+/// Makes a `#[tokio::test]` of each case; `$fresh` is an expression that gives a backend with an empty store.
+#[macro_export]
+macro_rules! storage_conformance {
+    ($fresh:expr) => {
+        $crate::storage_conformance! { $fresh;
+            an_event_is_read_back_as_it_was_appended,
+            one_id_is_stored_once_however_many_append_it_at_once,
+            other_content_under_a_known_id_is_quarantined_once,
+            a_sender_whose_resends_differ_is_not_in_conflict,
+            a_quarantined_event_is_kept_once_and_never_handed_to_a_reader,
+            what_was_acknowledged_is_there_after_reopening,
+            a_new_cursor_begins_where_it_was_told_to_and_stays_there,
+            a_mark_never_moves_back,
+            what_was_settled_past_the_mark_is_known_after_reopening,
+            a_batch_keeps_to_its_limits,
+            a_reader_is_woken_by_an_append,
+            parked_deliveries_come_out_when_due_the_longest_waiting_first,
+            in_order_nothing_overtakes_an_earlier_delivery_of_its_subject,
+            parking_again_replaces_what_was_parked,
+            a_completed_delivery_is_no_longer_parked,
+            a_hurried_delivery_is_due_now_and_a_dropped_one_is_dead,
+            burying_ends_what_was_parked_and_keeps_the_letter_whole,
+            dead_letters_are_found_by_what_they_are,
+            a_redriven_letter_is_parked_and_due,
+            a_redriven_quarantined_event_enters_the_log,
+            a_replay_covers_its_span_and_leaves_the_cursor_alone,
+            pruning_spares_what_anybody_still_needs,
+            a_position_is_never_given_twice,
+            a_pause_outlives_the_process,
+            events_are_found_by_what_they_are,
+            the_fate_of_an_event_is_told_for_each_destination,
+            a_closed_storage_says_so,
+        }
+    };
+    ($fresh:expr; $($case:ident,)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let backend = $fresh;
+                $crate::storage::conformance::$case(&backend).await;
+            }
+        )+
+    };
+}
+
+const EVERYTHING: BatchLimit = BatchLimit { records: 1000, bytes: 1 << 20 };
+
+/// The moment from which the suite counts; whole milliseconds, as everywhere.
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+/// A complete event; `key` is its id, its body and, by its remainder of three, its subject.
+#[must_use]
+pub fn event(key: u64) -> Event {
+    let body = format!(r#"{{"key":{key}}}"#);
+    Event {
+        id: EventId::derive("suite", [key.to_be_bytes().as_slice()]),
+        source: "suite".into(),
+        kind: "cip.paid".into(),
+        subject: Some(format!("subject-{}", key % 3).into()),
+        time: Some(at(-5)),
+        received_at: at(i64::try_from(key).unwrap()),
+        content_type: Some("application/json".into()),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        fingerprint: Fingerprint::of(body.as_bytes()),
+        body: body.into(),
+    }
+}
+
+async fn fill(storage: &Storage, keys: std::ops::Range<u64>) -> Vec<Position> {
+    let mut positions = Vec::new();
+    for key in keys {
+        match storage.events.append(event(key), OnConflict::Quarantine).await.unwrap() {
+            Appended::Stored(position) => positions.push(position),
+            other => panic!("event {key} is new and yet {other:?}"),
+        }
+    }
+    positions
+}
+
+async fn subscribe(storage: &Storage, destination: &str, start: Start) -> Subscription {
+    storage.events.subscribe(&Cursor::of(destination), start, EVERYTHING).await.unwrap()
+}
+
+/// The next `count` records of a subscription.
+async fn take(subscription: &mut Subscription, count: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    while records.len() < count {
+        records.extend(subscription.batches.recv().await.unwrap().unwrap());
+    }
+    assert_eq!(records.len(), count);
+    records
+}
+
+fn parked(position: Position, key: u64, due: Timestamp) -> Parked {
+    Parked {
+        destination: "erp".into(),
+        position,
+        event: event(key),
+        due,
+        attempts: 4,
+        first_attempt: Some(at(1)),
+        history: vec![failure()],
+    }
+}
+
+fn failure() -> Failure {
+    Failure {
+        at: at(1),
+        attempt: 1,
+        result: "http_5xx".to_owned(),
+        detail: "503 Service Unavailable".to_owned(),
+    }
+}
+
+fn letter(position: Position, key: u64, reason: &str) -> DeadLetter {
+    DeadLetter {
+        number: 0,
+        destination: Some("erp".into()),
+        position: Some(position),
+        event: event(key),
+        reason: reason.into(),
+        detail: "410 Gone".into(),
+        at: at(100),
+        attempts: 1,
+        history: vec![failure()],
+    }
+}
+
+fn keys(parked: &[Parked]) -> Vec<Bytes> {
+    parked.iter().map(|parked| parked.event.body.clone()).collect()
+}
+
+fn bodies(keys: &[u64]) -> Vec<Bytes> {
+    keys.iter().map(|key| event(*key).body).collect()
+}
+
+async fn progress_of(storage: &Storage, destination: &str) -> Progress {
+    let all = storage.events.progress().await.unwrap();
+    all.into_iter().find(|progress| &*progress.destination == destination).unwrap()
+}
+
+pub async fn an_event_is_read_back_as_it_was_appended(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let full = event(1);
+    let bare = Event {
+        id: EventId::derive("suite", [b"bare".as_slice()]),
+        subject: None,
+        time: None,
+        content_type: None,
+        traceparent: None,
+        body: Bytes::from_static(b"\x00\xff not text"),
+        ..event(2)
+    };
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    for event in [&full, &bare] {
+        let appended = storage.events.append(event.clone(), OnConflict::Quarantine).await.unwrap();
+        assert!(matches!(appended, Appended::Stored(_)));
+    }
+    let records = take(&mut subscription, 2).await;
+    assert_eq!(records.iter().map(|record| record.event.clone()).collect::<Vec<_>>(), [full, bare]);
+    assert!(records[0].position < records[1].position);
+    assert_eq!(*storage.events.head().borrow(), records[1].position);
+    storage.events.close().await;
+}
+
+pub async fn one_id_is_stored_once_however_many_append_it_at_once(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let mut appends = tokio::task::JoinSet::new();
+    for attempt in 0_u64..400 {
+        let storage = storage.clone();
+        appends.spawn(async move {
+            storage.events.append(event(attempt % 8), OnConflict::Quarantine).await.unwrap()
+        });
+    }
+    let outcomes = appends.join_all().await;
+    let stored = outcomes.iter().filter(|outcome| matches!(outcome, Appended::Stored(_))).count();
+    let duplicates = outcomes.iter().filter(|outcome| **outcome == Appended::Duplicate).count();
+    assert_eq!((stored, duplicates), (8, 392));
+    assert_eq!(storage.events.find(EventFilter::default()).await.unwrap().len(), 8);
+    storage.events.close().await;
+}
+
+pub async fn other_content_under_a_known_id_is_quarantined_once(backend: &impl Backend) {
+    let storage = backend.open().await;
+    fill(&storage, 1..2).await;
+    let other = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
+    for _ in 0..2 {
+        let appended = storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
+        assert_eq!(appended, Appended::Conflict);
+    }
+    let letters = storage
+        .deliveries
+        .dead(DeadFilter { destination: Some(String::new()), ..DeadFilter::default() })
+        .await
+        .unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(
+        (&letters[0].event, &*letters[0].reason, &letters[0].destination),
+        (&other, "dedup_conflict", &None)
+    );
+    assert_eq!(storage.events.find(EventFilter::default()).await.unwrap().len(), 1);
+    storage.events.close().await;
+}
+
+pub async fn a_sender_whose_resends_differ_is_not_in_conflict(backend: &impl Backend) {
+    let storage = backend.open().await;
+    fill(&storage, 1..2).await;
+    let resend = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
+    assert_eq!(storage.events.append(resend, OnConflict::Duplicate).await.unwrap(), Appended::Duplicate);
+    assert!(storage.deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
+}
+
+pub async fn a_quarantined_event_is_kept_once_and_never_handed_to_a_reader(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    assert!(storage.events.quarantine(event(1), "json_syntax", "unexpected end").await.unwrap());
+    assert!(!storage.events.quarantine(event(1), "json_syntax", "unexpected end").await.unwrap());
+    fill(&storage, 2..3).await;
+    assert_eq!(take(&mut subscription, 1).await[0].event, event(2));
+    let letters = storage.deliveries.dead(DeadFilter::default()).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!((&letters[0].event, &*letters[0].detail), (&event(1), "unexpected end"));
+    storage.events.close().await;
+}
+
+pub async fn what_was_acknowledged_is_there_after_reopening(backend: &impl Backend) {
+    let storage = backend.open().await;
+    fill(&storage, 0..50).await;
+    storage.events.close().await;
+    let storage = backend.open().await;
+    assert_eq!(storage.events.find(EventFilter::default()).await.unwrap().len(), 50);
+    assert_eq!(storage.events.append(event(7), OnConflict::Quarantine).await.unwrap(), Appended::Duplicate);
+    storage.events.close().await;
+}
+
+pub async fn a_new_cursor_begins_where_it_was_told_to_and_stays_there(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let positions = fill(&storage, 1..5).await;
+    let mut beginning = subscribe(&storage, "all", Start::Beginning).await;
+    let mut later = subscribe(&storage, "some", Start::At(at(3))).await;
+    let mut now = subscribe(&storage, "new", Start::Now).await;
+    assert_eq!(take(&mut beginning, 4).await[0].position, positions[0]);
+    assert_eq!(take(&mut later, 2).await[0].position, positions[2]);
+    assert_eq!(now.batches.try_recv().unwrap_err(), TryRecvError::Empty);
+    drop((beginning, later, now));
+    storage.events.close().await;
+
+    let storage = backend.open().await;
+    let mut now = subscribe(&storage, "new", Start::Beginning).await;
+    fill(&storage, 5..6).await;
+    assert_eq!(take(&mut now, 1).await[0].event, event(5));
+    storage.events.close().await;
+}
+
+pub async fn a_mark_never_moves_back(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let cursor = Cursor::of("orders");
+    drop(subscribe(&storage, "orders", Start::Beginning).await);
+    let positions = fill(&storage, 1..4).await;
+    storage.events.settle(&cursor, positions[1], vec![]).await.unwrap();
+    storage.events.settle(&cursor, positions[0], vec![]).await.unwrap();
+    assert_eq!(progress_of(&storage, "orders").await.mark, positions[1]);
+    storage.events.close().await;
+    let storage = backend.open().await;
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    assert_eq!(subscription.mark, positions[1]);
+    assert_eq!(take(&mut subscription, 1).await[0].position, positions[2]);
+    storage.events.close().await;
+}
+
+pub async fn what_was_settled_past_the_mark_is_known_after_reopening(backend: &impl Backend) {
+    let storage = backend.open().await;
+    drop(subscribe(&storage, "erp", Start::Beginning).await);
+    let positions = fill(&storage, 1..6).await;
+    let delivered = Delivered { position: positions[1], at: at(9), attempts: 1 };
+    storage.events.settle(&Cursor::of("erp"), positions[0], vec![delivered]).await.unwrap();
+    storage.deliveries.park(parked(positions[2], 3, at(50))).await.unwrap();
+    storage.deliveries.bury(letter(positions[3], 4, "gone")).await.unwrap();
+    storage.events.close().await;
+    let storage = backend.open().await;
+    let subscription = subscribe(&storage, "erp", Start::Now).await;
+    assert_eq!((subscription.mark, subscription.settled), (positions[0], positions[1..4].to_vec()));
+    storage.events.close().await;
+}
+
+pub async fn a_batch_keeps_to_its_limits(backend: &impl Backend) {
+    let storage = backend.open().await;
+    fill(&storage, 1..8).await;
+    let weight = event(1).weight_bytes();
+    for (limit, expected) in [
+        (BatchLimit { records: 3, bytes: 1 << 20 }, 3),
+        (BatchLimit { records: 100, bytes: 2 * weight }, 2),
+        (BatchLimit { records: 100, bytes: 0 }, 1),
+    ] {
+        let cursor = Cursor::of(format!("limit-{expected}"));
+        let mut subscription = storage.events.subscribe(&cursor, Start::Beginning, limit).await.unwrap();
+        let mut seen = 0;
+        while seen < 7 {
+            let batch = subscription.batches.recv().await.unwrap().unwrap();
+            assert!(batch.len() <= expected && !batch.is_empty(), "{} records under {limit:?}", batch.len());
+            seen += batch.len();
+        }
+    }
+    storage.events.close().await;
+}
+
+pub async fn a_reader_is_woken_by_an_append(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    let waiting = tokio::spawn(async move { take(&mut subscription, 1).await });
+    tokio::task::yield_now().await;
+    fill(&storage, 1..2).await;
+    assert_eq!(waiting.await.unwrap()[0].event, event(1));
+    storage.events.close().await;
+}
+
+pub async fn parked_deliveries_come_out_when_due_the_longest_waiting_first(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let deliveries = &storage.deliveries;
+    for (position, due) in [(1, 30), (2, 10), (3, 20), (4, 90)] {
+        deliveries.park(parked(Position(position), position, at(due))).await.unwrap();
+    }
+    assert!(deliveries.due("erp", at(9), false, 10).await.unwrap().is_empty());
+    assert_eq!(keys(&deliveries.due("erp", at(30), false, 10).await.unwrap()), bodies(&[2, 3, 1]));
+    assert_eq!(keys(&deliveries.due("erp", at(99), false, 2).await.unwrap()), bodies(&[2, 3]));
+    assert!(deliveries.due("orders", at(99), false, 10).await.unwrap().is_empty());
+    assert_eq!(deliveries.next_due("erp", false).await.unwrap(), Some(at(10)));
+    assert_eq!(deliveries.next_due("orders", false).await.unwrap(), None);
+    assert_eq!(deliveries.parked_count("erp").await.unwrap(), 4);
+    storage.events.close().await;
+    let storage = backend.open().await;
+    assert_eq!(
+        storage.deliveries.due("erp", at(10), false, 10).await.unwrap(),
+        [parked(Position(2), 2, at(10))]
+    );
+    storage.events.close().await;
+}
+
+pub async fn in_order_nothing_overtakes_an_earlier_delivery_of_its_subject(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let deliveries = &storage.deliveries;
+    // 1, 4 and 7 share a subject, 2 has its own; 4 and 7 are due before 1.
+    for (position, due) in [(7, 10), (4, 20), (1, 90), (2, 30)] {
+        deliveries.park(parked(Position(position), position, at(due))).await.unwrap();
+    }
+    assert_eq!(keys(&deliveries.due("erp", at(50), true, 10).await.unwrap()), bodies(&[2]));
+    assert_eq!(keys(&deliveries.due("erp", at(99), true, 10).await.unwrap()), bodies(&[2, 1]));
+    assert_eq!(deliveries.next_due("erp", true).await.unwrap(), Some(at(30)));
+    let mut held = deliveries.held_subjects("erp").await.unwrap();
+    held.sort();
+    assert_eq!(held, [("subject-1".into(), 3), ("subject-2".into(), 1)]);
+    let done = Delivered { position: Position(1), at: at(91), attempts: 5 };
+    deliveries.complete("erp", event(1).id, done).await.unwrap();
+    assert_eq!(keys(&deliveries.due("erp", at(99), true, 10).await.unwrap()), bodies(&[4, 2]));
+    storage.events.close().await;
+}
+
+pub async fn parking_again_replaces_what_was_parked(backend: &impl Backend) {
+    let storage = backend.open().await;
+    storage.deliveries.park(parked(Position(1), 1, at(10))).await.unwrap();
+    let again = Parked { attempts: 5, ..parked(Position(1), 1, at(60)) };
+    storage.deliveries.park(again.clone()).await.unwrap();
+    assert_eq!(storage.deliveries.parked(ParkedFilter::default()).await.unwrap(), [again]);
+    storage.events.close().await;
+}
+
+pub async fn a_completed_delivery_is_no_longer_parked(backend: &impl Backend) {
+    let storage = backend.open().await;
+    drop(subscribe(&storage, "erp", Start::Beginning).await);
+    let position = fill(&storage, 1..2).await[0];
+    storage.deliveries.park(parked(position, 1, at(10))).await.unwrap();
+    storage
+        .deliveries
+        .complete("erp", event(1).id, Delivered { position, at: at(20), attempts: 5 })
+        .await
+        .unwrap();
+    assert_eq!(storage.deliveries.parked_count("erp").await.unwrap(), 0);
+    let fate = Fate { destination: "erp".into(), state: FateState::Delivered { at: at(20), attempts: 5 } };
+    assert_eq!(storage.events.fates(event(1).id).await.unwrap(), [fate]);
+    storage.events.close().await;
+}
+
+pub async fn a_hurried_delivery_is_due_now_and_a_dropped_one_is_dead(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let deliveries = &storage.deliveries;
+    deliveries.park(parked(Position(1), 1, at(500))).await.unwrap();
+    deliveries.park(parked(Position(2), 2, at(500))).await.unwrap();
+    assert_eq!(deliveries.hurry(event(1).id, Some("orders"), at(5)).await.unwrap(), 0);
+    assert_eq!(deliveries.hurry(event(1).id, Some("erp"), at(5)).await.unwrap(), 1);
+    assert_eq!(keys(&deliveries.due("erp", at(5), false, 10).await.unwrap()), bodies(&[1]));
+    assert_eq!(deliveries.drop_parked(event(2).id, None, at(6)).await.unwrap(), 1);
+    assert_eq!(deliveries.parked_count("erp").await.unwrap(), 1);
+    let dead = deliveries.dead(DeadFilter::default()).await.unwrap();
+    assert_eq!((dead.len(), &*dead[0].reason, dead[0].at, dead[0].attempts), (1, "dropped", at(6), 4));
+    storage.events.close().await;
+}
+
+pub async fn burying_ends_what_was_parked_and_keeps_the_letter_whole(backend: &impl Backend) {
+    let storage = backend.open().await;
+    storage.deliveries.park(parked(Position(1), 1, at(10))).await.unwrap();
+    for _ in 0..2 {
+        storage.deliveries.bury(letter(Position(1), 1, "gone")).await.unwrap();
+    }
+    assert_eq!(storage.deliveries.parked_count("erp").await.unwrap(), 0);
+    storage.events.close().await;
+    let storage = backend.open().await;
+    let dead = storage.deliveries.dead(DeadFilter::default()).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0], DeadLetter { number: dead[0].number, ..letter(Position(1), 1, "gone") });
+    storage.events.close().await;
+}
+
+pub async fn dead_letters_are_found_by_what_they_are(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let deliveries = &storage.deliveries;
+    deliveries.bury(letter(Position(1), 1, "gone")).await.unwrap();
+    deliveries.bury(letter(Position(2), 2, "exhausted")).await.unwrap();
+    deliveries
+        .bury(DeadLetter {
+            destination: Some("orders".into()),
+            at: at(200),
+            ..letter(Position(2), 2, "gone")
+        })
+        .await
+        .unwrap();
+    storage.events.quarantine(event(3), "json_syntax", "").await.unwrap();
+    let found = async |filter: DeadFilter| deliveries.dead(filter).await.unwrap().len();
+    assert_eq!(found(DeadFilter::default()).await, 4);
+    assert_eq!(found(DeadFilter { destination: Some("erp".to_owned()), ..DeadFilter::default() }).await, 2);
+    assert_eq!(found(DeadFilter { destination: Some(String::new()), ..DeadFilter::default() }).await, 1);
+    assert_eq!(found(DeadFilter { reason: Some("gone".to_owned()), ..DeadFilter::default() }).await, 2);
+    assert_eq!(found(DeadFilter { id: Some(event(2).id), ..DeadFilter::default() }).await, 2);
+    assert_eq!(found(DeadFilter { since: Some(at(150)), ..DeadFilter::default() }).await, 1);
+    assert_eq!(
+        found(DeadFilter { until: Some(at(150)), since: Some(at(50)), ..DeadFilter::default() }).await,
+        2
+    );
+    let first = deliveries.dead(DeadFilter { limit: 1, ..DeadFilter::default() }).await.unwrap()[0].number;
+    assert_eq!(found(DeadFilter { after: Some(first), ..DeadFilter::default() }).await, 3);
+    let numbers: Vec<u64> =
+        deliveries.dead(DeadFilter::default()).await.unwrap().iter().map(|letter| letter.number).collect();
+    assert_eq!(deliveries.drop_dead(&numbers[..2]).await.unwrap(), 2);
+    assert_eq!(deliveries.drop_dead(&numbers[..2]).await.unwrap(), 0);
+    assert_eq!(found(DeadFilter::default()).await, 2);
+    storage.events.close().await;
+}
+
+pub async fn a_redriven_letter_is_parked_and_due(backend: &impl Backend) {
+    let storage = backend.open().await;
+    storage.deliveries.bury(letter(Position(1), 1, "gone")).await.unwrap();
+    let number = storage.deliveries.dead(DeadFilter::default()).await.unwrap()[0].number;
+    assert_eq!(storage.deliveries.redrive(&[number, 999], at(300)).await.unwrap(), 1);
+    assert!(storage.deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    let due = storage.deliveries.due("erp", at(300), false, 10).await.unwrap();
+    assert_eq!(due, [Parked { attempts: 0, first_attempt: None, ..parked(Position(1), 1, at(300)) }]);
+    storage.events.close().await;
+}
+
+pub async fn a_redriven_quarantined_event_enters_the_log(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    fill(&storage, 1..2).await;
+    let other = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
+    storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
+    storage.events.quarantine(event(2), "schema_amount", "").await.unwrap();
+    let numbers: Vec<u64> = storage
+        .deliveries
+        .dead(DeadFilter::default())
+        .await
+        .unwrap()
+        .iter()
+        .map(|letter| letter.number)
+        .collect();
+    assert_eq!(storage.deliveries.redrive(&numbers, at(300)).await.unwrap(), 2);
+    let records = take(&mut subscription, 3).await;
+    assert_eq!(records[0].event, event(1));
+    assert_eq!(records[1].event.body, other.body);
+    assert_ne!(records[1].event.id, other.id);
+    assert_eq!(records[2].event.id, event(2).id);
+    assert!(storage.deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
+}
+
+pub async fn a_replay_covers_its_span_and_leaves_the_cursor_alone(backend: &impl Backend) {
+    let storage = backend.open().await;
+    drop(subscribe(&storage, "erp", Start::Beginning).await);
+    let positions = fill(&storage, 1..7).await;
+    storage.events.settle(&Cursor::of("erp"), positions[5], vec![]).await.unwrap();
+    let (cursor, count) = storage.events.begin_replay("erp", at(2), at(5)).await.unwrap();
+    assert_eq!((count, &*cursor.destination), (3, "erp"));
+    storage.events.close().await;
+
+    let storage = backend.open().await;
+    let replays = storage.events.replays().await.unwrap();
+    assert_eq!(replays.len(), 1);
+    assert_eq!((&replays[0].cursor, replays[0].until), (&cursor, positions[3]));
+    let mut subscription = storage.events.subscribe(&cursor, Start::Now, EVERYTHING).await.unwrap();
+    assert_eq!(subscription.until, Some(positions[3]));
+    let seen: Vec<Event> = take(&mut subscription, 3).await.into_iter().map(|record| record.event).collect();
+    assert_eq!(seen, [event(2), event(3), event(4)]);
+    assert!(subscription.batches.recv().await.is_none(), "a replay ends");
+    storage.events.settle(&cursor, positions[3], vec![]).await.unwrap();
+    storage.events.end_replay(&cursor).await.unwrap();
+    assert!(storage.events.replays().await.unwrap().is_empty());
+    assert_eq!(progress_of(&storage, "erp").await.mark, positions[5]);
+
+    let (empty, count) = storage.events.begin_replay("erp", at(900), at(901)).await.unwrap();
+    assert_eq!(count, 0);
+    let mut nothing = storage.events.subscribe(&empty, Start::Now, EVERYTHING).await.unwrap();
+    assert!(nothing.batches.recv().await.is_none());
+    storage.events.close().await;
+}
+
+pub async fn pruning_spares_what_anybody_still_needs(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let both: [Arc<str>; 2] = ["erp".into(), "orders".into()];
+    for destination in &both {
+        drop(subscribe(&storage, destination, Start::Beginning).await);
+    }
+    let positions = fill(&storage, 1..11).await;
+    let left = async || storage.events.find(EventFilter::default()).await.unwrap().len();
+    storage.events.settle(&Cursor::of("erp"), positions[9], vec![]).await.unwrap();
+    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 0, "orders has settled nothing");
+    storage.events.settle(&Cursor::of("orders"), positions[5], vec![]).await.unwrap();
+    assert_eq!(storage.events.prune(at(3), &both, 100).await.unwrap(), 2, "older than the third second");
+    let (replay, _) = storage.events.begin_replay("erp", at(5), at(99)).await.unwrap();
+    assert_eq!(storage.events.prune(at(99), &both, 1).await.unwrap(), 1, "no more than asked for");
+    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 1, "the replay needs the fifth");
+    storage.events.end_replay(&replay).await.unwrap();
+    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 2);
+    assert_eq!(left().await, 4);
+    let unknown: [Arc<str>; 1] = ["never-seen".into()];
+    assert_eq!(storage.events.prune(at(99), &unknown, 100).await.unwrap(), 0);
+    storage.events.close().await;
+}
+
+pub async fn a_position_is_never_given_twice(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let positions = fill(&storage, 1..4).await;
+    assert_eq!(storage.events.prune(at(99), &[], 100).await.unwrap(), 3);
+    storage.events.close().await;
+    let storage = backend.open().await;
+    assert_eq!(*storage.events.head().borrow(), positions[2]);
+    assert!(fill(&storage, 4..5).await[0] > positions[2]);
+    storage.events.close().await;
+}
+
+pub async fn a_pause_outlives_the_process(backend: &impl Backend) {
+    let storage = backend.open().await;
+    drop(subscribe(&storage, "erp", Start::Now).await);
+    storage.events.set_paused("erp", true).await.unwrap();
+    storage.events.close().await;
+    let storage = backend.open().await;
+    assert!(progress_of(&storage, "erp").await.paused);
+    storage.events.set_paused("erp", false).await.unwrap();
+    assert!(!progress_of(&storage, "erp").await.paused);
+    storage.events.close().await;
+}
+
+pub async fn events_are_found_by_what_they_are(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let positions = fill(&storage, 1..7).await;
+    let found = async |filter: EventFilter| -> Vec<Position> {
+        storage.events.find(filter).await.unwrap().iter().map(|record| record.position).collect()
+    };
+    let newest_first: Vec<Position> = positions.iter().rev().copied().collect();
+    assert_eq!(found(EventFilter::default()).await, newest_first);
+    assert_eq!(found(EventFilter { limit: 2, ..EventFilter::default() }).await, newest_first[..2]);
+    assert_eq!(
+        found(EventFilter { before: Some(positions[2]), ..EventFilter::default() }).await,
+        newest_first[4..]
+    );
+    assert_eq!(found(EventFilter { id: Some(event(3).id), ..EventFilter::default() }).await, [positions[2]]);
+    let about =
+        EventFilter { subject: Some("subject-1".to_owned()), since: Some(at(2)), ..EventFilter::default() };
+    assert_eq!(found(about).await, [positions[3]]);
+    assert!(
+        found(EventFilter { source: Some("other".to_owned()), ..EventFilter::default() }).await.is_empty()
+    );
+    assert!(found(EventFilter { kind: Some("other".to_owned()), ..EventFilter::default() }).await.is_empty());
+    let census = storage.events.census().await.unwrap();
+    assert_eq!((census.events, census.oldest), (6, Some(at(1))));
+    storage.events.close().await;
+}
+
+pub async fn the_fate_of_an_event_is_told_for_each_destination(backend: &impl Backend) {
+    let storage = backend.open().await;
+    for destination in ["a-delivered", "b-skipped", "c-waiting", "erp", "z-dead"] {
+        drop(subscribe(&storage, destination, Start::Beginning).await);
+    }
+    let position = fill(&storage, 1..2).await[0];
+    let delivered = Delivered { position, at: at(20), attempts: 2 };
+    storage.events.settle(&Cursor::of("a-delivered"), position, vec![delivered]).await.unwrap();
+    storage.events.settle(&Cursor::of("b-skipped"), position, vec![]).await.unwrap();
+    storage.deliveries.park(parked(position, 1, at(60))).await.unwrap();
+    storage
+        .deliveries
+        .bury(DeadLetter { destination: Some("z-dead".into()), ..letter(position, 1, "gone") })
+        .await
+        .unwrap();
+    let states: Vec<FateState> =
+        storage.events.fates(event(1).id).await.unwrap().into_iter().map(|fate| fate.state).collect();
+    assert_eq!(
+        states,
+        [
+            FateState::Delivered { at: at(20), attempts: 2 },
+            FateState::Skipped,
+            FateState::Waiting,
+            FateState::Parked { due: at(60), attempts: 4, reason: "http_5xx".to_owned() },
+            FateState::Dead { at: at(100), attempts: 1, reason: "gone".to_owned() },
+        ]
+    );
+    assert!(storage.events.fates(event(9).id).await.unwrap().is_empty());
+    let waiting = progress_of(&storage, "c-waiting").await;
+    assert_eq!((waiting.lag, waiting.oldest_unsettled), (1, Some(at(1))));
+    let erp = progress_of(&storage, "erp").await;
+    assert_eq!((erp.parked, erp.dead), (1, 0));
+    storage.events.close().await;
+}
+
+pub async fn a_closed_storage_says_so(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let mut subscription = subscribe(&storage, "orders", Start::Now).await;
+    storage.events.close().await;
+    assert!(subscription.batches.recv().await.is_none());
+    let refused = storage.events.append(event(1), OnConflict::Quarantine).await;
+    assert!(matches!(refused, Err(StorageError::Closed)));
+    assert!(matches!(storage.deliveries.parked_count("erp").await, Err(StorageError::Closed)));
+    storage.events.close().await;
+}

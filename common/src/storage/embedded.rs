@@ -1,25 +1,220 @@
-//! The embedded storage: one SQLite file, one writer thread, group commit.
+//! The embedded storage: one SQLite file in one folder, one writer thread, group commit.
+//!
+//! Promises: `Ok` from a write means committed with `synchronous=FULL`, that is, the write-ahead log has been
+//! synced. A full disk refuses writes and heals by itself. A failed sync ends all writing until the store is
+//! opened anew; opening first copies the whole log into the database file and syncs *that*, so that
+//! nothing is built on pages of which nobody knows whether the disk has them. A second process is refused.
+//!
+//! The schema, with what each table is for, is in `embedded/schema.sql`.
 
-use std::path::PathBuf;
+mod checkpoint;
+mod deliveries;
+mod events;
+mod readers;
+mod rows;
+mod subscription;
+mod telemetry;
+mod writer;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use prometheus::Registry;
+use rusqlite::Connection;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use super::{Storage, StorageError};
-use crate::clock::Clock;
+use self::checkpoint::Checkpointer;
+use self::readers::Readers;
+use self::telemetry::Telemetry;
+use self::writer::{Writer, engine};
+use super::{Position, Storage, StorageError};
+
+/// The database file inside the store's folder.
+pub const FILE: &str = "chaski.db";
+/// The file whose lock says that a process has the store.
+const LOCK_FILE: &str = "chaski.lock";
+/// Written into the file's header, so that `file` and a SQLite shell can tell what it is: "CHSK".
+const APPLICATION_ID: i32 = 0x4348_534b;
+/// The schema this code reads and writes.
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("embedded/schema.sql");
+/// How long the writer waits for a checkpoint that holds it.
+const WRITER_WAIT: Duration = Duration::from_secs(10);
+/// How long a checkpoint waits for readers before it lets the writer go on.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(200);
 
 /// How to open the embedded storage.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The folder; made if it is missing.
     pub path: PathBuf,
-    /// Most deliveries that may be parked per destination.
-    pub parked_max: usize,
 }
 
-/// Opens the store, or says why not.
+/// Opens the store, or says why not. Blocks on the disk; must be called inside a tokio runtime.
 ///
 /// # Errors
-/// [`StorageError::Locked`] when another process has it, [`StorageError::Newer`] when a newer chaski wrote it.
-pub fn open(_options: &Options, _registry: &Registry, _clock: Clock) -> Result<Storage, StorageError> {
-    Err(StorageError::Closed)
+/// [`StorageError::Locked`] when another process has it, [`StorageError::Newer`] when a newer chaski wrote it,
+/// [`StorageError::Engine`] for what else the disk or the file can come up with.
+pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageError> {
+    let telemetry = Arc::new(Telemetry::new(registry));
+    let lock = lock(&options.path)?;
+    let database = options.path.join(FILE);
+    let log = options.path.join(format!("{FILE}-wal"));
+
+    let connection = prepare(&database)?;
+    let last = last_position(&connection).map_err(|error| engine("finding the end of the log", error))?;
+    let head = watch::Sender::new(last);
+    let path = options.path.display().to_string();
+    let (writer, writer_thread) = Writer::start(connection, head.clone(), path, Arc::clone(&telemetry))?;
+    let readers =
+        Readers::open(&database, Arc::clone(&telemetry)).map_err(|error| engine("opening readers", error))?;
+
+    let (stop_checkpoints, stopped) = std::sync::mpsc::channel();
+    let checkpointer = Checkpointer {
+        connection: connect(&database, CHECKPOINT_WAIT)
+            .map_err(|error| engine("opening the checkpointer", error))?,
+        database: database.clone(),
+        log: log.clone(),
+        written_bytes: Arc::clone(&writer.written_bytes),
+        telemetry,
+    };
+    let checkpoint_thread = std::thread::Builder::new()
+        .name("chaski-checkpoint".to_owned())
+        .spawn(move || checkpointer.run(&stopped))
+        .map_err(|error| StorageError::Engine {
+            doing: "starting the checkpointer",
+            source: Arc::new(error),
+        })?;
+
+    let store = Arc::new(Embedded {
+        writer: Mutex::new(Some(writer)),
+        readers,
+        head,
+        files: [database, log],
+        closing: CancellationToken::new(),
+        threads: Mutex::new(Some(Threads {
+            writer: writer_thread,
+            checkpointer: checkpoint_thread,
+            stop_checkpoints,
+            _lock: lock,
+        })),
+    });
+    Ok(Storage { events: Arc::clone(&store) as _, deliveries: store })
 }
+
+/// The open store.
+struct Embedded {
+    /// None once closed: the writing thread ends when the last hand on it is gone.
+    writer: Mutex<Option<Writer>>,
+    readers: Readers,
+    head: watch::Sender<Position>,
+    files: [PathBuf; 2],
+    closing: CancellationToken,
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    writer: JoinHandle<()>,
+    checkpointer: JoinHandle<()>,
+    stop_checkpoints: std::sync::mpsc::Sender<()>,
+    _lock: File,
+}
+
+impl Embedded {
+    fn writer(&self) -> Result<Writer, StorageError> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StorageError::Closed)
+    }
+
+    async fn shut(&self) {
+        self.closing.cancel();
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(threads) = threads else { return };
+        self.readers.close();
+        let joined = tokio::task::spawn_blocking(move || {
+            drop(threads.stop_checkpoints);
+            let _ = threads.writer.join();
+            let _ = threads.checkpointer.join();
+        });
+        if joined.await.is_err() {
+            tracing::warn!("the store's threads did not end in order");
+        }
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, StorageError> {
+    let failed =
+        |error: std::io::Error| StorageError::Engine { doing: "locking the folder", source: Arc::new(error) };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join(LOCK_FILE))
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: folder.display().to_string() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn connect(database: &Path, wait: Duration) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(database)?;
+    connection.busy_timeout(wait)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "cache_size", -32 * 1024)?;
+    Ok(connection)
+}
+
+/// The writer's connection on a file that is known to be whole, on disk, and of our version.
+fn prepare(database: &Path) -> Result<Connection, StorageError> {
+    let failed = |error| engine("opening the database", error);
+    let mut connection = connect(database, WRITER_WAIT).map_err(failed)?;
+    // What an earlier process could not sync is synced here, or opening fails.
+    let busy: i64 =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;
+    if busy != 0 {
+        return Err(StorageError::Locked { path: database.display().to_string() });
+    }
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    match found {
+        0 => create(&mut connection).map_err(|error| engine("creating the schema", error))?,
+        SCHEMA_VERSION => {}
+        _ => {
+            return Err(StorageError::Newer {
+                path: database.display().to_string(),
+                found,
+                known: SCHEMA_VERSION,
+            });
+        }
+    }
+    Ok(connection)
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
+}
+
+/// The last position ever given, pruned or not.
+fn last_position(connection: &Connection) -> rusqlite::Result<Position> {
+    connection.query_row(
+        "SELECT IFNULL((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)",
+        [],
+        |row| rows::position(row, 0),
+    )
+}
+
+#[cfg(test)]
+mod tests;

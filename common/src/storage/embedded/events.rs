@@ -1,0 +1,469 @@
+//! The log's side of the seam.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+use tokio::sync::{mpsc, watch};
+
+use super::Embedded;
+use super::checkpoint::length;
+use super::rows::{self, event_columns, event_values, millis, seq};
+use super::subscription::Feed;
+use super::writer::Session;
+use crate::event::{Event, EventId};
+use crate::storage::{
+    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, FateState, OnConflict,
+    PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+};
+
+/// The reason of a letter whose id was stored with other content.
+pub(super) const CONFLICT: &str = "dedup_conflict";
+
+#[async_trait]
+impl EventLog for Embedded {
+    async fn append(&self, event: Event, on_conflict: OnConflict) -> Result<Appended, StorageError> {
+        let weight = event.weight_bytes();
+        self.writer()?
+            .write_or_refuse("storing an event", weight, move |session| append(session, &event, on_conflict))
+            .await
+    }
+
+    async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
+        let (reason, detail) = (reason.to_owned(), detail.to_owned());
+        let weight = event.weight_bytes();
+        self.writer()?
+            .write_or_refuse("keeping a quarantined event", weight, move |session| {
+                quarantine(session, &event, &reason, &detail)
+            })
+            .await
+    }
+
+    fn head(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
+    async fn subscribe(
+        &self,
+        cursor: &Cursor,
+        start: Start,
+        limit: BatchLimit,
+    ) -> Result<Subscription, StorageError> {
+        let opened = cursor.clone();
+        let (mark, until, settled) = self
+            .writer()?
+            .write("opening a cursor", move |session| open_cursor(session, &opened, start))
+            .await?;
+        let (batches, receiver) = mpsc::channel(1);
+        let feed = Feed {
+            readers: self.readers.clone(),
+            head: self.head.subscribe(),
+            closing: self.closing.clone(),
+            limit,
+            until,
+            at: mark,
+            batches,
+        };
+        tokio::spawn(feed.run());
+        Ok(Subscription { mark, settled, until, batches: receiver })
+    }
+
+    async fn settle(
+        &self,
+        cursor: &Cursor,
+        mark: Position,
+        delivered: Vec<Delivered>,
+    ) -> Result<(), StorageError> {
+        let cursor = cursor.clone();
+        self.writer()?
+            .write("settling", move |session| {
+                let destination = number_of(&session.connection, &cursor.destination)?;
+                for delivered in &delivered {
+                    record_delivery(&session.connection, destination, delivered)?;
+                }
+                session
+                    .connection
+                    .prepare_cached(
+                        "UPDATE cursor SET mark = MAX(mark, ?) WHERE destination = ? AND replay = ?",
+                    )?
+                    .execute(params![seq(mark), destination, cursor.replay.cast_signed()])?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn begin_replay(
+        &self,
+        destination: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<(Cursor, u64), StorageError> {
+        let name: Arc<str> = destination.into();
+        self.writer()?
+            .write("beginning a replay", move |session| begin_replay(session, &name, from, to))
+            .await
+    }
+
+    async fn replays(&self) -> Result<Vec<Replay>, StorageError> {
+        self.readers
+            .read("listing replays", |connection| {
+                let sql = "SELECT name, replay, mark, until FROM cursor JOIN destination ON number = destination \
+                           WHERE until IS NOT NULL ORDER BY replay";
+                rows::all(connection, sql, [], |row| {
+                    let destination: String = row.get(0)?;
+                    let cursor = Cursor { destination: destination.into(), replay: rows::unsigned(row, 1)? };
+                    Ok(Replay { cursor, mark: rows::position(row, 2)?, until: rows::position(row, 3)? })
+                })
+            })
+            .await
+    }
+
+    async fn end_replay(&self, cursor: &Cursor) -> Result<(), StorageError> {
+        let cursor = cursor.clone();
+        self.writer()?
+            .write("ending a replay", move |session| {
+                let destination = number_of(&session.connection, &cursor.destination)?;
+                session.connection.execute(
+                    "DELETE FROM cursor WHERE destination = ? AND replay = ? AND until IS NOT NULL",
+                    params![destination, cursor.replay.cast_signed()],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
+        let name = destination.to_owned();
+        self.writer()?
+            .write("pausing or resuming", move |session| {
+                let destination = number_of(&session.connection, &name)?;
+                session.connection.execute(
+                    "UPDATE destination SET paused = ? WHERE number = ?",
+                    params![paused, destination],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
+        let head = *self.head.borrow();
+        self.readers.read("reading the progress", move |connection| progress(connection, head)).await
+    }
+
+    async fn find(&self, filter: EventFilter) -> Result<Vec<Record>, StorageError> {
+        self.readers.read("finding events", move |connection| find(connection, &filter)).await
+    }
+
+    async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
+        self.readers.read("finding what became of an event", move |connection| fates(connection, id)).await
+    }
+
+    async fn prune(
+        &self,
+        before: Timestamp,
+        destinations: &[Arc<str>],
+        limit: usize,
+    ) -> Result<usize, StorageError> {
+        let destinations = destinations.to_vec();
+        self.writer()?.write("pruning", move |session| prune(session, before, &destinations, limit)).await
+    }
+
+    async fn census(&self) -> Result<Census, StorageError> {
+        let head = self.head.borrow().0;
+        let bytes = self.files.iter().map(|file| length(file)).sum();
+        self.readers
+            .read("counting", move |connection| {
+                let oldest = connection
+                    .prepare_cached("SELECT seq, received_at FROM event ORDER BY seq LIMIT 1")?
+                    .query_row([], |row| Ok((rows::position(row, 0)?, rows::time(row, 1)?)))
+                    .optional()?;
+                let events = oldest.map_or(0, |(first, _)| (head + 1).saturating_sub(first.0));
+                Ok(Census { events, oldest: oldest.map(|(_, at)| at), bytes })
+            })
+            .await
+    }
+
+    async fn close(&self) {
+        self.shut().await;
+    }
+}
+
+/// Puts an event into the log, unless its id is there.
+pub(super) fn append(
+    session: &Session,
+    event: &Event,
+    on_conflict: OnConflict,
+) -> rusqlite::Result<Appended> {
+    const INSERT: &str = concat!(
+        "INSERT INTO event (",
+        event_columns!(),
+        ") VALUES (",
+        event_values!(),
+        ") ON CONFLICT (id) DO NOTHING"
+    );
+    let mut insert = session.connection.prepare_cached(INSERT)?;
+    if rows::execute_with_event(&mut insert, &[], event)? == 1 {
+        let position = Position(session.connection.last_insert_rowid().unsigned_abs());
+        session.stored(position.0);
+        return Ok(Appended::Stored(position));
+    }
+    let stored: [u8; 16] = session
+        .connection
+        .prepare_cached("SELECT fingerprint FROM event WHERE id = ?")?
+        .query_row([event.id.as_bytes()], |row| row.get(0))?;
+    if stored == *event.fingerprint.as_bytes() || on_conflict == OnConflict::Duplicate {
+        return Ok(Appended::Duplicate);
+    }
+    quarantine(session, event, CONFLICT, "the id is stored with other content")?;
+    Ok(Appended::Conflict)
+}
+
+fn quarantine(session: &Session, event: &Event, reason: &str, detail: &str) -> rusqlite::Result<bool> {
+    const INSERT: &str = concat!(
+        "INSERT INTO dead (reason, detail, at, attempts, history, ",
+        event_columns!(),
+        ") VALUES (?, ?, ?, ?, ?, ",
+        event_values!(),
+        ") ON CONFLICT DO NOTHING"
+    );
+    let mut insert = session.connection.prepare_cached(INSERT)?;
+    let head: [&dyn ToSql; 5] = [&reason, &detail, &millis(event.received_at), &0, &"[]"];
+    Ok(rows::execute_with_event(&mut insert, &head, event)? == 1)
+}
+
+/// The destination's number, given at first sight.
+pub(super) fn number_of(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+    let known = connection
+        .prepare_cached("SELECT number FROM destination WHERE name = ?")?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    if let Some(number) = known {
+        return Ok(number);
+    }
+    connection.execute("INSERT INTO destination (name) VALUES (?)", [name])?;
+    Ok(connection.last_insert_rowid())
+}
+
+/// Records that a destination took an event, replacing what an earlier delivery of it left.
+pub(super) fn record_delivery(
+    connection: &Connection,
+    destination: i64,
+    delivered: &Delivered,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO delivered (destination, seq, at, attempts) VALUES (?, ?, ?, ?)",
+        )?
+        .execute(params![destination, seq(delivered.position), millis(delivered.at), delivered.attempts])?;
+    Ok(())
+}
+
+type OpenCursor = (Position, Option<Position>, Vec<Position>);
+
+fn open_cursor(session: &Session, cursor: &Cursor, start: Start) -> rusqlite::Result<OpenCursor> {
+    let connection = &session.connection;
+    let destination = number_of(connection, &cursor.destination)?;
+    if cursor.replay == 0 {
+        let before_first =
+            |first: Option<i64>| first.map_or_else(|| seq(Position(session.head())), |first| first - 1);
+        let mark = match start {
+            Start::Now => seq(Position(session.head())),
+            Start::Beginning => {
+                before_first(connection.query_row("SELECT MIN(seq) FROM event", [], |row| row.get(0))?)
+            }
+            Start::At(at) => {
+                let sql = "SELECT MIN(seq) FROM event WHERE received_at >= ?";
+                before_first(connection.query_row(sql, [millis(at)], |row| row.get(0))?)
+            }
+        };
+        let sql = "INSERT INTO cursor (destination, replay, mark) VALUES (?, 0, ?) ON CONFLICT DO NOTHING";
+        connection.execute(sql, params![destination, mark])?;
+    }
+    let (mark, until) = connection.query_row(
+        "SELECT mark, until FROM cursor WHERE destination = ? AND replay = ?",
+        params![destination, cursor.replay.cast_signed()],
+        |row| {
+            Ok((
+                rows::position(row, 0)?,
+                row.get::<_, Option<i64>>(1)?.map(|seq| Position(seq.unsigned_abs())),
+            ))
+        },
+    )?;
+    let settled = if cursor.replay == 0 { settled_past(connection, destination, mark)? } else { Vec::new() };
+    Ok((mark, until, settled))
+}
+
+fn settled_past(
+    connection: &Connection,
+    destination: i64,
+    mark: Position,
+) -> rusqlite::Result<Vec<Position>> {
+    let sql = "SELECT seq FROM delivered WHERE destination = ?1 AND seq > ?2 \
+               UNION SELECT seq FROM parked WHERE destination = ?1 AND seq > ?2 \
+               UNION SELECT seq FROM dead WHERE destination = ?1 AND seq > ?2 ORDER BY seq";
+    rows::all(connection, sql, params![destination, seq(mark)], |row| rows::position(row, 0))
+}
+
+fn begin_replay(
+    session: &Session,
+    name: &Arc<str>,
+    from: Timestamp,
+    to: Timestamp,
+) -> rusqlite::Result<(Cursor, u64)> {
+    let connection = &session.connection;
+    let destination = number_of(connection, name)?;
+    let (first, last, count): (Option<i64>, Option<i64>, i64) = connection.query_row(
+        "SELECT MIN(seq), MAX(seq), COUNT(*) FROM event WHERE received_at >= ? AND received_at < ?",
+        params![millis(from), millis(to)],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    let head = seq(Position(session.head()));
+    let (mark, until) = first.zip(last).map_or((head, head), |(first, last)| (first - 1, last));
+    let replay: i64 =
+        connection.query_row("SELECT IFNULL(MAX(replay), 0) + 1 FROM cursor", [], |row| row.get(0))?;
+    connection.execute(
+        "INSERT INTO cursor (destination, replay, mark, until) VALUES (?, ?, ?, ?)",
+        params![destination, replay, mark, until],
+    )?;
+    Ok((Cursor { destination: Arc::clone(name), replay: replay.unsigned_abs() }, count.unsigned_abs()))
+}
+
+fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Progress>> {
+    let sql = "SELECT name, mark, paused, \
+                 (SELECT received_at FROM event WHERE seq > mark ORDER BY seq LIMIT 1), \
+                 (SELECT COUNT(*) FROM parked WHERE parked.destination = number), \
+                 (SELECT COUNT(*) FROM dead WHERE dead.destination = number) \
+               FROM destination JOIN cursor ON number = cursor.destination WHERE replay = 0 ORDER BY name";
+    rows::all(connection, sql, [], |row| {
+        let name: String = row.get(0)?;
+        let mark = rows::position(row, 1)?;
+        Ok(Progress {
+            destination: name.into(),
+            mark,
+            lag: head.0.saturating_sub(mark.0),
+            oldest_unsettled: rows::optional_time(row, 3)?,
+            paused: row.get(2)?,
+            parked: rows::unsigned(row, 4)?,
+            dead: rows::unsigned(row, 5)?,
+        })
+    })
+}
+
+fn find(connection: &Connection, filter: &EventFilter) -> rusqlite::Result<Vec<Record>> {
+    let mut query = Conditions::new(concat!("SELECT seq, ", event_columns!(), " FROM event"));
+    query.and("id = ?", filter.id.map(|id| id.as_bytes().to_vec()));
+    query.and("source = ?", filter.source.clone());
+    query.and("type = ?", filter.kind.clone());
+    query.and("subject = ?", filter.subject.clone());
+    query.and("received_at >= ?", filter.since.map(millis));
+    query.and("seq < ?", filter.before.map(seq));
+    query.run(connection, "ORDER BY seq DESC LIMIT ?", filter.limit, rows::record)
+}
+
+fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
+    let sql = "SELECT name, mark, event.seq, delivered.at, delivered.attempts, \
+                 parked.due, parked.attempts, IFNULL(json_extract(parked.history, '$[#-1].result'), 'behind'), \
+                 dead.at, dead.attempts, dead.reason \
+               FROM destination JOIN cursor ON cursor.destination = destination.number AND replay = 0 \
+               LEFT JOIN event ON event.id = ?1 \
+               LEFT JOIN delivered ON delivered.destination = destination.number AND delivered.seq = event.seq \
+               LEFT JOIN parked ON parked.destination = destination.number AND parked.id = ?1 \
+               LEFT JOIN dead ON dead.destination = destination.number AND dead.id = ?1 \
+               WHERE COALESCE(event.seq, parked.seq, dead.number) IS NOT NULL ORDER BY name";
+    rows::all(connection, sql, [id.as_bytes()], |row| {
+        let name: String = row.get(0)?;
+        let mark = rows::position(row, 1)?;
+        let state = if let Some(due) = rows::optional_time(row, 5)? {
+            FateState::Parked { due, attempts: rows::unsigned(row, 6)?, reason: row.get(7)? }
+        } else if let Some(at) = rows::optional_time(row, 8)? {
+            FateState::Dead { at, attempts: rows::unsigned(row, 9)?, reason: row.get(10)? }
+        } else if let Some(at) = rows::optional_time(row, 3)? {
+            FateState::Delivered { at, attempts: rows::unsigned(row, 4)? }
+        } else if rows::position(row, 2)? > mark {
+            FateState::Waiting
+        } else {
+            FateState::Skipped
+        };
+        Ok(Fate { destination: name.into(), state })
+    })
+}
+
+fn prune(
+    session: &Session,
+    before: Timestamp,
+    destinations: &[Arc<str>],
+    limit: usize,
+) -> rusqlite::Result<usize> {
+    let connection = &session.connection;
+    let mut bound = seq(Position(session.head()));
+    for name in destinations {
+        let sql =
+            "SELECT mark FROM cursor JOIN destination ON number = destination WHERE name = ? AND replay = 0";
+        // A destination that has not opened its cursor yet may want everything.
+        let mark = connection.query_row(sql, [&**name], |row| row.get(0)).optional()?.unwrap_or(0);
+        bound = bound.min(mark);
+    }
+    let replays: Option<i64> =
+        connection.query_row("SELECT MIN(mark) FROM cursor WHERE until IS NOT NULL", [], |row| row.get(0))?;
+    bound = bound.min(replays.unwrap_or(i64::MAX));
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let deleted = connection.execute(
+        "DELETE FROM event WHERE seq IN \
+           (SELECT seq FROM event WHERE seq <= ? AND received_at < ? ORDER BY seq LIMIT ?)",
+        params![bound, millis(before), limit],
+    )?;
+    if deleted > 0 {
+        // That an event was delivered is of no use once the event is gone.
+        connection.execute(
+            "DELETE FROM delivered WHERE destination IN (SELECT number FROM destination) \
+               AND seq < IFNULL((SELECT MIN(seq) FROM event), ? + 1)",
+            [bound],
+        )?;
+    }
+    Ok(deleted)
+}
+
+/// A query that grows by the conditions that were asked for.
+pub(super) struct Conditions {
+    sql: String,
+    parameters: Vec<Box<dyn ToSql + Send>>,
+    joint: &'static str,
+}
+
+impl Conditions {
+    pub(super) fn new(sql: &str) -> Self {
+        Self { sql: sql.to_owned(), parameters: Vec::new(), joint: " WHERE " }
+    }
+
+    /// Adds a condition without a placeholder.
+    pub(super) fn require(&mut self, condition: &str) {
+        self.sql.push_str(self.joint);
+        self.sql.push_str(condition);
+        self.joint = " AND ";
+    }
+
+    /// Adds a condition with one placeholder, if there is a value for it.
+    pub(super) fn and(&mut self, condition: &str, value: Option<impl ToSql + Send + 'static>) {
+        if let Some(value) = value {
+            self.require(condition);
+            self.parameters.push(Box::new(value));
+        }
+    }
+
+    /// Runs it with `tail`, whose only placeholder is the limit.
+    pub(super) fn run<T>(
+        mut self,
+        connection: &Connection,
+        tail: &str,
+        limit: usize,
+        from_row: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<Vec<T>> {
+        self.sql.push(' ');
+        self.sql.push_str(tail);
+        let limit = if limit == 0 { PAGE_MAX } else { limit.min(PAGE_MAX) };
+        self.parameters.push(Box::new(i64::try_from(limit).unwrap_or(i64::MAX)));
+        rows::all(connection, &self.sql, rusqlite::params_from_iter(self.parameters.iter()), from_row)
+    }
+}

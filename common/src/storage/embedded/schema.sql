@@ -1,0 +1,91 @@
+-- The embedded store, schema version 1. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
+
+-- The log. `seq` is the position; AUTOINCREMENT, because a position must never be given twice: a cursor
+-- behind which the last event was pruned would otherwise skip the next one.
+CREATE TABLE event (
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id           BLOB    NOT NULL UNIQUE,   -- the deduplication: one event per id, for as long as it is kept
+    source       TEXT    NOT NULL,
+    type         TEXT    NOT NULL,
+    subject      TEXT,
+    time         INTEGER,                   -- when it happened, says the provider
+    received_at  INTEGER NOT NULL,
+    content_type TEXT,
+    traceparent  TEXT,
+    fingerprint  BLOB    NOT NULL,          -- same id and other fingerprint = conflict
+    body         BLOB    NOT NULL           -- the bytes received
+);
+CREATE INDEX event_received_at ON event (received_at);
+
+CREATE TABLE destination (
+    number INTEGER PRIMARY KEY,
+    name   TEXT    NOT NULL UNIQUE,
+    paused INTEGER NOT NULL DEFAULT 0
+);
+
+-- How far each reader is: all positions up to `mark` are settled. Replay 0 is the destination's own way
+-- through the log; the others end at `until`.
+CREATE TABLE cursor (
+    destination INTEGER NOT NULL REFERENCES destination,
+    replay      INTEGER NOT NULL,
+    mark        INTEGER NOT NULL,
+    until       INTEGER,
+    PRIMARY KEY (destination, replay)
+) WITHOUT ROWID;
+
+CREATE TABLE delivered (
+    destination INTEGER NOT NULL REFERENCES destination,
+    seq         INTEGER NOT NULL,
+    at          INTEGER NOT NULL,
+    attempts    INTEGER NOT NULL,
+    PRIMARY KEY (destination, seq)
+) WITHOUT ROWID;
+
+-- Deliveries that wait for their next attempt. Each carries its event, so that it does not need the log.
+CREATE TABLE parked (
+    number        INTEGER PRIMARY KEY,
+    destination   INTEGER NOT NULL REFERENCES destination,
+    seq           INTEGER NOT NULL,
+    due           INTEGER NOT NULL,
+    attempts      INTEGER NOT NULL,
+    first_attempt INTEGER,
+    history       TEXT    NOT NULL,         -- JSON, the failures so far
+    id            BLOB    NOT NULL,
+    source        TEXT    NOT NULL,
+    type          TEXT    NOT NULL,
+    subject       TEXT,
+    time          INTEGER,
+    received_at   INTEGER NOT NULL,
+    content_type  TEXT,
+    traceparent   TEXT,
+    fingerprint   BLOB    NOT NULL,
+    body          BLOB    NOT NULL,
+    UNIQUE (destination, id)
+);
+CREATE INDEX parked_due ON parked (destination, due);
+CREATE INDEX parked_subject ON parked (destination, subject, seq);
+
+-- Deliveries that ended without success, and events that were signed but cannot be used (destination NULL).
+CREATE TABLE dead (
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
+    destination  INTEGER REFERENCES destination,
+    seq          INTEGER,
+    reason       TEXT    NOT NULL,
+    detail       TEXT    NOT NULL,
+    at           INTEGER NOT NULL,
+    attempts     INTEGER NOT NULL,
+    history      TEXT    NOT NULL,
+    id           BLOB    NOT NULL,
+    source       TEXT    NOT NULL,
+    type         TEXT    NOT NULL,
+    subject      TEXT,
+    time         INTEGER,
+    received_at  INTEGER NOT NULL,
+    content_type TEXT,
+    traceparent  TEXT,
+    fingerprint  BLOB    NOT NULL,
+    body         BLOB    NOT NULL
+);
+-- IFNULL, because SQL takes every NULL for a different value.
+CREATE UNIQUE INDEX dead_letter ON dead (IFNULL(destination, 0), id, fingerprint);

@@ -1,0 +1,261 @@
+//! The one thread that writes, and group commit.
+//!
+//! A write is a closure over the connection. The thread takes the first one that waits, opens a
+//! transaction, runs it and all that have queued up meanwhile, commits once with a sync, and only then
+//! answers each of them. While one sync runs the next group gathers, so the group's size follows the load
+//! by itself and nothing waits for a timer.
+//!
+//! A write that fails by itself is rolled back by itself; a commit that fails fails its whole group. After
+//! a failed *sync* nothing is written any more, see [`StorageError::Poisoned`].
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rusqlite::{Connection, ErrorCode, ffi};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::telemetry::Telemetry;
+use crate::storage::{Position, StorageError};
+
+/// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
+/// [`Writer::write`] waits.
+const QUEUE_MAX: usize = 8192;
+/// Writes in one transaction. More would make the first of them wait too long.
+const GROUP_MAX: usize = 1024;
+/// What a small write is taken to add to the file.
+const ROW_BYTES: u64 = 512;
+
+/// Runs inside the group's transaction, or not at all if that did not begin, and returns how to answer once
+/// the group's outcome is known.
+type Job = Box<dyn FnOnce(Option<&Session>) -> Answer + Send>;
+type Answer = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
+
+/// What a write sees: the connection inside the group's transaction.
+pub(super) struct Session {
+    pub(super) connection: Connection,
+    path: String,
+    head: Cell<u64>,
+    /// The last failure of a single write: the reason, should the engine undo the whole group for it.
+    failure: RefCell<Option<StorageError>>,
+}
+
+impl Session {
+    /// Notes that an event was stored; the head moves when the group is durable.
+    pub(super) fn stored(&self, seq: u64) {
+        self.head.set(self.head.get().max(seq));
+    }
+
+    /// The position of the last event stored, including this group's.
+    pub(super) fn head(&self) -> u64 {
+        self.head.get()
+    }
+
+    fn classify(&self, doing: &'static str, error: rusqlite::Error) -> StorageError {
+        let code = match &error {
+            rusqlite::Error::SqliteFailure(code, _) => *code,
+            _ => return engine(doing, error),
+        };
+        match code.extended_code {
+            ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => {
+                StorageError::Poisoned { path: self.path.clone() }
+            }
+            _ if code.code == ErrorCode::DiskFull => StorageError::Full { path: self.path.clone() },
+            _ => engine(doing, error),
+        }
+    }
+}
+
+/// A hand on the writing thread. Cloning gives another.
+#[derive(Clone)]
+pub(super) struct Writer {
+    queue: mpsc::Sender<Job>,
+    /// Bytes handed to the engine since the start, so that the checkpointer knows whether there is work.
+    pub(super) written_bytes: Arc<AtomicU64>,
+}
+
+impl Writer {
+    /// Starts the thread. It ends when the last hand is gone and the queue is empty.
+    pub(super) fn start(
+        connection: Connection,
+        head: watch::Sender<Position>,
+        path: String,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<(Self, JoinHandle<()>), StorageError> {
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let written_bytes = Arc::new(AtomicU64::new(0));
+        let session =
+            Session { connection, path, head: Cell::new(head.borrow().0), failure: RefCell::new(None) };
+        let thread = Thread { session, jobs, head, telemetry, poisoned: None };
+        let handle = std::thread::Builder::new()
+            .name("chaski-writer".to_owned())
+            .spawn(move || thread.run())
+            .map_err(|source| StorageError::Engine {
+                doing: "starting the writer",
+                source: Arc::new(source),
+            })?;
+        Ok((Self { queue, written_bytes }, handle))
+    }
+
+    /// Runs `work` in the next group; waits for a place in the queue. `Ok` means durable.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (job, answer) = job(doing, Isolation::Savepoint, work);
+        self.queue.send(job).await.map_err(|_| StorageError::Closed)?;
+        self.written_bytes.fetch_add(ROW_BYTES, Ordering::Relaxed);
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// As [`Writer::write`], for a single statement that undoes itself when it fails; refuses at once when
+    /// the queue is full. `weight_bytes` is what it will add to the file.
+    pub(super) async fn write_or_refuse<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        weight_bytes: usize,
+        work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (job, answer) = job(doing, Isolation::Statement, work);
+        self.queue.try_send(job).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => StorageError::Busy,
+            mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
+        })?;
+        self.written_bytes.fetch_add(weight_bytes as u64, Ordering::Relaxed);
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Isolation {
+    Statement,
+    Savepoint,
+}
+
+fn job<T: Send + 'static>(
+    doing: &'static str,
+    isolation: Isolation,
+    work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+) -> (Job, oneshot::Receiver<Result<T, StorageError>>) {
+    let (reply, answer) = oneshot::channel();
+    let job: Job = Box::new(move |session| {
+        let result = session.map(|session| {
+            let result = match isolation {
+                Isolation::Statement => work(session),
+                Isolation::Savepoint => in_savepoint(session, work),
+            };
+            result.map_err(|error| {
+                let failure = session.classify(doing, error);
+                session.failure.replace(Some(failure.clone()));
+                failure
+            })
+        });
+        Box::new(move |group: Result<(), StorageError>| {
+            let answer = match (group, result) {
+                (Err(failure), _) => Err(failure),
+                (Ok(()), Some(result)) => result,
+                (Ok(()), None) => Err(StorageError::Closed),
+            };
+            // A receiver that is gone has lost interest in the answer, not in the write.
+            let _ = reply.send(answer);
+        })
+    });
+    (job, answer)
+}
+
+fn in_savepoint<T>(
+    session: &Session,
+    work: impl FnOnce(&Session) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    session.connection.execute_batch("SAVEPOINT job")?;
+    let result = work(session);
+    if result.is_err() {
+        session.connection.execute_batch("ROLLBACK TO job")?;
+    }
+    session.connection.execute_batch("RELEASE job")?;
+    result
+}
+
+/// An error of the engine, as the seam reports it.
+pub(super) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageError {
+    StorageError::Engine { doing, source: Arc::new(source) }
+}
+
+struct Thread {
+    session: Session,
+    jobs: mpsc::Receiver<Job>,
+    head: watch::Sender<Position>,
+    telemetry: Arc<Telemetry>,
+    poisoned: Option<StorageError>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut answers = Vec::with_capacity(GROUP_MAX);
+        while let Some(first) = self.jobs.blocking_recv() {
+            let outcome = if let Some(failure) = &self.poisoned {
+                self.telemetry.refused_while_poisoned();
+                answers.push(first(None));
+                Err(failure.clone())
+            } else {
+                self.group(first, &mut answers).inspect_err(|failure| self.telemetry.failed(failure))
+            };
+            self.conclude(&outcome);
+            for answer in answers.drain(..) {
+                answer(outcome.clone());
+            }
+        }
+    }
+
+    /// Runs one group inside one transaction. `Ok` means that all of it is durable.
+    fn group(&mut self, first: Job, answers: &mut Vec<Answer>) -> Result<(), StorageError> {
+        self.session.failure.replace(None);
+        if let Err(error) = self.session.connection.execute_batch("BEGIN IMMEDIATE") {
+            answers.push(first(None));
+            return Err(self.session.classify("beginning a group", error));
+        }
+        answers.push(first(Some(&self.session)));
+        // The engine undoes the whole transaction by itself after some errors; what came next would then run
+        // outside of any.
+        while answers.len() < GROUP_MAX
+            && !self.session.connection.is_autocommit()
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            answers.push(job(Some(&self.session)));
+        }
+        if self.session.connection.is_autocommit() {
+            return Err(self.session.failure.take().unwrap_or(StorageError::Closed));
+        }
+        let started = Instant::now();
+        let committed = self.session.connection.execute_batch("COMMIT");
+        self.telemetry.synced(started.elapsed(), answers.len());
+        committed.map_err(|error| {
+            if !self.session.connection.is_autocommit() {
+                let _ = self.session.connection.execute_batch("ROLLBACK");
+            }
+            self.session.classify("committing a group", error)
+        })
+    }
+
+    /// Publishes the new head, or goes back to the last durable one.
+    fn conclude(&mut self, outcome: &Result<(), StorageError>) {
+        match outcome {
+            Ok(()) => {
+                let head = Position(self.session.head());
+                self.head.send_if_modified(|last| std::mem::replace(last, head) != head);
+            }
+            Err(failure) => {
+                self.session.head.set(self.head.borrow().0);
+                if matches!(failure, StorageError::Poisoned { .. }) && self.poisoned.is_none() {
+                    tracing::error!(path = %self.session.path, "a sync failed: nothing is accepted until a restart");
+                    self.poisoned = Some(failure.clone());
+                } else {
+                    tracing::warn!(error = %failure, "a group of writes was refused as a whole");
+                }
+            }
+        }
+    }
+}
