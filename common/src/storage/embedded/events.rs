@@ -333,8 +333,8 @@ fn begin_replay(
 fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Progress>> {
     let sql = "SELECT name, mark, paused, \
                  (SELECT received_at FROM event WHERE seq > mark ORDER BY seq LIMIT 1), \
-                 (SELECT COUNT(*) FROM parked WHERE parked.destination = number), \
-                 (SELECT COUNT(*) FROM dead WHERE dead.destination = number) \
+                 (SELECT COUNT(*) FROM parked WHERE parked.destination = destination.number), \
+                 (SELECT COUNT(*) FROM dead WHERE dead.destination = destination.number) \
                FROM destination JOIN cursor ON number = cursor.destination WHERE replay = 0 ORDER BY name";
     rows::all(connection, sql, [], |row| {
         let name: String = row.get(0)?;
