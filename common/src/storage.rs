@@ -470,6 +470,17 @@ pub struct DeadFilter {
     pub limit: usize,
 }
 
+/// What is quarantined of one source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// Letters kept.
+    pub events: u64,
+    /// When the oldest of them was received.
+    pub oldest: Timestamp,
+}
+
 /// Keeps deliveries that are not finished, and those that ended badly. Every `Ok` means durable.
 #[async_trait]
 pub trait Deliveries: Send + Sync {
@@ -530,6 +541,9 @@ pub trait Deliveries: Send + Sync {
 
     /// Dead letters, oldest first.
     async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError>;
+
+    /// How much is quarantined, by source; sources without are missing.
+    async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError>;
 
     /// Sends dead letters on their way again: a delivery is parked, due now, with its attempts counted from
     /// the start; a quarantined event enters the log as if it had been accepted (under an id of its own if

@@ -19,7 +19,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::{
     Appended, BatchLimit, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, Failure, Fate, FateState,
-    OnConflict, Parked, ParkedFilter, Position, Progress, Record, Start, Storage, StorageError, Subscription,
+    OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record, Start, Storage, StorageError,
+    Subscription,
 };
 use crate::event::{Event, EventId, Fingerprint};
 
@@ -253,6 +254,8 @@ pub async fn a_quarantined_event_is_kept_once_and_never_handed_to_a_reader(backe
     let letters = storage.deliveries.dead(DeadFilter::default()).await.unwrap();
     assert_eq!(letters.len(), 1);
     assert_eq!((&letters[0].event, &*letters[0].detail), (&event(1), "unexpected end"));
+    let summary = Quarantined { source: "suite".into(), events: 1, oldest: at(1) };
+    assert_eq!(storage.deliveries.quarantined().await.unwrap(), [summary]);
     storage.events.close().await;
 }
 

@@ -14,7 +14,7 @@ use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::{
     Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Position,
-    StorageError,
+    Quarantined, StorageError,
 };
 
 /// The reason of a delivery that an operator ended.
@@ -170,6 +170,19 @@ impl Deliveries for Embedded {
                 query.and("at < ?", filter.until.map(millis));
                 query.and("dead.number > ?", filter.after.map(u64::cast_signed));
                 query.run(connection, "ORDER BY dead.number LIMIT ?", filter.limit, rows::dead_letter)
+            })
+            .await
+    }
+
+    async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
+        self.readers
+            .read("counting quarantined events", |connection| {
+                let sql = "SELECT source, COUNT(*), MIN(received_at) FROM dead WHERE destination IS NULL GROUP BY source";
+                rows::all(connection, sql, [], |row| {
+                    let source: String = row.get(0)?;
+                    let oldest = rows::time(row, 2)?;
+                    Ok(Quarantined { source: source.into(), events: rows::unsigned(row, 1)?, oldest })
+                })
             })
             .await
     }
