@@ -1,1 +1,29 @@
+//! The `chaski` command: assembly and talk to people. What happens to an event is decided in
+//! `chaski-ingest` and `chaski-dispatcher`; this crate reads the configuration, opens things once, hands
+//! each half what it needs, and answers operators.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod app;
+mod admin;
+pub mod api;
+mod access;
+mod gauges;
+mod logging;
+mod output;
+mod post;
+
+/// An error and all its causes, outermost first, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

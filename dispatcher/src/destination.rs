@@ -8,7 +8,7 @@ use chaski_common::secret::Secret;
 use chaski_common::storage::Start;
 
 /// One configured destination, its secrets loaded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DestinationSpec {
     /// The name in the configuration, at most 64 bytes of `[a-z0-9_-]`.
     pub name: Arc<str>,

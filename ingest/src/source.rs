@@ -1,15 +1,24 @@
-//! Which sender: what the configuration says about one source, before it is compiled.
+//! Which sender: what the configuration says about one source, and what it becomes once compiled.
 //!
 //! A preset is nothing but such a description, kept as data under `presets/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
+use http::{HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
+
+use crate::content::Rules;
+use crate::metrics::{EdgeMetrics, SourceMetrics};
+use crate::verify::Scheme;
+
+/// Longest name of a source, in bytes.
+const NAME_BYTES_MAX: usize = 64;
 
 /// One configured source, its secrets loaded.
 #[derive(Clone, Debug)]
@@ -46,6 +55,37 @@ pub struct IpNet {
     pub address: IpAddr,
     /// Leading bits that count.
     pub prefix_bits: u8,
+}
+
+impl IpNet {
+    /// Whether the address is in the range. An IPv4 address inside IPv6 counts as the IPv4 address it is.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (net, address) = match (self.address.to_canonical(), address.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(address)) => (u128::from(net.to_bits()) << 96, u128::from(address.to_bits()) << 96),
+            (IpAddr::V6(net), IpAddr::V6(address)) => (net.to_bits(), address.to_bits()),
+            _ => return false,
+        };
+        (net ^ address).leading_zeros() >= u32::from(self.prefix_bits)
+    }
+}
+
+/// A description that cannot be compiled: which field, what is wrong, what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {wrong}; {right}")]
+pub struct SpecError {
+    /// The field, from the source's own table on: `signature.template`.
+    pub field: String,
+    /// What is wrong with it.
+    pub wrong: String,
+    /// What would be right.
+    pub right: String,
+}
+
+impl SpecError {
+    pub(crate) fn new(field: &str, wrong: impl Into<String>, right: impl Into<String>) -> Self {
+        Self { field: field.to_owned(), wrong: wrong.into(), right: right.into() }
+    }
 }
 
 /// The declarative description of a sender: `[sources.NAME.signature]`, `.event` and `.reply`.
@@ -150,8 +190,16 @@ pub struct EventSpec {
     pub subject: Option<String>,
     /// When it happened.
     pub time: Option<String>,
-    /// The content rules to hold it against: `json`, `form`, `any`, or a named grammar such as `pagoefectivo`.
+    /// The content rules to hold it against: `json` (the default), `form`, `any`, or a named grammar such as
+    /// `pagoefectivo`.
     pub content: Option<String>,
+    /// An event that happened longer ago than this is quarantined; none means any age will do. A second line of
+    /// defence where nothing signed says when a request was sent.
+    #[serde(with = "optional_seconds", skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
+    /// What a source with this description does about the same id with other content, unless it says so itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_conflict: Option<OnConflict>,
 }
 
 /// `[sources.NAME.reply]`: the answer to an accepted, duplicate or quarantined event.
@@ -207,5 +255,131 @@ mod seconds {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_secs)
+    }
+}
+
+mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.map(|value| value.as_secs()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_secs))
+    }
+}
+
+/// How an event that is safe is answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Option<Bytes>,
+    pub(crate) content_type: HeaderValue,
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Self { status: StatusCode::OK, body: None, content_type: HeaderValue::from_static("text/plain") }
+    }
+}
+
+impl Reply {
+    fn compile(spec: &ReplySpec) -> Result<Self, SpecError> {
+        let status = StatusCode::from_u16(spec.status).ok().filter(StatusCode::is_success).ok_or_else(|| {
+            SpecError::new("reply.status", format!("{} does not say that the event is safe", spec.status), "200 to 299")
+        })?;
+        let content_type = HeaderValue::from_str(&spec.content_type)
+            .map_err(|_| SpecError::new("reply.content_type", "not a header value", "for example text/plain"))?;
+        Ok(Self { status, body: spec.body.clone().map(Bytes::from), content_type })
+    }
+}
+
+/// A source, compiled: everything a request needs, and nothing that is looked up by name.
+pub(crate) struct Source {
+    pub(crate) name: Arc<str>,
+    pub(crate) scheme: Scheme,
+    pub(crate) rules: Rules,
+    pub(crate) allow_ips: Vec<IpNet>,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) reply: Reply,
+    pub(crate) metrics: SourceMetrics,
+}
+
+impl Source {
+    pub(crate) fn allows(&self, peer: IpAddr) -> bool {
+        self.allow_ips.is_empty() || self.allow_ips.iter().any(|net| net.contains(peer))
+    }
+}
+
+/// The sources in force, by path.
+#[derive(Default)]
+pub(crate) struct Sources(HashMap<Arc<str>, Arc<Source>>);
+
+impl Sources {
+    /// Compiles all of them or none.
+    pub(crate) fn compile(specs: Vec<SourceSpec>, metrics: &EdgeMetrics) -> Result<Self, SpecError> {
+        let mut sources = HashMap::with_capacity(specs.len());
+        let mut names = std::collections::HashSet::new();
+        for spec in specs {
+            let in_source = |error: SpecError| SpecError { field: format!("sources.{}.{}", spec.name, error.field), ..error };
+            check_name(&spec).map_err(in_source)?;
+            let source = Source {
+                name: spec.name.clone(),
+                scheme: Scheme::compile(&spec.scheme, &spec.secrets).map_err(in_source)?,
+                rules: Rules::compile(&spec.scheme.event).map_err(in_source)?,
+                allow_ips: spec.allow_ips.clone(),
+                on_conflict: spec.on_conflict,
+                reply: Reply::compile(&spec.scheme.reply).map_err(in_source)?,
+                metrics: metrics.source(&spec.name),
+            };
+            if !names.insert(spec.name.clone()) {
+                return Err(in_source(SpecError::new("name", "two sources have it", "a name of its own")));
+            }
+            if sources.insert(spec.path.clone(), Arc::new(source)).is_some() {
+                return Err(in_source(SpecError::new("path", format!("{} has another source", spec.path), "a path of its own")));
+            }
+        }
+        Ok(Self(sources))
+    }
+
+    /// The source with exactly this path.
+    pub(crate) fn at(&self, path: &str) -> Option<&Arc<Source>> {
+        self.0.get(path)
+    }
+}
+
+fn check_name(spec: &SourceSpec) -> Result<(), SpecError> {
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    if spec.name.is_empty() || spec.name.len() > NAME_BYTES_MAX || !spec.name.bytes().all(is_name) {
+        return Err(SpecError::new("name", "not a name", "1 to 64 of a-z, 0-9, _ and -"));
+    }
+    if !spec.path.starts_with('/') || spec.path.parse::<http::uri::PathAndQuery>().is_err() || spec.path.contains('?') {
+        return Err(SpecError::new("path", format!("{} is not a path", spec.path), "for example /in/NAME"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_in_a_range_by_its_leading_bits() {
+        let net = |text: &str, prefix_bits| IpNet { address: text.parse().unwrap(), prefix_bits };
+        let cases = [
+            (net("203.0.113.0", 24), "203.0.113.255", true),
+            (net("203.0.113.0", 24), "203.0.114.0", false),
+            (net("203.0.113.7", 32), "::ffff:203.0.113.7", true),
+            (net("0.0.0.0", 0), "198.51.100.1", true),
+            (net("0.0.0.0", 0), "2001:db8::1", false),
+            (net("2001:db8::", 32), "2001:db8:ffff::1", true),
+            (net("2001:db8::", 32), "2001:db9::1", false),
+        ];
+        for (net, address, expected) in cases {
+            assert_eq!(net.contains(address.parse().unwrap()), expected, "{net:?} {address}");
+        }
     }
 }

@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make demo` shows chaski at work, `make test` proves it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+DENY_VERSION := 0.20.2
+CARGO_HOME ?= $(HOME)/.cargo
+DENY := $(CARGO_HOME)/bin/cargo-deny
+
+.PHONY: help demo build test check bench fmt tools-build tools-test
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: tools-build ## build, then show a payment day on loopback: callbacks, repeats, forgeries, an ERP that refuses
+	cargo run --release --quiet --bin chaski -- demo
+
+build: tools-build ## the release binary, target/release/chaski
+	cargo build --release --bin chaski
+
+test: tools-build tools-test ## every test: units, properties, storage conformance, journeys, crash
+	cargo test --workspace --all-targets
+	cargo test --workspace --doc
+
+check: tools-build $(DENY) ## format, lints, documentation, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(DENY) --log-level error check bans licenses sources
+
+bench: tools-build ## what chaski costs beside its own baseline, measured in one run
+	cargo run --release --quiet --package chaski-benches --bin chaski-bench
+
+fmt: ## format the code
+	cargo fmt --all
+
+tools-build:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.95 or later (rustup.rs)"; exit 1; }
+	@command -v cc >/dev/null || { echo "a C compiler is missing: apt-get install gcc libc6-dev"; exit 1; }
+
+tools-test:
+	@for tool in curl openssl python3; do \
+		command -v $$tool >/dev/null || { echo "$$tool is missing: apt-get install $$tool"; exit 1; }; \
+	done
+
+$(DENY):
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet

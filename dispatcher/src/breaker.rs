@@ -1,0 +1,267 @@
+//! Whether a destination is up: closed, open, half-open. Pure core with one owner; `now` is handed in.
+//!
+//! It opens when the destination fails, not when an event does: [`OPENS_AFTER`] outage-class failures in a
+//! row, of [`OPENS_FOR`] different events at least. Open, it lets one probe through at a time, a second after
+//! opening and then at twice the distance each time, up to a minute. A probe that succeeds begins a ramp: one
+//! at a time, two, four, until the destination's own concurrency is reached.
+
+use std::time::{Duration, Instant};
+
+use chaski_common::event::EventId;
+
+use crate::status::BreakerState;
+
+/// Outage-class failures in a row that open it.
+pub(crate) const OPENS_AFTER: u32 = 5;
+/// Different events among them, at least.
+pub(crate) const OPENS_FOR: usize = 3;
+/// The same during the ramp, where one poison event must not shut it again either.
+const REOPENS_AFTER: u32 = 2;
+const REOPENS_FOR: usize = 2;
+/// First and longest time to the next probe.
+const PROBE_FIRST: Duration = Duration::from_secs(1);
+const PROBE_LAST: Duration = Duration::from_secs(60);
+
+/// The breaker of one destination.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    state: State,
+    /// Outage-class failures since something else came back.
+    failures: u32,
+    /// The different events among them, as many as matter.
+    events: Vec<EventId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Closed,
+    /// Nothing goes before `probe_at`.
+    Open {
+        probe_at: Instant,
+        wait: Duration,
+    },
+    /// One is on its way.
+    Probing {
+        wait: Duration,
+    },
+    /// `limit` at once; grows when as many have succeeded.
+    Ramp {
+        limit: usize,
+        successes: usize,
+        wait: Duration,
+    },
+}
+
+/// What may begin now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// So many attempts at once.
+    Limit(usize),
+    /// One attempt, a probe.
+    Probe,
+    /// Nothing before then; none means not before the probe under way has ended.
+    Shut(Option<Instant>),
+}
+
+/// What a result changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    None,
+    Opened,
+    Closed,
+}
+
+impl Breaker {
+    pub(crate) fn new() -> Self {
+        Self { state: State::Closed, failures: 0, events: Vec::with_capacity(OPENS_FOR) }
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        match self.state {
+            State::Closed => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::Probing { .. } | State::Ramp { .. } => BreakerState::HalfOpen,
+        }
+    }
+
+    /// Whether deliveries stay where they are until a probe succeeds.
+    pub(crate) const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. } | State::Probing { .. })
+    }
+
+    pub(crate) fn gate(&self, now: Instant, concurrency: usize) -> Gate {
+        match self.state {
+            State::Closed => Gate::Limit(concurrency),
+            State::Ramp { limit, .. } => Gate::Limit(limit.min(concurrency)),
+            State::Open { probe_at, .. } if probe_at <= now => Gate::Probe,
+            State::Open { probe_at, .. } => Gate::Shut(Some(probe_at)),
+            State::Probing { .. } => Gate::Shut(None),
+        }
+    }
+
+    /// The probe that [`Gate::Probe`] allowed has begun.
+    pub(crate) fn probe(&mut self) {
+        if let State::Open { wait, .. } = self.state {
+            self.state = State::Probing { wait };
+        }
+    }
+
+    /// An attempt was answered by something that is up: a success, or a failure of the event alone.
+    pub(crate) fn up(&mut self, concurrency: usize) -> Change {
+        self.failures = 0;
+        self.events.clear();
+        match &mut self.state {
+            State::Closed => Change::None,
+            // Also one that began before the breaker opened: up is up.
+            State::Open { wait, .. } | State::Probing { wait } => {
+                self.state = State::Ramp { limit: 1, successes: 0, wait: *wait };
+                Change::None
+            }
+            State::Ramp { limit, successes, .. } => {
+                *successes += 1;
+                if *successes < *limit {
+                    return Change::None;
+                }
+                (*limit, *successes) = (*limit * 2, 0);
+                if *limit < concurrency {
+                    return Change::None;
+                }
+                self.state = State::Closed;
+                Change::Closed
+            }
+        }
+    }
+
+    /// An attempt failed as all attempts fail while the destination is down.
+    pub(crate) fn outage(&mut self, event: EventId, was_probe: bool, now: Instant) -> Change {
+        self.failures = self.failures.saturating_add(1);
+        if self.events.len() < OPENS_FOR && !self.events.contains(&event) {
+            self.events.push(event);
+        }
+        let (after, different, wait) = match self.state {
+            State::Probing { wait } if was_probe => {
+                let wait = (wait * 2).min(PROBE_LAST);
+                self.state = State::Open { probe_at: now + wait, wait };
+                return Change::None;
+            }
+            State::Open { .. } | State::Probing { .. } => return Change::None,
+            State::Closed => (OPENS_AFTER, OPENS_FOR, PROBE_FIRST),
+            State::Ramp { wait, .. } => (REOPENS_AFTER, REOPENS_FOR, (wait * 2).min(PROBE_LAST)),
+        };
+        if self.failures < after || self.events.len() < different {
+            return Change::None;
+        }
+        self.state = State::Open { probe_at: now + wait, wait };
+        Change::Opened
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(n: u64) -> EventId {
+        EventId::derive("s", [n.to_be_bytes().as_slice()])
+    }
+
+    fn opened(now: Instant) -> Breaker {
+        let mut breaker = Breaker::new();
+        for n in 0..u64::from(OPENS_AFTER) {
+            breaker.outage(id(n), false, now);
+        }
+        assert!(breaker.is_open());
+        breaker
+    }
+
+    #[test]
+    fn one_poison_event_cannot_open_it() {
+        let (mut breaker, now) = (Breaker::new(), Instant::now());
+        for n in 0..1000 {
+            assert_eq!(breaker.outage(id(n % 2), false, now), Change::None);
+        }
+        assert_eq!(breaker.outage(id(2), false, now), Change::Opened);
+    }
+
+    #[test]
+    fn an_answer_in_between_starts_the_count_anew() {
+        let (mut breaker, now) = (Breaker::new(), Instant::now());
+        for n in 0..1000 {
+            assert_eq!(breaker.outage(id(n), false, now), Change::None);
+            if n % 4 == 3 {
+                breaker.up(8);
+            }
+        }
+    }
+
+    #[test]
+    fn probes_come_one_at_a_time_and_ever_further_apart_up_to_a_minute() {
+        let mut now = Instant::now();
+        let mut breaker = opened(now);
+        let mut waits = Vec::new();
+        for n in 0..9 {
+            let Gate::Shut(Some(at)) = breaker.gate(now, 8) else { panic!("open") };
+            waits.push((at - now).as_secs());
+            now = at;
+            assert_eq!(breaker.gate(now, 8), Gate::Probe);
+            breaker.probe();
+            assert_eq!(breaker.gate(now + PROBE_LAST, 8), Gate::Shut(None));
+            // A straggler that began before the opening says nothing about the probe.
+            breaker.outage(id(99), false, now);
+            assert_eq!(breaker.gate(now + PROBE_LAST, 8), Gate::Shut(None));
+            breaker.outage(id(n), true, now);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn after_a_probe_it_ramps_up_and_closes() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        breaker.probe();
+        breaker.up(8);
+        let mut limits = Vec::new();
+        while let Gate::Limit(limit) = breaker.gate(now, 8) {
+            limits.push(limit);
+            if breaker.up(8) == Change::Closed {
+                break;
+            }
+        }
+        assert_eq!(limits, [1, 2, 2, 4, 4, 4, 4]);
+        assert_eq!(breaker.gate(now, 8), Gate::Limit(8));
+    }
+
+    #[test]
+    fn the_ramp_is_shut_by_two_events_and_not_by_one() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        breaker.probe();
+        breaker.up(8);
+        assert_eq!(breaker.outage(id(1), false, now), Change::None);
+        assert_eq!(breaker.outage(id(1), false, now), Change::None);
+        assert_eq!(breaker.outage(id(2), false, now), Change::Opened);
+        assert_eq!(breaker.gate(now, 8), Gate::Shut(Some(now + PROBE_FIRST * 2)));
+    }
+
+    proptest! {
+        #[test]
+        fn there_is_always_a_way_out(results in proptest::collection::vec((any::<bool>(), 0_u64..6), 0..200), concurrency in 1_usize..64) {
+            let mut now = Instant::now();
+            let mut breaker = Breaker::new();
+            for (up, n) in results {
+                let probing = match breaker.gate(now, concurrency) {
+                    Gate::Limit(limit) => { prop_assert!(limit >= 1 && limit <= concurrency); false }
+                    Gate::Probe => { breaker.probe(); true }
+                    Gate::Shut(at) => {
+                        prop_assert!(at.is_some_and(|at| at <= now + PROBE_LAST), "no probe is under way here");
+                        now += PROBE_LAST;
+                        breaker.probe();
+                        true
+                    }
+                };
+                if up { breaker.up(concurrency); } else { breaker.outage(id(n), probing, now); }
+            }
+        }
+    }
+}

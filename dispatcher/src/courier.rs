@@ -1,0 +1,451 @@
+//! One destination's courier: the one task that owns all that changes there.
+//!
+//! Its lanes, parked deliveries, subjects, breaker and rate have this one owner, so there is no lock and no
+//! race between them. Attempts and writes run in tasks of their own and report back; a delivery is moved into
+//! them and comes home with the report. The courier decides, in [`Courier::step`], what begins, and, in
+//! [`Courier::report`], what follows.
+//!
+//! Promise: a lane's position is settled when the delivery succeeded, or when the storage has acknowledged it
+//! as parked or dead. A courier that is dropped anywhere settles nothing that is not.
+
+mod follow;
+mod handle;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use chaski_common::clock::Clock;
+use chaski_common::storage::{Position, Record, StorageError};
+use futures_util::FutureExt as _;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+pub(crate) use self::handle::Handle;
+use self::handle::View;
+use crate::breaker::{Breaker, Gate};
+use crate::deliver::Sender;
+use crate::delivery::{Delivery, Origin};
+use crate::destination::DestinationSpec;
+use crate::lane::Lane;
+use crate::metrics::DestinationMetrics;
+use crate::outcome::{AttemptResult, Outcome};
+use crate::parked::Book;
+use crate::rate::Rate;
+use crate::route::Route;
+use crate::store::{Keep, Look, Store};
+use crate::subjects::Subjects;
+
+/// How often a lane's progress is made durable.
+const SETTLE_EVERY: Duration = Duration::from_millis(200);
+/// Time kept for the last settle when the deadline of a stop has passed.
+const LAST_SETTLE: Duration = Duration::from_secs(2);
+/// Reports on their way to the courier, and how many it takes in one go.
+const REPORTS_MAX: usize = 1024;
+const REPORTS_AT_ONCE: usize = 128;
+
+/// What an operator says to a courier.
+pub(crate) enum Command {
+    /// Stop delivering, or go on.
+    Pause(bool),
+    /// The parked deliveries were changed from outside.
+    Look,
+    /// A replay.
+    Lane(Box<Lane>),
+}
+
+/// What the tasks of a courier report.
+enum Report {
+    Attempted { delivery: Box<Delivery>, outcome: Outcome, probe: bool },
+    Kept { delivery: Box<Delivery>, what: Keep, result: Result<(), StorageError> },
+    Looked(Result<Look, StorageError>),
+    Saved { lane: u64, mark: Position, result: Result<(), StorageError> },
+    Ended { lane: u64, result: Result<(), StorageError> },
+}
+
+/// What the courier and its tasks look at and nobody changes.
+struct Fixed {
+    spec: Arc<DestinationSpec>,
+    route: Route,
+    sender: Sender,
+    store: Store,
+    clock: Clock,
+    view: View,
+}
+
+/// See the module.
+pub(crate) struct Courier {
+    fixed: Arc<Fixed>,
+    lanes: Vec<Lane>,
+    book: Book,
+    subjects: Subjects,
+    breaker: Breaker,
+    rate: Option<Rate>,
+    /// Attempts under way, and how many of them were parked.
+    in_flight: usize,
+    parked_in_flight: usize,
+    /// Deliveries being written.
+    writing: usize,
+    paused: bool,
+    stopping: bool,
+    /// The storage is closed: nothing can be settled any more.
+    closed: bool,
+    /// Whose turn it is: the lane to take from next, and whether the next probe is a parked one.
+    turn: usize,
+    probe_parked: bool,
+    /// When the rate lets the next attempt begin; when progress is written next.
+    rate_at: Option<Instant>,
+    settle_at: Option<Instant>,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+}
+
+#[allow(clippy::too_many_arguments, reason = "made in one place, each of another kind")]
+impl Courier {
+    pub(crate) fn new(
+        spec: Arc<DestinationSpec>,
+        sender: Sender,
+        store: Store,
+        metrics: DestinationMetrics,
+        clock: Clock,
+        lanes: Vec<Lane>,
+        mut book: Book,
+        paused: bool,
+    ) -> Self {
+        let mut subjects = Subjects::new(spec.ordering);
+        subjects.set_parked(book.take_held());
+        let rate = spec.rate_per_second.map(|per_second| Rate::new(per_second, Instant::now().into_std()));
+        let (reporter, reports) = mpsc::channel(REPORTS_MAX);
+        let view = View::new(metrics, paused);
+        Self {
+            fixed: Arc::new(Fixed { route: Route::new(&spec), spec, sender, store, clock, view }),
+            lanes,
+            book,
+            subjects,
+            breaker: Breaker::new(),
+            rate,
+            in_flight: 0,
+            parked_in_flight: 0,
+            writing: 0,
+            paused,
+            stopping: false,
+            closed: false,
+            turn: 0,
+            probe_parked: false,
+            rate_at: None,
+            settle_at: None,
+            reports,
+            reporter,
+        }
+    }
+
+    /// Begins to work, in a task of its own.
+    pub(crate) fn set_off(self) -> Handle {
+        self.show();
+        let (commands, orders) = mpsc::channel(16);
+        let (stop, stopped) = watch::channel(None);
+        let fixed = self.fixed.clone();
+        let name = fixed.spec.name.clone();
+        tokio::spawn(async move {
+            if AssertUnwindSafe(self.run(orders, stopped)).catch_unwind().await.is_err() {
+                tracing::error!(destination = %name, "the courier panicked; nothing is delivered there until a restart");
+            }
+        });
+        Handle::new(fixed, commands, stop)
+    }
+
+    async fn run(mut self, mut orders: mpsc::Receiver<Command>, mut stop: watch::Receiver<Option<Instant>>) {
+        let mut batch = Vec::with_capacity(REPORTS_AT_ONCE);
+        let mut timer = std::pin::pin!(sleep_until(Instant::now()));
+        while !self.closed {
+            let now = Instant::now();
+            self.step(now);
+            self.show();
+            let readable = self.readable(now);
+            let wake = self.wake_at(now);
+            if let Some(at) = wake
+                && timer.deadline() != at
+            {
+                timer.as_mut().reset(at);
+            }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(Option::is_some) => break,
+                Some(order) = orders.recv() => self.obey(order),
+                _ = self.reports.recv_many(&mut batch, REPORTS_AT_ONCE) => {
+                    for report in batch.drain(..) {
+                        self.report(report);
+                    }
+                }
+                (lane, records) = next_batch(&mut self.lanes, readable) => self.read(lane, records),
+                () = &mut timer, if wake.is_some() => {}
+            }
+        }
+        let deadline = stop.borrow().unwrap_or_else(Instant::now);
+        self.stop(deadline).await;
+        self.show();
+    }
+
+    /// Begins all that can begin now.
+    fn step(&mut self, now: Instant) {
+        for index in 0..self.lanes.len() {
+            self.lanes[index].wake(now);
+            if self.lanes[index].is_crowded() {
+                self.park_waits(index, now);
+            }
+        }
+        self.launch(now);
+        let time = self.fixed.clock.now();
+        if self.may_look(now)
+            && let Some(limit) = self.book.look(now, time)
+        {
+            let fixed = self.fixed.clone();
+            self.spawn(async move { Report::Looked(fixed.store.look(time, limit).await) });
+            // What a look finds is launched by the step after its report.
+        }
+        if self.settle_at.is_some_and(|at| at <= now) {
+            self.settle_at = None;
+            self.save();
+        }
+        if self.settle_at.is_none() && self.lanes.iter().any(Lane::is_unsaved) {
+            self.settle_at = Some(now + SETTLE_EVERY);
+        }
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].ends() {
+                let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
+                self.spawn(async move {
+                    let result = fixed.store.end_replay(&cursor).await;
+                    Report::Ended { lane: cursor.replay, result }
+                });
+            }
+        }
+    }
+
+    /// Begins attempts while the breaker, the concurrency and the rate let them.
+    fn launch(&mut self, now: Instant) {
+        self.rate_at = None;
+        while !self.paused {
+            let (limit, probe) = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
+                Gate::Limit(limit) if self.in_flight < limit => (limit, false),
+                Gate::Probe => (1, true),
+                Gate::Limit(_) | Gate::Shut(_) => return,
+            };
+            if let Some(rate) = &mut self.rate
+                && let Some(at) = rate.ready_at(now.into_std())
+            {
+                self.rate_at = Some(at.into());
+                return;
+            }
+            let Some(delivery) = self.pick(limit, probe) else {
+                return;
+            };
+            if let Some(rate) = &mut self.rate {
+                rate.take();
+            }
+            if probe {
+                self.breaker.probe();
+            }
+            self.attempt(delivery, probe);
+        }
+    }
+
+    /// The next delivery: parked ones first, in at most half of the places while a lane has work. Probes are
+    /// taken from both in turn, so that neither side's poison can keep the breaker open.
+    fn pick(&mut self, limit: usize, probe: bool) -> Option<Box<Delivery>> {
+        let parked_first = if probe {
+            self.probe_parked = !self.probe_parked;
+            self.probe_parked
+        } else {
+            self.parked_in_flight < (limit / 2).max(1)
+                || !self.lanes.iter().any(|lane| !lane.ready.is_empty())
+        };
+        if parked_first && let Some(delivery) = self.book.take() {
+            return Some(delivery);
+        }
+        for _ in 0..self.lanes.len() {
+            self.turn = (self.turn + 1) % self.lanes.len();
+            if let Some(delivery) = self.lanes[self.turn].ready.pop_front() {
+                return Some(delivery);
+            }
+        }
+        if probe { self.book.take() } else { None }
+    }
+
+    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool) {
+        delivery.begin(self.fixed.clock.now());
+        self.in_flight += 1;
+        self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
+        let fixed = self.fixed.clone();
+        self.spawn(async move {
+            let began = Instant::now();
+            let attempt =
+                AssertUnwindSafe(fixed.sender.attempt(&delivery.event, delivery.attempts)).catch_unwind();
+            let outcome = attempt
+                .await
+                .unwrap_or_else(|_| Outcome::failure(AttemptResult::Internal, "the attempt panicked"));
+            fixed.view.metrics.attempt(outcome.result, began.elapsed());
+            Report::Attempted { delivery, outcome, probe }
+        });
+    }
+
+    fn obey(&mut self, order: Command) {
+        match order {
+            Command::Pause(paused) => self.paused = paused,
+            Command::Lane(lane) => self.lanes.push(*lane),
+            Command::Look => {
+                for delivery in self.book.changed(self.fixed.clock.now()) {
+                    let next = self.subjects.release(&delivery.event);
+                    self.take_turn(next);
+                }
+            }
+        }
+    }
+
+    /// Takes a batch in.
+    fn read(&mut self, index: usize, records: Result<Vec<Record>, StorageError>) {
+        let records = match records {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::warn!(destination = %self.fixed.spec.name, %error, "the log could not be read; it is tried again");
+                return;
+            }
+        };
+        for record in records {
+            if !self.fixed.route.takes(&record.event) {
+                self.lanes[index].pass(record.position);
+            } else if let Some(delivery) = self.lanes[index].admit(record) {
+                let turn = self.subjects.admit(delivery);
+                self.take_turn(turn);
+            }
+        }
+    }
+
+    /// Whether lanes may read, and how many records the parked bound leaves room for.
+    fn readable(&self, now: Instant) -> Readable {
+        let unsettled: usize = self.lanes.iter().map(Lane::unsettled).sum();
+        let open = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
+            Gate::Limit(_) => true,
+            // Something to probe with, if there is nothing yet.
+            Gate::Probe => !self.book.has_ready() && self.lanes.iter().all(|lane| lane.ready.is_empty()),
+            Gate::Shut(_) => false,
+        };
+        let batch = self.lanes.iter().map(Lane::batch_records).max().unwrap_or(0);
+        Readable(!self.paused && open && self.book.has_room(unsettled + batch))
+    }
+
+    /// Whether parked deliveries could go if any were due.
+    fn may_look(&self, now: Instant) -> bool {
+        !self.paused
+            && !matches!(self.breaker.gate(now.into_std(), self.fixed.spec.concurrency), Gate::Shut(_))
+    }
+
+    /// When there is something to do that no report announces.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let gate = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
+            Gate::Shut(at) if !self.paused => at.map(Instant::from),
+            _ => None,
+        };
+        let look = if self.may_look(now) { self.book.wake_at(now, self.fixed.clock.now()) } else { None };
+        let waits = self.lanes.iter().filter_map(Lane::first_wait);
+        waits.chain(gate).chain(look).chain(self.rate_at).chain(self.settle_at).min()
+    }
+
+    fn save(&mut self) {
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].is_unsaved() {
+                let (mark, delivered) = self.lanes[index].save();
+                let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
+                self.spawn(async move {
+                    let result = fixed.store.settle(&cursor, mark, &delivered).await;
+                    Report::Saved { lane: cursor.replay, mark, result }
+                });
+            }
+        }
+    }
+
+    fn park_waits(&mut self, index: usize, now: Instant) {
+        let time = self.fixed.clock.now();
+        for (until, delivery) in self.lanes[index].take_waits() {
+            let due = after(time, until.saturating_duration_since(now));
+            self.keep(delivery, Keep::Parked { due });
+        }
+    }
+
+    /// Lets attempts and writes under way end, parks what waits so that its time is kept, and settles.
+    async fn stop(&mut self, deadline: Instant) {
+        self.stopping = true;
+        let now = Instant::now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].stop_reading();
+            self.park_waits(index, now);
+        }
+        self.until(deadline, |courier| courier.in_flight + courier.writing == 0).await;
+        let last = deadline.max(Instant::now() + LAST_SETTLE);
+        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
+        self.save();
+        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
+    }
+
+    /// Takes reports until the state is reached, the deadline has passed, or the storage is closed.
+    async fn until(&mut self, deadline: Instant, reached: impl Fn(&Self) -> bool) {
+        while !self.closed && !reached(self) {
+            match timeout_at(deadline, self.reports.recv()).await {
+                Ok(Some(report)) => self.report(report),
+                _ => return,
+            }
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = Report> + Send + 'static) {
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            // A courier that has stopped needs no report: what it did not hear of is not settled.
+            let _ = reporter.send(task.await).await;
+        });
+    }
+
+    fn lane(&mut self, number: u64) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.number == number)
+    }
+
+    fn show(&self) {
+        let ready: usize = self.lanes.iter().map(|lane| lane.ready.len()).sum();
+        let waiting = self.lanes.iter().map(Lane::waiting).sum();
+        self.fixed.view.show(handle::Shown {
+            breaker: self.breaker.state(),
+            is_open: self.breaker.is_open(),
+            queued: ready + self.subjects.in_line(),
+            in_flight: self.in_flight,
+            waiting,
+            parked: self.book.count(),
+        });
+    }
+}
+
+/// A time so much later, in whole milliseconds as the storage keeps them, rounded up: never before its time.
+fn after(time: Timestamp, delay: Duration) -> Timestamp {
+    let millis = i64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(time.as_millisecond().saturating_add(millis)).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether lanes may read.
+#[derive(Clone, Copy)]
+struct Readable(bool);
+
+/// The next batch of any lane that has room; never, if there is none.
+async fn next_batch(lanes: &mut [Lane], readable: Readable) -> (usize, Result<Vec<Record>, StorageError>) {
+    let mut poll = |cx: &mut Context<'_>| {
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            if readable.0
+                && lane.has_room()
+                && let Poll::Ready(batch) = lane.poll_batch(cx)
+            {
+                return Poll::Ready((index, batch));
+            }
+        }
+        Poll::Pending
+    };
+    std::future::poll_fn(|cx| poll(cx)).await
+}

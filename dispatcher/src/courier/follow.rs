@@ -1,0 +1,193 @@
+//! What follows a report: an attempt has ended, a write is durable, a look has found something.
+
+use chaski_common::storage::{Delivered, Failure, StorageError};
+use tokio::time::Instant;
+
+use super::{Courier, Report, after};
+use crate::attempt::{self, Next};
+use crate::breaker::Change;
+use crate::delivery::{Delivery, Origin};
+use crate::lane::Lane;
+use crate::metrics::Replayed;
+use crate::outcome::Outcome;
+use crate::store::Keep;
+use crate::subjects::Turn;
+
+impl Courier {
+    pub(super) fn report(&mut self, report: Report) {
+        let now = Instant::now();
+        let closed = match report {
+            Report::Attempted { delivery, outcome, probe } => {
+                self.in_flight -= 1;
+                self.parked_in_flight -= usize::from(delivery.origin == Origin::Parked);
+                self.judge(&delivery, &outcome, probe, now);
+                self.follow(delivery, &outcome, now);
+                Ok(())
+            }
+            Report::Kept { delivery, what, result } => {
+                self.writing -= 1;
+                result.map(|()| self.kept(&delivery, what))
+            }
+            Report::Looked(Ok(look)) => {
+                let time = self.fixed.clock.now();
+                self.book.found(look, &mut self.subjects, self.writing > 0, now, time);
+                Ok(())
+            }
+            Report::Looked(Err(error)) => {
+                self.book.not_found(now);
+                tracing::warn!(destination = %self.fixed.spec.name, %error, "parked deliveries could not be read; trying again");
+                if matches!(error, StorageError::Closed) { Err(error) } else { Ok(()) }
+            }
+            Report::Saved { lane, mark, result } => result.map(|()| {
+                if let Some(lane) = self.lane(lane) {
+                    lane.saved(mark);
+                }
+            }),
+            Report::Ended { lane, result } => {
+                result.map(|()| self.lanes.retain(|known| known.number != lane))
+            }
+        };
+        self.closed |= closed.is_err();
+    }
+
+    /// What an outcome says of the destination.
+    fn judge(&mut self, delivery: &Delivery, outcome: &Outcome, probe: bool, now: Instant) {
+        let name = &self.fixed.spec.name;
+        self.fixed.view.attempted(name, outcome, self.fixed.clock.now());
+        let change = if outcome.is_outage() {
+            self.breaker.outage(delivery.event.id, probe, now.into_std())
+        } else {
+            self.breaker.up(self.fixed.spec.concurrency)
+        };
+        match change {
+            Change::None => {}
+            Change::Closed => tracing::info!(destination = %name, "breaker closed"),
+            Change::Opened => {
+                tracing::warn!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "breaker opened");
+                self.lanes.iter_mut().for_each(Lane::forgive);
+            }
+        }
+    }
+
+    /// What follows an attempt for its delivery.
+    fn follow(&mut self, mut delivery: Box<Delivery>, outcome: &Outcome, now: Instant) {
+        let (name, time) = (&self.fixed.spec.name, self.fixed.clock.now());
+        let result = outcome.result.label();
+        tracing::debug!(destination = %name, event = %delivery.event.id, attempt = delivery.attempts, result, "attempted");
+        let uncounted = self.breaker.is_open() && outcome.is_outage() && outcome.retry_after.is_none();
+        if uncounted && let Origin::Lane(number) = delivery.origin {
+            delivery.uncount();
+            // To the end, so that the next probe is another event.
+            if let Some(lane) = self.lane(number) {
+                lane.ready.push_back(delivery);
+            }
+            return;
+        }
+        let next = attempt::next(&delivery.attempted(name, time), outcome, time, &self.fixed.spec.retry);
+        if next != Next::Done {
+            let detail = outcome.detail.clone();
+            delivery.failed(Failure {
+                at: time,
+                attempt: delivery.attempts,
+                result: result.to_owned(),
+                detail,
+            });
+        }
+        match (next, delivery.origin) {
+            (Next::Done, Origin::Lane(number)) => {
+                self.fixed.view.delivered(&delivery.event, time);
+                self.settled(number, &delivery, Some(delivery.delivered(time)), Replayed::Delivered);
+                self.release(&delivery);
+            }
+            (Next::Done, Origin::Parked) => {
+                self.fixed.view.delivered(&delivery.event, time);
+                self.keep(delivery, Keep::Delivered { at: time });
+            }
+            (Next::Wait(delay), Origin::Lane(number)) if !self.stopping => {
+                if let Some(lane) = self.lane(number) {
+                    lane.wait(delivery, now + delay, outcome.retry_after.is_some());
+                }
+            }
+            (Next::Wait(delay) | Next::Park(delay), _) => {
+                let due = after(time, delay);
+                self.keep(delivery, Keep::Parked { due });
+            }
+            (Next::Bury(reason), _) => self.keep(delivery, Keep::Dead { reason, at: time }),
+        }
+    }
+
+    /// Has the end of a delivery's stay here written.
+    pub(super) fn keep(&mut self, delivery: Box<Delivery>, what: Keep) {
+        self.writing += 1;
+        let fixed = self.fixed.clone();
+        self.spawn(async move {
+            let result = fixed.store.keep(&delivery, what).await;
+            Report::Kept { delivery, what, result }
+        });
+    }
+
+    /// The end of a delivery's stay here is durable.
+    fn kept(&mut self, delivery: &Delivery, what: Keep) {
+        let (name, event) = (&self.fixed.spec.name, &delivery.event);
+        if let Keep::Dead { reason, .. } = what {
+            self.fixed.view.metrics.dead(reason);
+            let last = delivery.history.last();
+            let (result, detail) = last.map_or(("", ""), |failure| (&failure.result, &failure.detail));
+            tracing::error!(destination = %name, event = %event.id, attempts = delivery.attempts, reason = reason.label(), result, detail, "dead letter");
+        }
+        match (delivery.origin, what) {
+            (Origin::Lane(number), Keep::Parked { due }) => {
+                self.book.added(due);
+                self.subjects.parked(event);
+                self.settled(number, delivery, None, Replayed::Parked);
+            }
+            (Origin::Lane(number), _) => self.settled(number, delivery, None, Replayed::Dead),
+            (Origin::Parked, Keep::Parked { due }) => self.book.give_back(event.id, false, due),
+            (Origin::Parked, _) => {
+                self.book.give_back(event.id, true, self.fixed.clock.now());
+                self.subjects.unparked(event);
+            }
+        }
+        self.release(delivery);
+    }
+
+    /// A lane's position is settled.
+    fn settled(&mut self, number: u64, delivery: &Delivery, delivered: Option<Delivered>, what: Replayed) {
+        if number != 0 {
+            self.fixed.view.metrics.replayed(what);
+        }
+        if let Some(lane) = self.lane(number) {
+            lane.settle(delivery.position, delivered);
+        }
+    }
+
+    /// A delivery gives up its subject's turn.
+    pub(super) fn release(&mut self, delivery: &Delivery) {
+        if self.stopping {
+            // What stands in line is read again by the next courier.
+            return;
+        }
+        if self.subjects.has_parked(&delivery.event) {
+            self.book.freed(self.fixed.clock.now());
+        }
+        let next = self.subjects.release(&delivery.event);
+        self.take_turn(next);
+    }
+
+    pub(super) fn take_turn(&mut self, turn: Option<Turn>) {
+        match turn {
+            None => {}
+            Some(Turn::Go(delivery)) => {
+                if let Origin::Lane(number) = delivery.origin
+                    && let Some(lane) = self.lane(number)
+                {
+                    lane.ready.push_back(delivery);
+                }
+            }
+            Some(Turn::ParkBehind(delivery)) => {
+                let due = self.fixed.clock.now();
+                self.keep(delivery, Keep::Parked { due });
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A courier from outside: what it shows, and the ways to tell it something.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chaski_common::event::Event;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Command, Fixed, LAST_SETTLE};
+use crate::destination::DestinationSpec;
+use crate::metrics::DestinationMetrics;
+use crate::outcome::{AttemptResult, Outcome};
+use crate::status::{BreakerState, DestinationStatus, LastFailure};
+
+/// A hand on a courier's task.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    fixed: Arc<Fixed>,
+    commands: mpsc::Sender<Command>,
+    stop: Arc<watch::Sender<Option<Instant>>>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        fixed: Arc<Fixed>,
+        commands: mpsc::Sender<Command>,
+        stop: watch::Sender<Option<Instant>>,
+    ) -> Self {
+        Self { fixed, commands, stop: Arc::new(stop) }
+    }
+
+    pub(crate) fn name(&self) -> Arc<str> {
+        self.fixed.spec.name.clone()
+    }
+
+    pub(crate) fn spec(&self) -> &DestinationSpec {
+        &self.fixed.spec
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.fixed.view.paused.load(Relaxed)
+    }
+
+    /// A courier that has stopped hears nothing, and needs not.
+    pub(crate) async fn tell(&self, command: Command) {
+        if let Command::Pause(paused) = command {
+            self.fixed.view.paused.store(paused, Relaxed);
+        }
+        let _ = self.commands.send(command).await;
+    }
+
+    /// Has the courier stop until `deadline` and waits for it; it takes a moment longer for its last settle.
+    pub(crate) async fn stop(&self, deadline: Instant) {
+        self.stop.send_replace(Some(deadline));
+        let _ = tokio::time::timeout_at(deadline + LAST_SETTLE * 2, self.commands.closed()).await;
+    }
+
+    pub(crate) fn status(&self) -> DestinationStatus {
+        let (spec, view) = (&self.fixed.spec, &self.fixed.view);
+        let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+        let at = view.last_success_ms.load(Relaxed);
+        let url = &spec.url;
+        DestinationStatus {
+            name: spec.name.clone(),
+            url: format!(
+                "{}://{}{}",
+                url.scheme_str().unwrap_or("http"),
+                url.authority().map_or("", |a| a.as_str()),
+                url.path()
+            ),
+            paused: self.is_paused(),
+            breaker: match view.breaker.load(Relaxed) {
+                0 => BreakerState::Closed,
+                1 => BreakerState::Open,
+                _ => BreakerState::HalfOpen,
+            },
+            queued: count(&view.metrics.queued),
+            in_flight: count(&view.metrics.in_flight),
+            waiting: count(&view.metrics.parked) + view.waiting.load(Relaxed),
+            consecutive_failures: count(&view.metrics.consecutive_failures),
+            last_success: (at != 0).then(|| Timestamp::from_millisecond(at).ok()).flatten(),
+            last_failure: view.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// What others see of a courier; written by it alone, but for the pause, which is an operator's word.
+pub(crate) struct View {
+    pub(super) metrics: DestinationMetrics,
+    paused: AtomicBool,
+    breaker: AtomicU8,
+    /// Waits inside the windows.
+    waiting: AtomicU64,
+    last_success_ms: AtomicI64,
+    last_failure: Mutex<Option<LastFailure>>,
+}
+
+/// What changes with every step.
+pub(super) struct Shown {
+    pub(super) breaker: BreakerState,
+    pub(super) is_open: bool,
+    pub(super) queued: usize,
+    pub(super) in_flight: usize,
+    pub(super) waiting: usize,
+    pub(super) parked: u64,
+}
+
+impl View {
+    pub(super) fn new(metrics: DestinationMetrics, paused: bool) -> Self {
+        Self {
+            metrics,
+            paused: AtomicBool::new(paused),
+            breaker: AtomicU8::new(0),
+            waiting: AtomicU64::new(0),
+            last_success_ms: AtomicI64::new(0),
+            last_failure: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn show(&self, shown: Shown) {
+        let set =
+            |gauge: &prometheus::IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.metrics.queued, shown.queued);
+        set(&self.metrics.in_flight, shown.in_flight);
+        self.metrics.parked.set(i64::try_from(shown.parked).unwrap_or(i64::MAX));
+        self.metrics.circuit_open.set(i64::from(shown.is_open));
+        self.breaker.store(shown.breaker as u8, Relaxed);
+        self.waiting.store(shown.waiting as u64, Relaxed);
+    }
+
+    /// An attempt has ended.
+    pub(super) fn attempted(&self, name: &str, outcome: &Outcome, now: Timestamp) {
+        if outcome.is_success() {
+            self.metrics.consecutive_failures.set(0);
+            self.metrics.disabled.set(0);
+            self.last_success_ms.store(now.as_millisecond(), Relaxed);
+            return;
+        }
+        if self.metrics.consecutive_failures.get() == 0 {
+            tracing::info!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "attempts begin to fail");
+        }
+        self.metrics.consecutive_failures.inc();
+        self.metrics.disabled.set(i64::from(outcome.result == AttemptResult::Gone));
+        let failure = LastFailure { at: now, result: outcome.result.label(), detail: outcome.detail.clone() };
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    }
+
+    /// An event was taken.
+    pub(super) fn delivered(&self, event: &Event, now: Timestamp) {
+        self.metrics.end_to_end_seconds.observe(now.duration_since(event.received_at).as_secs_f64().max(0.0));
+        if let Some(time) = event.time {
+            self.metrics.money_latency_seconds.observe(now.duration_since(time).as_secs_f64().max(0.0));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! One HTTP client per destination: its connection pool, and a connector that vets every address.
+//!
+//! The name is resolved here, every address of the answer is asked about in [`super::egress`], and one of
+//! those very addresses is dialled: an answer that changes in between changes nothing. No proxy is ever
+//! taken from the environment. What comes back is bounded at the transport, so that neither an endless head
+//! nor endless interim answers can occupy us until the deadline.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::Uri;
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::egress;
+
+/// Each step of a connection (name, TCP, TLS) ends within this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest answer head, in bytes.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Most bytes taken from a connection for one request: a head, what is read of a body, what hyper reads ahead.
+const ANSWER_BYTES_MAX: usize = 128 * 1024;
+/// A connection that has been idle for so long is closed; shorter than what common servers allow.
+const IDLE_MAX: Duration = Duration::from_secs(50);
+
+/// A pooled client that posts bodies.
+pub(crate) type HttpClient = Client<Connector, Full<Bytes>>;
+
+/// Makes clients; all share one TLS configuration.
+#[derive(Clone)]
+pub(crate) struct Dialer(Arc<ClientConfig>);
+
+impl Dialer {
+    /// Trusts the public roots and these.
+    pub(crate) fn new(extra_roots: &[CertificateDer<'static>]) -> Self {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        roots.add_parsable_certificates(extra_roots.iter().cloned());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        #[allow(clippy::expect_used, reason = "ring speaks TLS 1.2 and 1.3")]
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks TLS");
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Self(Arc::new(config))
+    }
+
+    pub(crate) fn client(&self, allow_private: bool, idle_max: usize) -> HttpClient {
+        Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_max_idle_per_host(idle_max)
+            .http1_max_buf_size(HEAD_BYTES_MAX)
+            .retry_canceled_requests(true)
+            .build(Connector { tls: TlsConnector::from(self.0.clone()), allow_private })
+    }
+}
+
+/// Resolves, vets, dials, and shakes hands.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    tls: TlsConnector,
+    allow_private: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("name lookup failed: {0}")]
+    Dns(io::Error),
+    #[error("{address} is blocked: {source}")]
+    Blocked { address: IpAddr, source: egress::Blocked },
+    #[error("connect failed: {0}")]
+    Connect(io::Error),
+    #[error("TLS handshake failed: {0}")]
+    Tls(io::Error),
+}
+
+impl Connector {
+    async fn dial(self, uri: Uri) -> Result<TokioIo<Wire>, ConnectError> {
+        let nowhere =
+            || ConnectError::Dns(io::Error::new(io::ErrorKind::InvalidInput, "the URL names no host"));
+        let tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+        let host = uri.host().ok_or_else(nowhere)?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let addresses = self.vetted(host, port).await?;
+        let tcp = tcp(&addresses).await.map_err(ConnectError::Connect)?;
+        let stream = if tls {
+            let name = ServerName::try_from(host.to_owned()).map_err(|_| nowhere())?;
+            let handshake = within_step(self.tls.connect(name, tcp)).await.map_err(ConnectError::Tls)?;
+            Stream::Tls(Box::new(handshake))
+        } else {
+            Stream::Plain(tcp)
+        };
+        Ok(TokioIo::new(Wire { stream, seen: Seen::default() }))
+    }
+
+    /// The addresses of a host, unless any one of them may not be connected to.
+    async fn vetted(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+        let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
+            Ok(literal) => vec![SocketAddr::new(literal, port)],
+            Err(_) => {
+                within_step(tokio::net::lookup_host((host, port))).await.map_err(ConnectError::Dns)?.collect()
+            }
+        };
+        for address in &addresses {
+            egress::permitted(address.ip(), self.allow_private)
+                .map_err(|source| ConnectError::Blocked { address: address.ip(), source })?;
+        }
+        if addresses.is_empty() {
+            return Err(ConnectError::Dns(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            )));
+        }
+        Ok(addresses)
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")
+}
+
+async fn within_step<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(CONNECT_TIMEOUT, step).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Tries the addresses one after the other, each with a fair share of the time that is left.
+async fn tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let end = Instant::now() + CONNECT_TIMEOUT;
+    let mut last = late();
+    for (index, address) in addresses.iter().enumerate() {
+        let now = Instant::now();
+        let share =
+            end.saturating_duration_since(now) / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        match timeout_at(now + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => {}
+        }
+    }
+    Err(last)
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<Wire>;
+    type Error = ConnectError;
+    type Future = BoxFuture<'static, Result<TokioIo<Wire>, ConnectError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().dial(uri))
+    }
+}
+
+/// A connection that knows what it has carried.
+pub(crate) struct Wire {
+    stream: Stream,
+    seen: Seen,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a connection has carried; shared with whoever looks at an error on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen(Arc<SeenInner>);
+
+#[derive(Debug, Default)]
+struct SeenInner {
+    /// Bytes read since the last write.
+    answer_bytes: AtomicUsize,
+    /// An earlier request was answered on it.
+    reused: AtomicBool,
+}
+
+impl Seen {
+    /// An idle connection was closed under us: it had served before, and not a byte came back this time.
+    pub(crate) fn closed_idle(&self) -> bool {
+        self.0.reused.load(Relaxed) && !self.answered()
+    }
+
+    /// Something of an answer has come.
+    pub(crate) fn answered(&self) -> bool {
+        self.0.answer_bytes.load(Relaxed) > 0
+    }
+
+    fn wrote(&self) {
+        if self.answered() {
+            self.0.reused.store(true, Relaxed);
+            self.0.answer_bytes.store(0, Relaxed);
+        }
+    }
+
+    fn read(&self, bytes: usize) -> io::Result<()> {
+        let total = self.0.answer_bytes.load(Relaxed) + bytes;
+        self.0.answer_bytes.store(total, Relaxed);
+        if total > ANSWER_BYTES_MAX { Err(io::Error::other(TooMuch)) } else { Ok(()) }
+    }
+}
+
+/// The answer is longer than any that is read.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {ANSWER_BYTES_MAX} bytes of answer")]
+pub(crate) struct TooMuch;
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.seen.clone())
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = self.get_mut();
+        let before = buf.filled().len();
+        ready!(match &mut wire.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        })?;
+        Poll::Ready(wire.seen.read(buf.filled().len() - before))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let wire = self.get_mut();
+        wire.seen.wrote();
+        match &mut wire.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wire = self.get_mut();
+        wire.seen.wrote();
+        match &mut wire.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Which addresses may be connected to. Pure; asked after name resolution, for every address of the answer
+//! and for literals alike, and the address that was asked about is the one that is dialled.
+//!
+//! An IPv6 address that carries an IPv4 address (mapped, compatible, NAT64, 6to4, Teredo) is judged as what
+//! it carries, too.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Why an address may not be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Blocked {
+    /// Nobody's receiver lives there: link-local, cloud metadata, multicast, unspecified, reserved.
+    #[error("the address is never connected to")]
+    Never,
+    /// Inside a network of somebody's own.
+    #[error("the address is private")]
+    Private,
+}
+
+/// Whether an address may be connected to.
+pub(crate) const fn permitted(address: IpAddr, allow_private: bool) -> Result<(), Blocked> {
+    let reach = match address {
+        IpAddr::V4(address) => v4(address),
+        IpAddr::V6(address) => v6(address),
+    };
+    match reach {
+        Reach::Public => Ok(()),
+        Reach::Private if allow_private => Ok(()),
+        Reach::Private => Err(Blocked::Private),
+        Reach::Never => Err(Blocked::Never),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Reach {
+    Public,
+    Private,
+    Never,
+}
+
+/// IANA's special-purpose registry for IPv4 (RFC 6890 and its updates), and the metadata services that sit
+/// outside of link-local.
+const fn v4(address: Ipv4Addr) -> Reach {
+    match address.octets() {
+        // "This network", link-local with the common metadata service, protocol assignments with Oracle's.
+        [0, ..] | [169, 254, ..] | [192, 0, 0, _] => Reach::Never,
+        // Alibaba's metadata service, inside the shared address space; Azure's, inside the public one.
+        [100, 100, 100, 200] | [168, 63, 129, 16] => Reach::Never,
+        // Multicast, reserved, broadcast.
+        [224..=255, ..] => Reach::Never,
+        [10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18..=19, ..] => {
+            Reach::Private
+        }
+        _ => Reach::Public,
+    }
+}
+
+/// The same for IPv6.
+const fn v6(address: Ipv6Addr) -> Reach {
+    let s = address.segments();
+    match s {
+        [0, 0, 0, 0, 0, 0, 0, 0] => Reach::Never,
+        [0, 0, 0, 0, 0, 0, 0, 1] => Reach::Private,
+        // Compatible, mapped, translated (RFC 2765), NAT64 (RFC 6052).
+        [0, 0, 0, 0, 0, 0, ..]
+        | [0, 0, 0, 0, 0, 0xffff, ..]
+        | [0, 0, 0, 0, 0xffff, 0, ..]
+        | [0x64, 0xff9b, 0, 0, 0, 0, ..] => carried(s[6], s[7]),
+        // NAT64 with a prefix of somebody's own (RFC 8215): where the IPv4 address stands is theirs to know.
+        [0x64, 0xff9b, 1, ..] => match carried(s[6], s[7]) {
+            Reach::Never => Reach::Never,
+            _ => Reach::Private,
+        },
+        // 6to4 (RFC 3056).
+        [0x2002, high, low, ..] => carried(high, low),
+        // Teredo (RFC 4380), the client's address inverted.
+        [0x2001, 0, ..] => match carried(!s[6], !s[7]) {
+            Reach::Public => Reach::Private,
+            inner => inner,
+        },
+        // Discard, link-local, site-local as it was, multicast, and the metadata service of AWS.
+        [0x0100, ..]
+        | [0xfe80..=0xfeff, ..]
+        | [0xff00..=0xffff, ..]
+        | [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Reach::Never,
+        [0xfc00..=0xfdff, ..] => Reach::Private,
+        // ISATAP (RFC 5214) under whatever prefix.
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => carried(high, low),
+        _ => Reach::Public,
+    }
+}
+
+const fn carried(high: u16, low: u16) -> Reach {
+    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+    v4(Ipv4Addr::new(a, b, c, d))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Every spelling of an IPv4 address inside an IPv6 one.
+    fn spellings(address: Ipv4Addr) -> Vec<IpAddr> {
+        let [a, b, c, d] = address.octets();
+        let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        let mut all: Vec<IpAddr> = vec![IpAddr::V4(address), IpAddr::V6(address.to_ipv6_mapped())];
+        all.extend(
+            [
+                [0, 0, 0, 0, 0, 0, high, low],
+                [0, 0, 0, 0, 0xffff, 0, high, low],
+                [0x64, 0xff9b, 0, 0, 0, 0, high, low],
+                [0x64, 0xff9b, 1, 0, 0, 0, high, low],
+                [0x2002, high, low, 0, 0, 0, 0, 0],
+                [0x2002, high, low, 7, 7, 7, 7, 7],
+                [0x2001, 0, 1, 2, 3, 4, !high, !low],
+                [0x2a00, 1, 2, 3, 0, 0x5efe, high, low],
+                [0x2a00, 1, 2, 3, 0x200, 0x5efe, high, low],
+            ]
+            .map(|segments| IpAddr::V6(segments.into())),
+        );
+        all
+    }
+
+    #[test]
+    fn some_addresses_are_never_connected_to_however_they_are_spelled() {
+        for text in [
+            "169.254.169.254",
+            "169.254.0.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "192.0.0.192",
+            "100.100.100.200",
+            "168.63.129.16",
+        ] {
+            for address in spellings(text.parse().unwrap()) {
+                // `::` has a meaning of its own, and `::1` is not 0.0.0.1.
+                assert_eq!(permitted(address, true), Err(Blocked::Never), "{text} as {address}");
+            }
+        }
+        for text in ["::", "fe80::1", "febf::1", "fec0::1", "ff02::1", "fd00:ec2::254", "100::1"] {
+            assert_eq!(permitted(text.parse().unwrap(), true), Err(Blocked::Never), "{text}");
+        }
+    }
+
+    #[test]
+    fn private_addresses_only_where_they_are_allowed() {
+        for text in [
+            "10.0.0.5",
+            "127.0.0.1",
+            "127.255.255.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "198.18.0.1",
+        ] {
+            for address in spellings(text.parse().unwrap()) {
+                assert_eq!(permitted(address, false), Err(Blocked::Private), "{text} as {address}");
+                assert_eq!(permitted(address, true), Ok(()), "{text} as {address}");
+            }
+        }
+        for text in ["::1", "fc00::1", "fd12:3456::1", "fdff::1"] {
+            assert_eq!(permitted(text.parse().unwrap(), false), Err(Blocked::Private), "{text}");
+            assert_eq!(permitted(text.parse().unwrap(), true), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_may_be_connected_to() {
+        for text in [
+            "1.1.1.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "192.169.0.1",
+            "203.0.113.5",
+            "2606:4700::1111",
+            "64:ff9b::101:101",
+            "2002:101:101::",
+        ] {
+            assert_eq!(permitted(text.parse().unwrap(), false), Ok(()), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_is_laxer_than_the_address_itself(bits in any::<u32>(), allow_private in any::<bool>()) {
+            let address = Ipv4Addr::from(bits);
+            if permitted(IpAddr::V4(address), allow_private).is_err() {
+                for spelling in spellings(address) {
+                    let loopback = spelling == IpAddr::V6(Ipv6Addr::LOCALHOST);
+                    prop_assert!(loopback || permitted(spelling, allow_private).is_err(), "{} as {}", address, spelling);
+                }
+            }
+        }
+    }
+}

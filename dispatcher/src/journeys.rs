@@ -1,0 +1,458 @@
+//! Whole journeys: a real store in a folder of its own, real sockets, the public face of this crate.
+//!
+//! Time is real here; a test waits for a state, with a deadline, and never for a duration.
+
+mod receiver;
+mod answers;
+mod failing;
+mod order;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaski_common::backoff::Schedule;
+use chaski_common::clock::Clock;
+use chaski_common::event::Event;
+use chaski_common::secret::Secret;
+use chaski_common::storage::embedded::{self, Options};
+use chaski_common::storage::{
+    Appended, DeadFilter, DeadLetter, FateState, OnConflict, Parked, ParkedFilter, Position, Storage,
+};
+use jiff::Timestamp;
+use prometheus::Registry;
+use tempfile::TempDir;
+
+use self::receiver::{Answer, Receiver};
+use crate::destination::DestinationSpec;
+use crate::status::{BreakerState, DestinationStatus};
+use crate::testing::{event, spec};
+use crate::{Dispatcher, DispatcherConfig};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A store with a dispatcher on it.
+struct Bench {
+    folder: TempDir,
+    storage: Storage,
+    registry: Registry,
+    dispatcher: Dispatcher,
+}
+
+impl Bench {
+    async fn start(specs: Vec<DestinationSpec>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let storage = embedded::open(&Options { path: folder.path().into() }, &Registry::new()).unwrap();
+        Self::on(folder, storage, DispatcherConfig::default(), specs).await
+    }
+
+    async fn on(
+        folder: TempDir,
+        storage: Storage,
+        config: DispatcherConfig,
+        specs: Vec<DestinationSpec>,
+    ) -> Self {
+        let registry = Registry::new();
+        let dispatcher =
+            Dispatcher::start(config, specs, storage.clone(), &registry, Clock::system()).await.unwrap();
+        Self { folder, storage, registry, dispatcher }
+    }
+
+    /// Ends all and opens all anew, as another process would.
+    async fn restart(self, specs: Vec<DestinationSpec>) -> Self {
+        self.dispatcher.shutdown(LONG).await;
+        self.storage.events.close().await;
+        let storage = embedded::open(&Options { path: self.folder.path().into() }, &Registry::new()).unwrap();
+        Self::on(self.folder, storage, DispatcherConfig::default(), specs).await
+    }
+
+    async fn append(&self, event: Event) -> Position {
+        match self.storage.events.append(event, OnConflict::Duplicate).await.unwrap() {
+            Appended::Stored(position) => position,
+            other => panic!("stored, not {other:?}"),
+        }
+    }
+
+    fn status(&self) -> DestinationStatus {
+        self.dispatcher.status().remove(0)
+    }
+
+    async fn mark(&self, destination: &str) -> Position {
+        let progress = self.storage.events.progress().await.unwrap();
+        progress.iter().find(|at| &*at.destination == destination).unwrap().mark
+    }
+
+    async fn parked(&self) -> Vec<Parked> {
+        self.storage.deliveries.parked(ParkedFilter { limit: 1000, ..ParkedFilter::default() }).await.unwrap()
+    }
+
+    async fn dead(&self) -> Vec<DeadLetter> {
+        self.storage.deliveries.dead(DeadFilter { limit: 1000, ..DeadFilter::default() }).await.unwrap()
+    }
+
+    /// Waits until all up to here is settled.
+    async fn settled(&self, destination: &str, position: Position) {
+        until("settled", async || self.mark(destination).await >= position).await;
+    }
+
+    fn metric(&self, name: &str, label: &str) -> f64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).unwrap();
+        let mine =
+            |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|pair| pair.value() == label);
+        family
+            .get_metric()
+            .iter()
+            .filter(mine)
+            .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
+            .sum()
+    }
+}
+
+/// Waits for a state.
+async fn until(what: &str, reached: impl AsyncFn() -> bool) {
+    let waited = tokio::time::timeout(LONG, async {
+        while !reached().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not reached: {what}");
+}
+
+fn patient(first: Duration) -> Schedule {
+    Schedule::growing(first, 1.0, first, Duration::from_hours(72)).unwrap()
+}
+
+#[tokio::test]
+async fn an_event_is_delivered_once_as_it_came_and_with_all_its_headers() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let mut spec = spec("erp", &receiver.url());
+    let current = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    spec.signing = vec![Secret::new(current), Secret::new("the one before")];
+    spec.auth = Some(crate::destination::Auth::Bearer(Secret::new("t0ken")));
+    let bench = Bench::start(vec![spec]).await;
+    let mut event = event(1);
+    event.body = b"{ \"a\" : 1.00,\t\"b\":\"\xc3\xb1\" }\r\n".as_slice().into();
+    event.subject = Some("CIP 1".into());
+    event.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    let position = bench.append(event.clone()).await;
+    bench.settled("erp", position).await;
+    let mut bytes = crate::testing::event(2);
+    bytes.body = (0..=255).collect::<Vec<u8>>().into();
+    bench.settled("erp", bench.append(bytes.clone()).await).await;
+
+    let got = receiver.got();
+    assert_eq!(got.len(), 2);
+    assert_eq!(got[1].body, bytes.body);
+    assert_eq!(got[0].body, event.body);
+    let id = event.id.to_string();
+    let expected = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", &id),
+        ("ce-source", "/sources/pe"),
+        ("ce-type", "cip.paid"),
+        ("ce-subject", "CIP%201"),
+        ("webhook-id", &id),
+        ("idempotency-key", &id),
+        ("chaski-attempt", "1"),
+        ("content-type", "application/json"),
+        ("authorization", "Bearer t0ken"),
+        ("traceparent", event.traceparent.as_deref().unwrap()),
+        ("user-agent", concat!("chaski/", env!("CARGO_PKG_VERSION"))),
+        ("host", &receiver.address().to_string()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(got[0].headers.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let mut headers = http::HeaderMap::new();
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        headers.insert(name, got[0].headers[name].parse().unwrap());
+    }
+    standardwebhooks::Webhook::new(current).unwrap().verify(&event.body, &headers).unwrap();
+    standardwebhooks::Webhook::from_bytes(b"the one before".to_vec())
+        .unwrap()
+        .verify(&event.body, &headers)
+        .unwrap();
+    assert_eq!(bench.status().consecutive_failures, 0);
+    assert!(bench.status().last_success.is_some());
+}
+
+#[tokio::test]
+async fn what_a_destination_does_not_take_is_settled_without_a_delivery() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.events = vec!["order.*".to_owned()];
+    let bench = Bench::start(vec![spec]).await;
+    let position = bench.append(event(1)).await;
+    bench.settled("erp", position).await;
+    assert!(receiver.got().is_empty());
+}
+
+#[tokio::test]
+async fn no_attempt_comes_before_the_time_the_receiver_asked_for() {
+    let receiver = Receiver::start(|got| {
+        if got.attempt() == 1 { Answer::With(503, "retry-after", "1") } else { Answer::Status(200) }
+    })
+    .await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    let position = bench.append(event(1)).await;
+    let got = receiver.has(2).await;
+    assert!(got[1].at - got[0].at >= Duration::from_secs(1), "{:?}", got[1].at - got[0].at);
+    bench.settled("erp", position).await;
+}
+
+#[tokio::test]
+async fn a_poison_event_is_parked_and_the_others_pass() {
+    let poison = event(3).id.to_string();
+    let receiver =
+        Receiver::start(move |got| Answer::Status(if got.id() == poison { 500 } else { 200 })).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = Schedule::listed(
+        vec![
+            Duration::from_millis(20),
+            Duration::from_millis(20),
+            Duration::from_millis(20),
+            Duration::from_hours(4),
+        ],
+        Duration::from_hours(72),
+    )
+    .unwrap();
+    let bench = Bench::start(vec![spec]).await;
+    let mut last = Position(0);
+    for n in 0..50 {
+        last = bench.append(event(n)).await;
+    }
+    bench.settled("erp", last).await;
+    let parked = bench.parked().await;
+    assert_eq!(parked.len(), 1);
+    assert_eq!((parked[0].event.id, parked[0].attempts, parked[0].history.len()), (event(3).id, 4, 4));
+    assert!(parked[0].first_attempt.is_some());
+    let mut times = BTreeMap::new();
+    for got in receiver.got() {
+        *times.entry(got.id().to_owned()).or_insert(0) += 1;
+    }
+    assert_eq!(times.len(), 50);
+    assert!(
+        times.iter().all(|(id, times)| *times == if *id == event(3).id.to_string() { 4 } else { 1 }),
+        "{times:?}"
+    );
+    until("shown", async || bench.status().waiting == 1).await;
+    // Hurried, it goes at once, and when it is taken it is gone.
+    bench.storage.deliveries.hurry(event(3).id, None, Clock::system().now()).await.unwrap();
+    bench.dispatcher.wake(Some("erp")).await;
+    receiver.has(54).await;
+}
+
+#[tokio::test]
+async fn what_cannot_heal_is_a_dead_letter() {
+    let status = |n: u64| match n {
+        1 => 410,
+        2 => 422,
+        _ => 200,
+    };
+    let of = move |got: &receiver::Got| (0..9).find(|n| event(*n).id.to_string() == got.id()).unwrap();
+    let receiver = Receiver::start(move |got| Answer::Status(status(of(got)))).await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    for n in 0..3 {
+        bench.append(event(n)).await;
+    }
+    bench.settled("erp", Position(3)).await;
+    until("two letters", async || bench.dead().await.len() == 2).await;
+    let dead = bench.dead().await;
+    let letter = |n: u64| dead.iter().find(|letter| letter.event.id == event(n).id).unwrap();
+    assert_eq!((&*letter(1).reason, letter(1).attempts), ("gone", 1));
+    assert_eq!((&*letter(2).reason, letter(2).attempts), ("rejected", 3));
+    assert_eq!(letter(2).event.body, event(2).body);
+    assert!(bench.parked().await.is_empty());
+    assert!((bench.metric("chaski_dlq_added_total", "gone") - 1.0).abs() < 0.1);
+    assert!((bench.metric("chaski_dlq_added_total", "rejected") - 1.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn it_gives_up_when_the_schedule_says_so() {
+    let receiver = Receiver::start(|_| Answer::Status(500)).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = Schedule::growing(
+        Duration::from_millis(10),
+        2.0,
+        Duration::from_millis(40),
+        Duration::from_millis(300),
+    )
+    .unwrap();
+    let bench = Bench::start(vec![spec]).await;
+    bench.append(event(1)).await;
+    until("a letter", async || bench.dead().await.len() == 1).await;
+    let letter = &bench.dead().await[0];
+    assert_eq!(&*letter.reason, "gave_up");
+    assert!(letter.attempts > 4);
+    assert_eq!(receiver.got().len(), letter.attempts as usize);
+    assert!(bench.parked().await.is_empty());
+}
+
+#[tokio::test]
+async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
+    let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_down = down.clone();
+    let receiver = Receiver::start(move |_| {
+        Answer::Status(if is_down.load(std::sync::atomic::Ordering::Relaxed) { 503 } else { 200 })
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_hours(1));
+    let bench = Bench::start(vec![spec]).await;
+    let mut last = Position(0);
+    for n in 0..40 {
+        last = bench.append(event(n)).await;
+    }
+    until("open", async || bench.status().breaker == BreakerState::Open).await;
+    // Some that failed before it opened are parked for long; the rest stays in the log and the window.
+    let at_opening = receiver.got().len();
+    assert!(at_opening < 15, "{at_opening}");
+    receiver.has(at_opening + 1).await;
+    down.store(false, std::sync::atomic::Ordering::Relaxed);
+    bench.settled("erp", last).await;
+    until("closed", async || bench.status().breaker == BreakerState::Closed).await;
+    let parked = bench.parked().await.len();
+    assert!(parked < 8, "{parked}");
+    let delivered =
+        receiver.got().iter().map(|got| got.id().to_owned()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(delivered.len(), 40);
+    assert!((bench.metric("chaski_dispatch_circuit_open", "erp")).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_paused_destination_gets_nothing_until_it_is_resumed_even_after_a_restart() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let specs = vec![spec("erp", &receiver.url())];
+    let bench = Bench::start(specs.clone()).await;
+    assert!(bench.dispatcher.pause("erp").await.unwrap());
+    assert!(!bench.dispatcher.pause("erp").await.unwrap());
+    assert!(bench.dispatcher.pause("nobody").await.is_err());
+    let bench = bench.restart(specs).await;
+    assert!(bench.status().paused);
+    let position = bench.append(event(1)).await;
+    // Another destination tells that time has passed: it has taken the event.
+    let other = Receiver::start(|_| Answer::Status(200)).await;
+    bench.dispatcher.reload(vec![spec("erp", &receiver.url()), spec("orders", &other.url())]).await.unwrap();
+    bench.settled("orders", position).await;
+    assert!(receiver.got().is_empty());
+    assert!(bench.dispatcher.resume("erp").await.unwrap());
+    bench.settled("erp", position).await;
+    assert_eq!(receiver.got().len(), 1);
+}
+
+#[tokio::test]
+async fn a_replay_delivers_a_span_once_more_and_ends() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    for n in 0..10 {
+        let mut event = event(n);
+        event.received_at = begin + Duration::from_secs(n);
+        bench.append(event).await;
+    }
+    bench.settled("erp", Position(10)).await;
+    let started = bench
+        .dispatcher
+        .replay("erp", begin + Duration::from_secs(2), begin + Duration::from_secs(6))
+        .await
+        .unwrap();
+    assert_eq!(started.events, 4);
+    let got = receiver.has(14).await;
+    let mut again: Vec<_> = got[10..].iter().map(|got| got.id().to_owned()).collect();
+    again.sort();
+    let mut expected: Vec<_> = (2..6).map(|n| event(n).id.to_string()).collect();
+    expected.sort();
+    assert_eq!(again, expected);
+    until("ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
+    assert!((bench.metric("chaski_replay_events_total", "delivered") - 4.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_where_it_was_and_what_was_parked_is_delivered() {
+    let sick = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let (is_sick, poison) = (sick.clone(), event(1).id.to_string());
+    let receiver = Receiver::start(move |got| {
+        Answer::Status(if got.id() == poison && is_sick.load(std::sync::atomic::Ordering::Relaxed) {
+            500
+        } else {
+            200
+        })
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_secs(20));
+    let specs = vec![spec];
+    let bench = Bench::start(specs.clone()).await;
+    for n in 0..20 {
+        bench.append(event(n)).await;
+    }
+    receiver.has(20).await;
+    let bench = bench.restart(specs).await;
+    let parked = bench.parked().await;
+    assert_eq!(parked.len(), 1, "what waited is parked at the stop, so that its time is kept");
+    sick.store(false, std::sync::atomic::Ordering::Relaxed);
+    bench.storage.deliveries.hurry(event(1).id, None, Clock::system().now()).await.unwrap();
+    bench.dispatcher.wake(None).await;
+    until("nothing is parked", async || bench.parked().await.is_empty()).await;
+    let position = bench.append(event(20)).await;
+    bench.settled("erp", position).await;
+    let got = receiver.got();
+    assert_eq!(got.len(), 22, "none twice but the one that failed");
+    assert_eq!(
+        got.iter()
+            .find(|got| got.id() == event(1).id.to_string() && got.attempt() == 2)
+            .map(receiver::Got::attempt),
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn a_reload_leaves_what_is_as_before_alone_and_swaps_what_changed() {
+    let (old, new) =
+        (Receiver::start(|_| Answer::Status(200)).await, Receiver::start(|_| Answer::Status(200)).await);
+    let bench = Bench::start(vec![spec("a", &old.url()), spec("b", &old.url()), spec("c", &old.url())]).await;
+    bench.append(event(1)).await;
+    old.has(3).await;
+    bench.dispatcher.reload(vec![spec("a", &old.url()), spec("b", &new.url())]).await.unwrap();
+    let names: Vec<_> = bench.dispatcher.status().iter().map(|status| status.name.to_string()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let position = bench.append(event(2)).await;
+    bench.settled("a", position).await;
+    bench.settled("b", position).await;
+    assert_eq!((old.got().len(), new.got().len()), (4, 1));
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_on_one_event_does_not_stand_in_front_of_the_others() {
+    let slow = event(0).id.to_string();
+    let receiver =
+        Receiver::start(move |got| if got.id() == slow { Answer::Silence } else { Answer::Status(200) })
+            .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.timeout = LONG;
+    let bench = Bench::start(vec![spec]).await;
+    let appends = (0..3000).map(|n| bench.append(event(n)));
+    futures_util::future::join_all(appends).await;
+    // More than a window of healthy ones passes while the first attempt is still under way.
+    let got = receiver.has(3000).await;
+    assert_eq!(got.iter().filter(|got| got.attempt() > 1).count(), 0);
+    assert!(bench.mark("erp").await < Position(3000), "the slow one is not settled");
+    bench.dispatcher.shutdown(Duration::ZERO).await;
+    let lag = bench.storage.events.fates(event(0).id).await.unwrap();
+    assert!(lag.iter().all(|fate| fate.state == FateState::Waiting), "{lag:?}");
+}
+
+#[tokio::test]
+async fn the_rate_spreads_the_attempts() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.rate_per_second = Some(20.0);
+    let bench = Bench::start(vec![spec]).await;
+    for n in 0..12 {
+        bench.append(event(n)).await;
+    }
+    let got = receiver.has(12).await;
+    let took = got[11].at - got[0].at;
+    assert!(took >= Duration::from_millis(450), "ten intervals of 50 ms behind a burst of two, not {took:?}");
+}

@@ -1,0 +1,238 @@
+//! One cursor's way through the log: a destination's own, or a replay's. No I/O beyond taking batches.
+//!
+//! A lane knows what it has read and not finished, what is ready, and what waits inside the window. Who goes
+//! when is the courier's decision, because the lanes of a destination share its limits.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::task::{Context, Poll};
+
+use chaski_common::storage::{BatchLimit, Cursor, Delivered, Position, Record, StorageError, Subscription};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::delivery::Delivery;
+use crate::window::Window;
+
+/// Most records read and not settled, and their bytes.
+const WINDOW_RECORDS_MAX: u64 = 1024;
+const WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most positions from the mark on, settled or not: room for healthy deliveries to go on behind a slow one.
+const SPAN_MAX: usize = 16 * 1024;
+/// Bytes of one batch.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// The bounds of a lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) records: usize,
+    pub(crate) batch: BatchLimit,
+}
+
+impl Limits {
+    /// A window that could be parked whole, and batches of a quarter of it.
+    pub(crate) fn within(parked_max: u64) -> Self {
+        let records = usize::try_from(parked_max.clamp(1, WINDOW_RECORDS_MAX)).unwrap_or(1);
+        Self { records, batch: BatchLimit { records: (records / 4).max(1), bytes: BATCH_BYTES_MAX } }
+    }
+}
+
+/// One cursor.
+pub(crate) struct Lane {
+    /// 0 is the destination's own way through the log.
+    pub(crate) number: u64,
+    pub(crate) cursor: Cursor,
+    /// None once the end was reached.
+    batches: Option<mpsc::Receiver<Result<Vec<Record>, StorageError>>>,
+    limits: Limits,
+    window: Window,
+    /// Settled before this process began.
+    settled: HashSet<Position>,
+    /// Whether the window has room: full stops the reading, half empty resumes it.
+    open: bool,
+    /// May be attempted now.
+    pub(crate) ready: VecDeque<Box<Delivery>>,
+    waits: BTreeMap<(Instant, Position), Wait>,
+    delivered: Vec<Delivered>,
+    saved: Position,
+    /// A settle is being written.
+    saving: bool,
+    /// The end of the replay is being written.
+    ending: bool,
+}
+
+/// A delivery that waits for its next attempt inside the window.
+struct Wait {
+    delivery: Box<Delivery>,
+    /// The receiver asked for it, so it is kept whatever the breaker does.
+    asked: bool,
+}
+
+impl Lane {
+    pub(crate) fn new(cursor: Cursor, subscription: Subscription, limits: Limits) -> Self {
+        Self {
+            number: cursor.replay,
+            cursor,
+            batches: Some(subscription.batches),
+            limits,
+            window: Window::new(subscription.mark),
+            settled: subscription.settled.into_iter().collect(),
+            open: true,
+            ready: VecDeque::new(),
+            waits: BTreeMap::new(),
+            delivered: Vec::new(),
+            saved: subscription.mark,
+            saving: false,
+            ending: false,
+        }
+    }
+
+    /// Deliveries read and not settled.
+    pub(crate) const fn unsettled(&self) -> usize {
+        self.window.unsettled()
+    }
+
+    /// Most records the next batch can add.
+    pub(crate) const fn batch_records(&self) -> usize {
+        self.limits.batch.records
+    }
+
+    /// Whether what waits keeps healthy deliveries from going on, so that it must leave the window.
+    pub(crate) fn is_crowded(&self) -> bool {
+        !self.waits.is_empty()
+            && (self.window.span() >= SPAN_MAX || self.waits.len() > self.limits.records / 2)
+    }
+
+    /// Whether there is room for another batch.
+    pub(crate) fn has_room(&mut self) -> bool {
+        let (records, bytes) = (self.window.unsettled(), self.window.bytes());
+        let backlog = self.window.span().max(self.delivered.len());
+        if records + self.limits.batch.records > self.limits.records.max(self.limits.batch.records)
+            || bytes + BATCH_BYTES_MAX > WINDOW_BYTES_MAX
+            || backlog >= SPAN_MAX
+        {
+            self.open = false;
+        } else if records <= self.limits.records / 2
+            && bytes <= WINDOW_BYTES_MAX / 2
+            && backlog <= SPAN_MAX / 2
+        {
+            self.open = true;
+        }
+        self.open && self.batches.is_some()
+    }
+
+    /// The next batch. At its end the lane stays pending for good.
+    pub(crate) fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Record>, StorageError>> {
+        let Some(batches) = &mut self.batches else {
+            return Poll::Pending;
+        };
+        match batches.poll_recv(cx) {
+            Poll::Ready(Some(batch)) => Poll::Ready(batch),
+            Poll::Ready(None) => {
+                self.batches = None;
+                Poll::Ready(Ok(Vec::new()))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Ends the reading; what was read and not settled is read again by the next one.
+    pub(crate) fn stop_reading(&mut self) {
+        self.batches = None;
+    }
+
+    /// A record that the destination takes; none if it is settled already.
+    pub(crate) fn admit(&mut self, record: Record) -> Option<Box<Delivery>> {
+        if self.settled.remove(&record.position) {
+            self.window.pass(record.position);
+            return None;
+        }
+        let new = self.window.admit(record.position, record.event.weight_bytes());
+        new.then(|| Box::new(Delivery::read(self.number, record)))
+    }
+
+    /// A record that the destination does not take.
+    pub(crate) fn pass(&mut self, position: Position) {
+        self.settled.remove(&position);
+        self.window.pass(position);
+    }
+
+    /// A delivery waits inside the window.
+    pub(crate) fn wait(&mut self, mut delivery: Box<Delivery>, until: Instant, asked: bool) {
+        delivery.waits = delivery.waits.saturating_add(1);
+        self.waits.insert((until, delivery.position), Wait { delivery, asked });
+    }
+
+    /// Deliveries that wait inside the window.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waits.len()
+    }
+
+    /// When the first wait is over.
+    pub(crate) fn first_wait(&self) -> Option<Instant> {
+        self.waits.first_key_value().map(|((until, _), _)| *until)
+    }
+
+    /// Those whose wait is over are ready, before all others.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        while let Some(entry) = self.waits.first_entry()
+            && entry.key().0 <= now
+        {
+            self.ready.push_front(entry.remove().delivery);
+        }
+    }
+
+    /// The breaker has opened: what waits is ready again, as if the attempt before had not been made. A wait
+    /// that the receiver asked for stays.
+    pub(crate) fn forgive(&mut self) {
+        let (kept, forgiven) = std::mem::take(&mut self.waits).into_iter().partition(|(_, wait)| wait.asked);
+        self.waits = kept;
+        let forgiven: BTreeMap<(Instant, Position), Wait> = forgiven;
+        for mut wait in forgiven.into_values() {
+            wait.delivery.forget_wait();
+            self.ready.push_back(wait.delivery);
+        }
+    }
+
+    /// All that waits, with when the wait would have ended.
+    pub(crate) fn take_waits(&mut self) -> impl Iterator<Item = (Instant, Box<Delivery>)> + use<> {
+        std::mem::take(&mut self.waits).into_iter().map(|((until, _), wait)| (until, wait.delivery))
+    }
+
+    /// A position is settled; with the delivery, if that is why.
+    pub(crate) fn settle(&mut self, position: Position, delivered: Option<Delivered>) {
+        self.window.settle(position);
+        self.delivered.extend(delivered);
+    }
+
+    /// Whether there is something to settle that the storage does not know.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        !self.saving && (self.window.mark() > self.saved || !self.delivered.is_empty())
+    }
+
+    /// What to settle; until it is acknowledged, nothing else is written for this lane.
+    pub(crate) fn save(&mut self) -> (Position, Vec<Delivered>) {
+        self.saving = true;
+        (self.window.mark(), std::mem::take(&mut self.delivered))
+    }
+
+    /// Settled up to here, durably.
+    pub(crate) fn saved(&mut self, mark: Position) {
+        self.saving = false;
+        self.saved = mark;
+    }
+
+    /// Whether a settle is being written.
+    pub(crate) const fn is_saving(&self) -> bool {
+        self.saving
+    }
+
+    /// Whether all of a replay is settled, durably; true once.
+    pub(crate) fn ends(&mut self) -> bool {
+        let over = self.number != 0
+            && self.batches.is_none()
+            && self.unsettled() == 0
+            && !self.saving
+            && !self.is_unsaved();
+        over && !std::mem::replace(&mut self.ending, true)
+    }
+}

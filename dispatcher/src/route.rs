@@ -1,0 +1,84 @@
+//! Whether a destination takes an event. Pure.
+
+use std::sync::Arc;
+
+use chaski_common::event::Event;
+
+use crate::destination::DestinationSpec;
+
+/// What one destination takes.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    sources: Vec<Arc<str>>,
+    /// Empty means all.
+    kinds: Vec<Pattern>,
+}
+
+#[derive(Clone, Debug)]
+enum Pattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+impl Route {
+    pub(crate) fn new(spec: &DestinationSpec) -> Self {
+        let pattern = |text: &String| match text.strip_suffix('*') {
+            Some(prefix) => Pattern::Prefix(prefix.into()),
+            None => Pattern::Exact(text.as_str().into()),
+        };
+        Self { sources: spec.sources.clone(), kinds: spec.events.iter().map(pattern).collect() }
+    }
+
+    /// Whether this event goes there.
+    pub(crate) fn takes(&self, event: &Event) -> bool {
+        let kind_fits = |pattern: &Pattern| match pattern {
+            Pattern::Exact(kind) => **kind == *event.kind,
+            Pattern::Prefix(prefix) => event.kind.starts_with(&**prefix),
+        };
+        self.sources.contains(&event.source) && (self.kinds.is_empty() || self.kinds.iter().any(kind_fits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{event, spec};
+
+    fn takes(sources: &[&str], kinds: &[&str], source: &str, kind: &str) -> bool {
+        let mut spec = spec("erp", "http://127.0.0.1:1/");
+        spec.sources = sources.iter().map(|name| Arc::from(*name)).collect();
+        spec.events = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        let mut event = event(1);
+        (event.source, event.kind) = (source.into(), kind.into());
+        Route::new(&spec).takes(&event)
+    }
+
+    #[test]
+    fn an_event_goes_where_its_source_and_its_type_are_named() {
+        assert!(takes(&["pe"], &[], "pe", "anything"));
+        assert!(!takes(&["pe"], &[], "pe-sandbox", "anything"));
+        assert!(!takes(&[], &[], "pe", "anything"), "no source is spelled out");
+        let cases = [
+            ("cip.paid", true),
+            ("cip.expired", true),
+            ("cip", false),
+            ("cip.", true),
+            ("CIP.PAID", false),
+            ("order.made", true),
+            ("order.made2", false),
+        ];
+        for (kind, expected) in cases {
+            assert_eq!(takes(&["pe"], &["cip.*", "order.made"], "pe", kind), expected, "{kind}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_star_takes_what_begins_like_it_and_nothing_else(pattern in "[a-c.]{0,4}", kind in "[a-c.]{1,6}") {
+            prop_assert_eq!(takes(&["s"], &[&format!("{pattern}*")], "s", &kind), kind.starts_with(&pattern));
+            prop_assert_eq!(takes(&["s"], &[&pattern], "s", &kind), kind == pattern);
+        }
+    }
+}

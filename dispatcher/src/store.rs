@@ -1,0 +1,126 @@
+//! The storage as a courier uses it: each write is tried until it is acknowledged or the storage is closed.
+//!
+//! Promise: `Ok` means durable. Nothing is settled on anything else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable as _};
+use chaski_common::storage::{Cursor, Delivered, Parked, Position, Storage, StorageError};
+use jiff::Timestamp;
+
+use crate::attempt::Reason;
+use crate::delivery::Delivery;
+use crate::destination::{DestinationSpec, Ordering};
+
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// The storage, for one destination.
+#[derive(Clone)]
+pub(crate) struct Store {
+    storage: Storage,
+    destination: Arc<str>,
+    ordered: bool,
+}
+
+/// A write that ends a delivery's stay with its courier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Until it is due.
+    Parked { due: Timestamp },
+    /// As a dead letter.
+    Dead { reason: Reason, at: Timestamp },
+    /// As delivered; for one that was parked.
+    Delivered { at: Timestamp },
+}
+
+/// What the storage has parked for a destination.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// Due, the longest waiting first.
+    pub(crate) due: Vec<Parked>,
+    /// When the first of all is due.
+    pub(crate) next_due: Option<Timestamp>,
+    /// All of them.
+    pub(crate) count: u64,
+    /// Subjects that have parked deliveries, and how many; only where deliveries are ordered.
+    pub(crate) held: Vec<(Arc<str>, u64)>,
+}
+
+impl Store {
+    pub(crate) fn new(storage: Storage, spec: &DestinationSpec) -> Self {
+        Self { storage, destination: spec.name.clone(), ordered: spec.ordering == Ordering::Key }
+    }
+
+    /// Reads what is parked, and at most `limit` of those that are due.
+    pub(crate) async fn look(&self, now: Timestamp, limit: usize) -> Result<Look, StorageError> {
+        let (deliveries, name) = (&self.storage.deliveries, &*self.destination);
+        let count = deliveries.parked_count(name).await?;
+        if count == 0 {
+            return Ok(Look::default());
+        }
+        Ok(Look {
+            due: if limit == 0 { Vec::new() } else { deliveries.due(name, now, self.ordered, limit).await? },
+            next_due: deliveries.next_due(name, self.ordered).await?,
+            count,
+            held: if self.ordered { deliveries.held_subjects(name).await? } else { Vec::new() },
+        })
+    }
+
+    /// Makes the end of a delivery's stay durable. Fails only when the storage is closed.
+    pub(crate) async fn keep(&self, delivery: &Delivery, what: Keep) -> Result<(), StorageError> {
+        let deliveries = &self.storage.deliveries;
+        self.insist(|| async {
+            match what {
+                Keep::Parked { due } => deliveries.park(delivery.parked(&self.destination, due)).await,
+                Keep::Dead { reason, at } => {
+                    deliveries.bury(delivery.letter(&self.destination, reason, at)).await
+                }
+                Keep::Delivered { at } => {
+                    deliveries.complete(&self.destination, delivery.event.id, delivery.delivered(at)).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// Makes a lane's progress durable. Fails only when the storage is closed.
+    pub(crate) async fn settle(
+        &self,
+        cursor: &Cursor,
+        mark: Position,
+        delivered: &[Delivered],
+    ) -> Result<(), StorageError> {
+        self.insist(|| self.storage.events.settle(cursor, mark, delivered.to_vec())).await
+    }
+
+    /// Ends a replay. Fails only when the storage is closed.
+    pub(crate) async fn end_replay(&self, cursor: &Cursor) -> Result<(), StorageError> {
+        self.insist(|| self.storage.events.end_replay(cursor)).await
+    }
+
+    /// A poisoned store is asked again, too: it heals by a restart, which ends this wait, and until then
+    /// nothing may be taken for settled.
+    async fn insist<F: Future<Output = Result<(), StorageError>>>(
+        &self,
+        write: impl FnMut() -> F,
+    ) -> Result<(), StorageError> {
+        let backoff = ExponentialBuilder::new()
+            .with_min_delay(RETRY_FIRST)
+            .with_max_delay(RETRY_LAST)
+            .with_jitter()
+            .without_max_times();
+        let mut told = false;
+        write
+            .retry(backoff)
+            .sleep(tokio::time::sleep)
+            .when(|error| !matches!(error, StorageError::Closed))
+            .notify(|error, _| {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on");
+                }
+            })
+            .await
+    }
+}

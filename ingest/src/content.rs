@@ -1,0 +1,431 @@
+//! Id, type, subject and time out of a verified body, strictly.
+//!
+//! A signed event that breaks a rule is never thrown away: the caller keeps it in quarantine. Unknown event
+//! types and extra fields pass. Money stays the decimal text it was sent as.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use chaski_common::event::{EventId, Fingerprint, SUBJECT_BYTES_MAX, TYPE_BYTES_MAX, TYPE_UNKNOWN};
+use http::header::CONTENT_ENCODING;
+use jiff::Timestamp;
+
+use crate::json::{self, Document, Fault, Found, Root};
+use crate::location::{Location, Pointer};
+use crate::respond::labelled;
+use crate::source::{EventSpec, SpecError};
+use crate::verify::{Verified, parse_rfc3339, parse_unix_auto, scheme};
+
+/// Parts of a deduplication key.
+const KEY_PARTS_MAX: usize = 8;
+/// Longest part of a deduplication key.
+const KEY_PART_BYTES_MAX: usize = 256;
+/// Longest CIP and longest operation number, by PagoEfectivo's guide.
+const PAGOEFECTIVO_KEY_BYTES_MAX: usize = 14;
+
+labelled! {
+    /// Why a signed event cannot be used.
+    pub Unusable {
+        /// Compressed; nothing is inflated here.
+        ContentEncoding = "content_encoding",
+        /// No body.
+        EmptyBody = "empty_body",
+        /// Not UTF-8.
+        JsonUtf8 = "json_utf8",
+        /// Not JSON.
+        JsonSyntax = "json_syntax",
+        /// Containers too deep in one another.
+        JsonDepth = "json_depth",
+        /// Too many values.
+        JsonTooComplex = "json_too_complex",
+        /// A number too long or too large.
+        JsonNumber = "json_number",
+        /// A name twice in one object.
+        JsonDuplicateKey = "json_duplicate_key",
+        /// Not an object.
+        SchemaRoot = "schema_root",
+        /// A field that must be there is not.
+        SchemaMissing = "schema_missing",
+        /// A part of the key, the type or the subject is not of the right form.
+        SchemaKey = "schema_key",
+        /// Not an amount.
+        SchemaAmount = "schema_amount",
+        /// Not a currency.
+        SchemaCurrency = "schema_currency",
+        /// Not a time.
+        SchemaTime = "schema_time",
+        /// It happened too long ago.
+        EventTooOld = "event_too_old",
+    }
+}
+
+impl Unusable {
+    /// What a person needs beside the label, in the terms of this crate's bounds. Never a payload.
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::ContentEncoding => "the body has a content coding, and nothing is inflated here",
+            Self::EmptyBody => "the body is empty",
+            Self::JsonUtf8 => "the body is not UTF-8",
+            Self::JsonSyntax => "the body is not one JSON document as RFC 8259 has it",
+            Self::JsonDepth => "more than 32 containers in one another",
+            Self::JsonTooComplex => "more than 10000 values",
+            Self::JsonNumber => "a number longer than 64 characters, or with an exponent past 308",
+            Self::JsonDuplicateKey => "an object has a name twice",
+            Self::SchemaRoot => "the document is not an object",
+            Self::SchemaMissing => "a required field is missing",
+            Self::SchemaKey => "a part of the key, the type or the subject has a wrong form or length",
+            Self::SchemaAmount => "the amount is not a positive decimal with at most two decimals",
+            Self::SchemaCurrency => "the currency is neither PEN nor USD",
+            Self::SchemaTime => "the payment date is not an RFC 3339 time",
+            Self::EventTooOld => "the event is older than max_age",
+        }
+    }
+}
+
+impl From<Fault> for Unusable {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Utf8 => Self::JsonUtf8,
+            Fault::Syntax => Self::JsonSyntax,
+            Fault::Depth => Self::JsonDepth,
+            Fault::TooComplex => Self::JsonTooComplex,
+            Fault::Number => Self::JsonNumber,
+            Fault::DuplicateKey => Self::JsonDuplicateKey,
+        }
+    }
+}
+
+/// What an event is, read from a verified request. Only [`Rules::read`] makes one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Usable<'r> {
+    pub(crate) id: EventId,
+    pub(crate) kind: Cow<'r, str>,
+    pub(crate) subject: Option<Cow<'r, str>>,
+    pub(crate) time: Option<Timestamp>,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// How the content of one source is read; compiled from `[sources.NAME.event]`.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    grammar: Grammar,
+    id: Vec<Field>,
+    fallback: bool,
+    kind: Option<Field>,
+    subject: Option<Field>,
+    time: Option<Field>,
+    max_age: Option<Duration>,
+    /// What one pass over the body collects; a [`Field`] knows its place here.
+    pointers: Vec<Pointer>,
+}
+
+#[derive(Debug)]
+enum Grammar {
+    Json,
+    Form,
+    Any,
+    PagoEfectivo(PagoEfectivo),
+}
+
+/// A location, and where the pass over the JSON puts its value.
+#[derive(Debug)]
+struct Field {
+    place: Location,
+    slot: Option<usize>,
+}
+
+/// The slots of the fields that the callback of PagoEfectivo must carry in a certain form.
+#[derive(Debug)]
+struct PagoEfectivo {
+    event_type: usize,
+    cip: usize,
+    operation: usize,
+    currency: usize,
+    amount: usize,
+    payment_date: usize,
+}
+
+impl Rules {
+    pub(crate) fn compile(spec: &EventSpec) -> Result<Self, SpecError> {
+        let mut pointers = Vec::new();
+        let fallback = match spec.fallback.as_deref() {
+            None => false,
+            Some("body-sha256") => true,
+            Some(other) => return Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256")),
+        };
+        if spec.id.is_empty() && !fallback {
+            return Err(SpecError::new("event.id", "nothing tells two events apart", "for example [\"json:/id\"], or fallback = \"body-sha256\""));
+        }
+        if spec.id.len() > KEY_PARTS_MAX {
+            return Err(SpecError::new("event.id", format!("{} parts", spec.id.len()), format!("at most {KEY_PARTS_MAX}")));
+        }
+        let mut field = |name: &str, text: &String| Field::compile(name, text, &mut pointers);
+        let id = spec.id.iter().map(|part| field("event.id", part)).collect::<Result<Vec<_>, _>>()?;
+        let mut optional = |name: &str, text: &Option<String>| text.as_ref().map(|text| field(name, text)).transpose();
+        let kind = optional("event.type", &spec.kind)?;
+        let subject = optional("event.subject", &spec.subject)?;
+        let time = optional("event.time", &spec.time)?;
+        let grammar = match spec.content.as_deref() {
+            None | Some("json") => Grammar::Json,
+            Some("form") => Grammar::Form,
+            Some("any") => Grammar::Any,
+            Some("pagoefectivo") => Grammar::PagoEfectivo(PagoEfectivo::compile(&mut pointers)?),
+            Some(other) => {
+                return Err(SpecError::new("event.content", format!("no content is called {other}"), "json, form, any or pagoefectivo"));
+            }
+        };
+        if pointers.len() > json::POINTERS_MAX {
+            return Err(SpecError::new("event", "too many places in the JSON", format!("at most {}", json::POINTERS_MAX)));
+        }
+        if matches!(grammar, Grammar::Form | Grammar::Any) && !pointers.is_empty() {
+            return Err(SpecError::new("event.content", "json: places need content that is JSON", "json, or other places"));
+        }
+        Ok(Self { grammar, id, fallback, kind, subject, time, max_age: spec.max_age, pointers })
+    }
+
+    /// Reads a verified request, in one pass where it is JSON.
+    pub(crate) fn read<'r>(&self, verified: &Verified<'r>, source: &str, now: Timestamp) -> Result<Usable<'r>, Unusable> {
+        let received = verified.received;
+        if received.head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(Unusable::ContentEncoding);
+        }
+        if received.body.is_empty() {
+            return Err(Unusable::EmptyBody);
+        }
+        let document = match self.grammar {
+            Grammar::Form | Grammar::Any => None,
+            Grammar::Json | Grammar::PagoEfectivo(_) => {
+                let pointers: Vec<&Pointer> = self.pointers.iter().collect();
+                Some(json::read(&received.body, &pointers)?)
+            }
+        };
+        let is_rooted = match (&self.grammar, &document) {
+            (Grammar::PagoEfectivo(_), Some(document)) => document.root == Root::Object,
+            (_, document) => document.as_ref().is_none_or(|document| document.root != Root::Scalar),
+        };
+        if !is_rooted {
+            return Err(Unusable::SchemaRoot);
+        }
+        if let (Grammar::PagoEfectivo(grammar), Some(document)) = (&self.grammar, &document) {
+            grammar.check(document)?;
+        }
+        let fingerprint = Fingerprint::of(document.as_ref().map_or(&received.body, |document| &document.comparable));
+        let view = View { verified, document: document.as_ref() };
+        let time = self.time.as_ref().and_then(|field| view.text(field).ok().flatten()).and_then(|text| read_time(&text));
+        if let (Some(time), Some(max_age)) = (time, self.max_age)
+            && now.duration_since(time) > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX)
+        {
+            return Err(Unusable::EventTooOld);
+        }
+        Ok(Usable {
+            id: self.id(&view, source, &fingerprint)?,
+            kind: view.label(self.kind.as_ref(), TYPE_BYTES_MAX)?.unwrap_or(Cow::Borrowed(TYPE_UNKNOWN)),
+            subject: view.label(self.subject.as_ref(), SUBJECT_BYTES_MAX)?,
+            time,
+            fingerprint,
+        })
+    }
+
+    /// The id from the key; from the content where a part of the key is missing or empty and that is allowed.
+    fn id(&self, view: &View<'_, '_>, source: &str, fingerprint: &Fingerprint) -> Result<EventId, Unusable> {
+        let mut parts = Vec::with_capacity(self.id.len());
+        for field in &self.id {
+            match view.text(field)?.filter(|part| !part.is_empty()) {
+                Some(part) if part.len() > KEY_PART_BYTES_MAX => return Err(Unusable::SchemaKey),
+                Some(part) => parts.push(part),
+                None if self.fallback => {
+                    parts.clear();
+                    break;
+                }
+                None => return Err(Unusable::SchemaMissing),
+            }
+        }
+        Ok(if parts.is_empty() {
+            EventId::derive(source, [b"content".as_slice(), fingerprint.as_bytes()])
+        } else {
+            EventId::derive(source, parts.iter().map(|part| part.as_bytes()))
+        })
+    }
+}
+
+impl Field {
+    fn compile(name: &str, text: &str, pointers: &mut Vec<Pointer>) -> Result<Self, SpecError> {
+        let place = Location::parse(text).map_err(|right| SpecError::new(name, format!("{text} is no place"), right))?;
+        let pointer = match &place {
+            Location::Json(pointer) => Some(pointer),
+            Location::Nested(outer, _) => match outer.as_ref() {
+                Location::Json(pointer) => Some(pointer),
+                _ => None,
+            },
+            _ => None,
+        };
+        let slot = pointer.map(|pointer| slot(pointer.clone(), pointers));
+        Ok(Self { place, slot })
+    }
+}
+
+fn slot(pointer: Pointer, pointers: &mut Vec<Pointer>) -> usize {
+    pointers.iter().position(|known| *known == pointer).unwrap_or_else(|| {
+        pointers.push(pointer);
+        pointers.len() - 1
+    })
+}
+
+/// A verified request, and its JSON if it has been read.
+struct View<'v, 'r> {
+    verified: &'v Verified<'r>,
+    document: Option<&'v Document<'r>>,
+}
+
+impl<'r> View<'_, 'r> {
+    /// The text of a field; none when it is missing or null.
+    fn text(&self, field: &Field) -> Result<Option<Cow<'r, str>>, Unusable> {
+        let found = match (field.slot, self.document) {
+            (Some(slot), Some(document)) => document.found[slot].clone(),
+            _ => {
+                let received = self.verified.received;
+                let value = scheme::find(&field.place, &received.head, Some(&received.body)).map_err(|_| Unusable::SchemaKey)?;
+                return value.map(as_text).transpose();
+            }
+        };
+        let text = match found {
+            Found::Missing | Found::Null => return Ok(None),
+            Found::Bool | Found::Container => return Err(Unusable::SchemaKey),
+            Found::Number(text) => Cow::Borrowed(text),
+            Found::Text(text) => text,
+        };
+        match &field.place {
+            Location::Nested(_, inner) => {
+                let mut document = json::read(text.as_bytes(), &[inner])?;
+                Ok(match document.found.pop() {
+                    Some(Found::Number(text)) => Some(Cow::Owned(text.to_owned())),
+                    Some(Found::Text(text)) => Some(Cow::Owned(text.into_owned())),
+                    _ => None,
+                })
+            }
+            _ => Ok(Some(text)),
+        }
+    }
+
+    /// A text that goes into headers and logs: within its bound and without control characters.
+    fn label(&self, field: Option<&Field>, bytes_max: usize) -> Result<Option<Cow<'r, str>>, Unusable> {
+        let Some(field) = field else { return Ok(None) };
+        let text = self.text(field)?.filter(|text| !text.is_empty());
+        match text {
+            Some(text) if text.len() > bytes_max || text.contains(char::is_control) => Err(Unusable::SchemaKey),
+            text => Ok(text),
+        }
+    }
+}
+
+fn as_text(bytes: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Unusable> {
+    match bytes {
+        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| Unusable::SchemaKey),
+        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| Unusable::SchemaKey),
+    }
+}
+
+/// A time of a provider; none when it is not one, or when it is from before there were webhooks (1900 is how
+/// PagoEfectivo says "not yet").
+fn read_time(text: &str) -> Option<Timestamp> {
+    parse_rfc3339(text).or_else(|| parse_unix_auto(text)).filter(|time| *time > Timestamp::UNIX_EPOCH)
+}
+
+impl PagoEfectivo {
+    fn compile(pointers: &mut Vec<Pointer>) -> Result<Self, SpecError> {
+        let mut at = |text| {
+            let pointer = Pointer::parse(text).map_err(|right| SpecError::new("event.content", text, right))?;
+            Ok::<_, SpecError>(slot(pointer, pointers))
+        };
+        Ok(Self {
+            event_type: at("/eventType")?,
+            cip: at("/data/cip")?,
+            operation: at("/operationNumber")?,
+            currency: at("/data/currency")?,
+            amount: at("/data/amount")?,
+            payment_date: at("/data/paymentDate")?,
+        })
+    }
+
+    /// The guide's rules for the fields that are used; everything else may be anything.
+    fn check(&self, document: &Document<'_>) -> Result<(), Unusable> {
+        let at = |slot: usize| &document.found[slot];
+        if [self.event_type, self.cip, self.currency, self.amount].iter().any(|slot| *at(*slot) == Found::Missing) {
+            return Err(Unusable::SchemaMissing);
+        }
+        if !matches!(at(self.event_type), Found::Text(text) if !text.is_empty()) || !is_key(at(self.cip), 1) {
+            return Err(Unusable::SchemaKey);
+        }
+        if !matches!(at(self.operation), Found::Missing | Found::Null) && !is_key(at(self.operation), 0) {
+            return Err(Unusable::SchemaKey);
+        }
+        if !matches!(at(self.currency), Found::Text(text) if matches!(text.as_ref(), "PEN" | "USD")) {
+            return Err(Unusable::SchemaCurrency);
+        }
+        let amount = match at(self.amount) {
+            Found::Number(text) => text,
+            Found::Text(text) => text.as_ref(),
+            _ => "",
+        };
+        if !is_amount(amount) {
+            return Err(Unusable::SchemaAmount);
+        }
+        match at(self.payment_date) {
+            Found::Missing | Found::Null => Ok(()),
+            Found::Text(text) if parse_rfc3339(text).is_some() => Ok(()),
+            _ => Err(Unusable::SchemaTime),
+        }
+    }
+}
+
+/// A CIP or an operation number: text or a whole number.
+fn is_key(found: &Found<'_>, bytes_min: usize) -> bool {
+    let in_bounds = |text: &str| (bytes_min..=PAGOEFECTIVO_KEY_BYTES_MAX).contains(&text.len());
+    match found {
+        Found::Text(text) => in_bounds(text) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
+        Found::Number(text) => in_bounds(text) && text.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => false,
+    }
+}
+
+/// N(18,2): at most sixteen digits and two decimals, more than zero.
+fn is_amount(text: &str) -> bool {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits(whole, 16) && digits(decimals, 2) && text.bytes().any(|byte| matches!(byte, b'1'..=b'9'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_is_a_positive_decimal_with_at_most_two_decimals() {
+        for right in ["22.05", "22.5", "22", "0.01", "1001.00", "1234567890123456.00"] {
+            assert!(is_amount(right), "{right}");
+        }
+        for wrong in ["", "0", "0.00", "-22.05", "-0.00", "22.005", "22.", ".5", "22,05", "1e2", "12345678901234567.00", "２２.05", "1.2.3"] {
+            assert!(!is_amount(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_meant_names_its_field() {
+        let event = |id: &[&str]| EventSpec { id: id.iter().map(|&part| part.into()).collect(), ..EventSpec::default() };
+        let field = |spec: &EventSpec| Rules::compile(spec).unwrap_err().field;
+        assert_eq!(field(&event(&[])), "event.id");
+        assert_eq!(field(&event(&["cookie:a"])), "event.id");
+        assert_eq!(field(&EventSpec { kind: Some("x".into()), ..event(&["json:/id"]) }), "event.type");
+        assert_eq!(field(&EventSpec { content: Some("xml".into()), ..event(&["json:/id"]) }), "event.content");
+        assert_eq!(field(&EventSpec { content: Some("any".into()), ..event(&["json:/id"]) }), "event.content");
+        assert_eq!(field(&EventSpec { fallback: Some("md5".into()), ..event(&["json:/id"]) }), "event.fallback");
+    }
+
+    #[test]
+    fn times_are_read_leniently_and_1900_is_no_time() {
+        assert!(read_time("2026-02-25T10:00:00-05:00").is_some());
+        assert_eq!(read_time("1772031600"), read_time("1772031600000"));
+        assert_eq!(read_time("1900-01-01T00:00:00-05:00"), None);
+        assert_eq!(read_time("yesterday"), None);
+    }
+}

@@ -1,0 +1,281 @@
+//! What the edge counts. Every known series exists from the start at 0, and a request touches only handles that
+//! were looked up when its source was compiled.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use chaski_common::metrics::{BODY_BYTES, FAST_SECONDS, Metrics};
+use jiff::Timestamp;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use crate::content::Unusable;
+use crate::respond::{Outcome, Quarantine, Refusal, Unavailable, labelled};
+use crate::verify::{BodyForm, KeyUsed, Verified};
+
+/// Event types counted by name per source; further ones are `other`.
+const TYPES_MAX: usize = 16;
+/// The label of a refusal because we are full.
+const OVERLOADED: &str = "overloaded";
+/// Seconds a sender's clock may differ, or a request may have travelled.
+const SKEW_SECONDS: &[f64] = &[-300.0, -60.0, -5.0, -1.0, 0.0, 1.0, 5.0, 60.0, 120.0, 240.0, 300.0, 3600.0];
+
+labelled! {
+    /// How a connection ended before or outside any request.
+    pub(crate) ConnectionError {
+        /// The listener could not take it.
+        Accept = "accept",
+        /// Its peer has too many already.
+        PeerLimit = "peer_limit",
+        /// No TLS in time, or none that fits.
+        TlsHandshake = "tls_handshake",
+        /// Not HTTP as we speak it.
+        HttpParse = "http_parse",
+        /// A head longer than the bounds.
+        HttpHeadTooLarge = "http_head_too_large",
+        /// A head that did not arrive in time.
+        HeaderTimeout = "header_timeout",
+        /// Closed in the middle of a request.
+        BodyIncomplete = "body_incomplete",
+        /// The transport broke.
+        Io = "io",
+    }
+}
+
+/// The collectors, and the handles that belong to no source.
+pub(crate) struct EdgeMetrics {
+    pub(crate) connections_open: IntGauge,
+    pub(crate) connections: IntCounter,
+    connection_errors: Vec<IntCounter>,
+    unrouted: Vec<(Refusal, IntCounter)>,
+    pub(crate) inflight_requests: IntGauge,
+    pub(crate) inflight_bytes: IntGauge,
+    capacity: IntGaugeVec,
+    durable_ack: Histogram,
+    dedup: IntCounterVec,
+    requests: IntCounterVec,
+    refused: IntCounterVec,
+    duration: HistogramVec,
+    body_bytes: HistogramVec,
+    signature_verified: IntCounterVec,
+    signature_form: IntCounterVec,
+    skew: HistogramVec,
+    last_accepted: IntGaugeVec,
+    consecutive_non_200: IntGaugeVec,
+    events: IntCounterVec,
+    quarantined: IntCounterVec,
+    conflicts: IntCounterVec,
+}
+
+impl EdgeMetrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let make = Metrics(registry);
+        let listener = "edge";
+        let errors =
+            make.counters("chaski_edge_connection_errors_total", "Connections that ended badly.", &["listener", "reason"]);
+        let unrouted = make.counters("chaski_edge_unrouted_total", "Requests refused before a source was known.", &["reason"]);
+        Self {
+            connections_open: make
+                .gauges("chaski_edge_connections_open", "Connections that are open.", &["listener"])
+                .with_label_values(&[listener]),
+            connections: make
+                .counters("chaski_edge_connections_total", "Connections taken.", &["listener"])
+                .with_label_values(&[listener]),
+            connection_errors: ConnectionError::ALL
+                .iter()
+                .map(|reason| errors.with_label_values(&[listener, reason.label()]))
+                .collect(),
+            unrouted: [Refusal::UnknownRoute, Refusal::BadHost, Refusal::UriTooLong]
+                .map(|reason| (reason, unrouted.with_label_values(&[reason.label()])))
+                .into(),
+            inflight_requests: make.gauge("chaski_edge_inflight_requests", "Requests being worked on."),
+            inflight_bytes: make.gauge("chaski_edge_inflight_bytes", "Bytes of bodies being read or stored."),
+            capacity: make.gauges("chaski_edge_capacity", "The bounds that are in force.", &["resource"]),
+            durable_ack: make
+                .histograms("chaski_edge_durable_ack_seconds", "Time until the storage called an event durable.", &["path"], FAST_SECONDS)
+                .with_label_values(&["embedded"]),
+            dedup: with_series(
+                make.counters("chaski_dedup_lookups_total", "Deduplication decisions.", &["backend", "result"]),
+                ["new", "duplicate", "conflict", "error"].map(|result| ["embedded", result]),
+            ),
+            requests: make.counters("chaski_edge_requests_total", "Requests answered.", &["source", "outcome"]),
+            refused: make.counters("chaski_edge_refused_total", "Requests refused.", &["source", "reason"]),
+            duration: make.histograms(
+                "chaski_edge_request_duration_seconds",
+                "Time from the head of a request to its answer.",
+                &["source"],
+                FAST_SECONDS,
+            ),
+            body_bytes: make.histograms("chaski_edge_body_bytes", "Length of bodies that were read.", &["source"], BODY_BYTES),
+            signature_verified: make.counters("chaski_edge_signature_verified_total", "Signatures found right.", &["source", "key"]),
+            signature_form: make.counters("chaski_edge_signature_form_total", "Which form of the body was signed.", &["source", "form"]),
+            skew: make.histograms(
+                "chaski_edge_timestamp_skew_seconds",
+                "Our clock minus the time a sender says it signed.",
+                &["source"],
+                SKEW_SECONDS,
+            ),
+            last_accepted: make.gauges("chaski_edge_last_accepted_timestamp_seconds", "When an event was last accepted.", &["source"]),
+            consecutive_non_200: make.gauges(
+                "chaski_edge_consecutive_non_200",
+                "Authenticated requests not answered 200 since the last that was.",
+                &["source"],
+            ),
+            events: make.counters("chaski_edge_events_total", "Events accepted.", &["source", "event_type"]),
+            quarantined: make.counters("chaski_quarantine_added_total", "Events put into quarantine.", &["source", "reason"]),
+            conflicts: make.counters("chaski_dedup_conflicts_total", "Ids that came again with other content.", &["source"]),
+        }
+    }
+
+    pub(crate) fn connection_error(&self, reason: ConnectionError) {
+        self.connection_errors[reason as usize].inc();
+    }
+
+    pub(crate) fn unrouted(&self, reason: Refusal) {
+        if let Some((_, counter)) = self.unrouted.iter().find(|(known, _)| *known == reason) {
+            counter.inc();
+        }
+    }
+
+    pub(crate) fn capacity(&self, resource: &str, bound: usize) {
+        self.capacity.with_label_values(&[resource]).set(i64::try_from(bound).unwrap_or(i64::MAX));
+    }
+
+    /// The handles of one source; the same series after a reload.
+    pub(crate) fn source(&self, name: &str) -> SourceMetrics {
+        let each = |counters: &IntCounterVec, labels: &[&'static str]| -> Vec<IntCounter> {
+            labels.iter().map(|label| counters.with_label_values(&[name, label])).collect()
+        };
+        let refusals: Vec<&str> = Refusal::ALL.iter().map(|why| why.label()).collect();
+        let unusable: Vec<&str> = Unusable::ALL.iter().map(|why| why.label()).collect();
+        SourceMetrics {
+            requests: each(&self.requests, &Outcome::LABELS),
+            refused: each(&self.refused, &refusals),
+            overloaded: self.refused.with_label_values(&[name, OVERLOADED]),
+            unusable: each(&self.quarantined, &unusable),
+            conflicting: self.quarantined.with_label_values(&[name, Quarantine::Conflict.label()]),
+            conflicts: self.conflicts.with_label_values(&[name]),
+            verified: each(&self.signature_verified, &KeyUsed::ALL.iter().map(|key| key.label()).collect::<Vec<_>>()),
+            form: each(&self.signature_form, &BodyForm::ALL.iter().map(|form| form.label()).collect::<Vec<_>>()),
+            duration: self.duration.with_label_values(&[name]),
+            body_bytes: self.body_bytes.with_label_values(&[name]),
+            skew: self.skew.with_label_values(&[name]),
+            last_accepted: self.last_accepted.with_label_values(&[name]),
+            consecutive_non_200: self.consecutive_non_200.with_label_values(&[name]),
+            durable_ack: self.durable_ack.clone(),
+            dedup: ["new", "duplicate", "conflict", "error"].map(|result| self.dedup.with_label_values(&["embedded", result])),
+            types: Types { known: RwLock::default(), other: self.events.with_label_values(&[name, "other"]), of: self.events.clone() },
+            name: name.to_owned(),
+        }
+    }
+}
+
+fn with_series<const N: usize, const M: usize>(counters: IntCounterVec, series: [[&str; N]; M]) -> IntCounterVec {
+    for labels in series {
+        let _ = counters.with_label_values(&labels);
+    }
+    counters
+}
+
+/// The handles of one source.
+pub(crate) struct SourceMetrics {
+    name: String,
+    requests: Vec<IntCounter>,
+    refused: Vec<IntCounter>,
+    overloaded: IntCounter,
+    unusable: Vec<IntCounter>,
+    conflicting: IntCounter,
+    conflicts: IntCounter,
+    verified: Vec<IntCounter>,
+    form: Vec<IntCounter>,
+    duration: Histogram,
+    body_bytes: Histogram,
+    skew: Histogram,
+    last_accepted: IntGauge,
+    consecutive_non_200: IntGauge,
+    durable_ack: Histogram,
+    dedup: [IntCounter; 4],
+    types: Types,
+}
+
+/// Counters per event type, which also keep one copy of each type's text.
+struct Types {
+    known: RwLock<Vec<(Arc<str>, IntCounter)>>,
+    other: IntCounter,
+    of: IntCounterVec,
+}
+
+/// What the storage said.
+#[derive(Clone, Copy)]
+pub(crate) enum Dedup {
+    New,
+    Duplicate,
+    Conflict,
+    Error,
+}
+
+impl SourceMetrics {
+    pub(crate) fn verified(&self, verified: &Verified<'_>, now: Timestamp) {
+        self.verified[verified.key as usize].inc();
+        self.form[verified.form as usize].inc();
+        if let Some(signed_at) = verified.signed_at {
+            self.skew.observe(now.duration_since(signed_at).as_secs_f64());
+        }
+    }
+
+    pub(crate) fn body(&self, bytes: usize) {
+        self.body_bytes.observe(bytes as f64);
+    }
+
+    pub(crate) fn stored(&self, result: Dedup, took: Duration) {
+        self.dedup[result as usize].inc();
+        self.durable_ack.observe(took.as_secs_f64());
+    }
+
+    /// Counts what is new in quarantine; the same bytes again are not.
+    pub(crate) fn quarantined(&self, why: Unusable) {
+        self.unusable[why as usize].inc();
+    }
+
+    /// The shared text of an event type, so that an event need not carry its own copy.
+    pub(crate) fn event_type(&self, kind: &str) -> Arc<str> {
+        let known = self.types.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(known, _)| known.as_ref() == kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
+    }
+
+    pub(crate) fn accepted(&self, kind: &Arc<str>, now: Timestamp) {
+        self.last_accepted.set(now.as_second());
+        let count = |known: &[(Arc<str>, IntCounter)]| known.iter().find(|(known, _)| known == kind).map(|(_, counter)| counter.inc());
+        if count(&self.types.known.read().unwrap_or_else(PoisonError::into_inner)).is_some() {
+            return;
+        }
+        let mut known = self.types.known.write().unwrap_or_else(PoisonError::into_inner);
+        if count(&known).is_some() {
+        } else if known.len() < TYPES_MAX {
+            let counter = self.types.of.with_label_values(&[self.name.as_str(), kind]);
+            counter.inc();
+            known.push((kind.clone(), counter));
+        } else {
+            self.types.other.inc();
+        }
+    }
+
+    pub(crate) fn ended(&self, outcome: Outcome, took: Duration) {
+        self.requests[outcome.index()].inc();
+        self.duration.observe(took.as_secs_f64());
+        match outcome {
+            Outcome::Accepted(_) | Outcome::Duplicate(_) | Outcome::Quarantined(_, Quarantine::Unusable(_)) => {}
+            Outcome::Quarantined(_, Quarantine::Conflict) => {
+                self.conflicting.inc();
+                self.conflicts.inc();
+            }
+            Outcome::Refused(why) => self.refused[why as usize].inc(),
+            Outcome::Unavailable(Unavailable::Overloaded) => self.overloaded.inc(),
+            Outcome::Unavailable(Unavailable::Storage) => {}
+        }
+        match outcome {
+            Outcome::Unavailable(Unavailable::Storage) => self.consecutive_non_200.inc(),
+            outcome if outcome.is_authenticated() => self.consecutive_non_200.set(0),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One request under bounds of size and time: its head checked, its body read, nothing believed.
+
+use std::net::IpAddr;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
+use http::uri::Authority;
+use http::{Method, Version};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use tokio::time::{Instant, timeout_at};
+
+use crate::location;
+use crate::respond::Refusal;
+
+/// A request that has been read whole, within its bounds.
+#[derive(Debug)]
+pub struct Received {
+    /// Everything in front of the body.
+    pub head: Head,
+    /// The bytes received.
+    pub body: Bytes,
+}
+
+/// What stands in front of the body.
+#[derive(Debug)]
+pub struct Head {
+    /// The header fields, as sent.
+    pub headers: HeaderMap,
+    /// What follows the question mark, encoded.
+    pub query: Option<String>,
+    /// Where the connection comes from.
+    pub peer: IpAddr,
+}
+
+impl Head {
+    /// The value of a header that decides something.
+    ///
+    /// # Errors
+    /// [`Refusal::DuplicateHeader`] when it is there more than once with different values.
+    pub fn header(&self, name: &HeaderName) -> Result<Option<&[u8]>, Refusal> {
+        let mut values = self.headers.get_all(name).iter();
+        let first = values.next();
+        if values.any(|other| Some(other) != first) {
+            return Err(Refusal::DuplicateHeader);
+        }
+        Ok(first.map(http::HeaderValue::as_bytes))
+    }
+
+    /// The first field of that name in the query, decoded.
+    #[must_use]
+    pub fn query(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        location::field(self.query.as_deref()?.as_bytes(), name)
+    }
+}
+
+/// The target's length and the host: what can be wrong before a source is known.
+pub(crate) fn check_target(parts: &http::request::Parts, uri_bytes_max: usize) -> Result<(), Refusal> {
+    let uri_bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len())
+        + parts.uri.authority().map_or(0, |authority| authority.as_str().len());
+    if uri_bytes > uri_bytes_max {
+        return Err(Refusal::UriTooLong);
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host,
+        (None, _) if parts.version == Version::HTTP_10 => return Ok(()),
+        _ => return Err(Refusal::BadHost),
+    };
+    let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).ok_or(Refusal::BadHost)?;
+    let differs = parts.uri.authority().is_some_and(|authority| *authority != host);
+    if host.as_str().contains('@') || differs { Err(Refusal::BadHost) } else { Ok(()) }
+}
+
+/// The method and the framing. `Ok` has the declared length; none means chunks.
+pub(crate) fn check_framing(parts: &http::request::Parts, body_bytes_max: usize) -> Result<Option<usize>, Refusal> {
+    if parts.method != Method::POST {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    let length = match parts.headers.get_all(TRANSFER_ENCODING).iter().count() {
+        0 => Some(declared_length(&parts.headers)?),
+        1 => None,
+        _ => return Err(Refusal::BadFraming),
+    };
+    if length.is_some_and(|length| length > body_bytes_max as u64) {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let expects = parts.headers.get(EXPECT);
+    if expects.is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::ExpectationFailed);
+    }
+    Ok(length.map(|length| length as usize))
+}
+
+/// hyper has checked that every length is the same number; leading zeros it lets through.
+fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
+    let length = headers.get(CONTENT_LENGTH).ok_or(Refusal::LengthRequired)?;
+    let text = length.to_str().map_err(|_| Refusal::BadFraming)?;
+    let number: u64 = text.parse().map_err(|_| Refusal::BadFraming)?;
+    if number.to_string() == text { Ok(number) } else { Err(Refusal::BadFraming) }
+}
+
+/// Reads a body to its end, at most `bytes_max` of it and not past `deadline`.
+pub(crate) async fn read_body<B>(mut body: B, declared: Option<usize>, bytes_max: usize, deadline: Instant) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+{
+    let reading = async {
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() else { continue };
+            let so_far = first.as_ref().map_or(rest.len(), Bytes::len);
+            if so_far + data.len() > bytes_max {
+                return Err(Refusal::BodyTooLarge);
+            }
+            match first.take() {
+                // A small body comes in one piece, which is kept as it is.
+                None if rest.is_empty() => first = Some(data),
+                earlier => {
+                    if let Some(earlier) = earlier {
+                        rest.reserve(declared.unwrap_or(0).max(so_far + data.len()));
+                        rest.extend_from_slice(&earlier);
+                    }
+                    rest.extend_from_slice(&data);
+                }
+            }
+        }
+        Ok(first.unwrap_or_else(|| rest.freeze()))
+    };
+    timeout_at(deadline, reading).await.unwrap_or(Err(Refusal::BodyTimeout))
+}
+
+fn broken(error: &hyper::Error) -> Refusal {
+    let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    match io.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => Refusal::BodyFraming,
+        None if !gone => Refusal::BodyFraming,
+        _ => Refusal::BodyIncomplete,
+    }
+}

@@ -1,0 +1,573 @@
+//! A signature scheme, compiled from its description: what is left to do per request is reading and one MAC.
+//!
+//! Verification has two halves. The claim (signatures, key, timestamp) is read from the head before the body
+//! is, wherever it stands there; then the body is held against it. A scheme whose claim stands in the body does
+//! both afterwards.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chaski_common::mac::{Hash, MacKey};
+use chaski_common::secret::Secret;
+use ed25519_dalek::{Signature, VerifyingKey};
+use jiff::Timestamp;
+use subtle::ConstantTimeEq;
+
+use super::body_form::minify;
+use super::template::{Template, Variable};
+use super::timestamp::{Format, check_window};
+use super::{BodyForm, KeyUsed, Verified};
+use crate::json;
+use crate::location::{self, Location};
+use crate::request::{Head, Received};
+use crate::respond::Refusal;
+use crate::source::{SchemeSpec, Secrets, SignatureSpec, SpecError};
+
+/// Signatures in one request: two keys, two versions, and room.
+const CANDIDATES_MAX: usize = 16;
+/// Live secrets of one source.
+const SECRETS_MAX: usize = 16;
+/// Longest decoded signature or credential.
+const CANDIDATE_BYTES_MAX: usize = 1024;
+
+/// What a timestamp proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It is under the signature: a request cannot be replayed outside this window.
+    Signed {
+        /// How old it may be.
+        past: Duration,
+        /// How far ahead it may be.
+        future: Duration,
+    },
+    /// It is checked, but whoever replays a request can rewrite it: deduplication is the defence.
+    Advisory {
+        /// How old it may be.
+        past: Duration,
+        /// How far ahead it may be.
+        future: Duration,
+    },
+    /// The sender says nothing: deduplication is the defence.
+    None,
+}
+
+/// How a source's signatures are checked.
+#[derive(Debug)]
+pub struct Scheme {
+    layout: Layout,
+    /// None for credentials, which cover nothing.
+    template: Option<Template>,
+    forms: Vec<BodyForm>,
+    keys: Keys,
+    timestamp: Option<TimestampRule>,
+    freshness: Freshness,
+    /// Whether any of the claim stands in the body.
+    claim_in_body: bool,
+}
+
+/// Where the signatures are and how they are written.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) from: Location,
+    pub(super) list: Option<String>,
+    pub(super) pair: Option<String>,
+    pub(super) tags: Vec<String>,
+    pub(super) prefix: String,
+    pub(super) encoding: Encoding,
+    /// Bytes of a signature; none for credentials.
+    pub(super) bytes: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Utf8,
+    Hex,
+    Base64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Hmac(Hash),
+    Ed25519,
+    HttpBasic,
+}
+
+#[derive(Debug)]
+enum Keys {
+    Any(Vec<Key>),
+    ById { select: Location, keys: Vec<(Vec<u8>, Key)> },
+}
+
+#[derive(Debug)]
+enum Key {
+    Mac(MacKey),
+    Ed25519(Box<VerifyingKey>),
+    Credentials(Secret),
+}
+
+#[derive(Debug)]
+pub(super) struct TimestampRule {
+    pub(super) from: TimestampPlace,
+    pub(super) format: Format,
+    past: Duration,
+    future: Duration,
+    /// Whether the template needs its text.
+    needed: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum TimestampPlace {
+    Tag(String),
+    At(Location),
+}
+
+/// What a request claims, before any of it is believed.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    candidates: Vec<Vec<u8>>,
+    /// The timestamp as it was spelled, for the template.
+    ts: Option<Box<[u8]>>,
+    time: Option<Timestamp>,
+    /// Which of the keys by id; none means any may match.
+    key: Option<usize>,
+}
+
+impl Scheme {
+    /// Compiles a description with its live secrets.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the field, what is wrong with it and what would be right.
+    pub fn compile(spec: &SchemeSpec, secrets: &Secrets) -> Result<Self, SpecError> {
+        let spec = &spec.signature;
+        let algorithm = Algorithm::compile(spec)?;
+        let layout = Layout::compile(spec, algorithm)?;
+        let template = match algorithm {
+            Algorithm::HttpBasic => None,
+            _ => Some(Template::compile(&spec.template, &spec.constants)?),
+        };
+        let uses = |variable: &Variable| template.as_ref().is_some_and(|template| template.uses(variable));
+        let timestamp = compile_timestamp(spec, &layout, uses(&Variable::Timestamp))?;
+        let keys = Keys::compile(spec, algorithm, secrets)?;
+        let freshness = match &timestamp {
+            None => Freshness::None,
+            Some(TimestampRule { from, past, future, needed, .. }) => {
+                let (past, future) = (*past, *future);
+                let signed = *needed
+                    || match from {
+                        TimestampPlace::At(place) if place.in_body() => uses(&Variable::Body) || uses(&Variable::At(place.clone())),
+                        TimestampPlace::At(place) => uses(&Variable::At(place.clone())),
+                        TimestampPlace::Tag(_) => false,
+                    };
+                if signed { Freshness::Signed { past, future } } else { Freshness::Advisory { past, future } }
+            }
+        };
+        let timestamp_in_body = matches!(&timestamp, Some(TimestampRule { from: TimestampPlace::At(place), .. }) if place.in_body());
+        let select_in_body = matches!(&keys, Keys::ById { select, .. } if select.in_body());
+        let claim_in_body = layout.from.in_body() || timestamp_in_body || select_in_body;
+        Ok(Self { forms: compile_forms(&spec.body)?, layout, template, keys, timestamp, freshness, claim_in_body })
+    }
+
+    /// What the timestamp proves.
+    #[must_use]
+    pub const fn freshness(&self) -> Freshness {
+        self.freshness
+    }
+
+    /// Whether the signature covers the body, or all of it that counts (a form field that carries the event).
+    /// Where it does not, the body is a hint and the sender's own API has the truth.
+    #[must_use]
+    pub fn body_is_authenticated(&self) -> bool {
+        self.template.as_ref().is_some_and(|template| {
+            template.variables().any(|(variable, _)| match variable {
+                Variable::Body => true,
+                Variable::At(place) => place.in_body(),
+                Variable::Timestamp => false,
+            })
+        })
+    }
+
+    /// Says whether a request was signed by this source, around `now`.
+    ///
+    /// # Errors
+    /// [`Refusal`] is the reason for the metrics; the sender is told nothing but 401.
+    pub fn verify<'r>(&self, received: &'r Received, now: Timestamp) -> Result<Verified<'r>, Refusal> {
+        let claim = self.claim(&received.head, Some(&received.body), now)?;
+        self.hold(claim, received)
+    }
+
+    /// Reads what can be read in front of the body; none when the claim stands in the body.
+    pub(crate) fn claim_of_head(&self, head: &Head, now: Timestamp) -> Result<Option<Claim>, Refusal> {
+        if self.claim_in_body { Ok(None) } else { self.claim(head, None, now).map(Some) }
+    }
+
+    fn claim(&self, head: &Head, body: Option<&[u8]>, now: Timestamp) -> Result<Claim, Refusal> {
+        let value = find(&self.layout.from, head, body)?.ok_or(Refusal::MissingSignature)?;
+        let (candidates, tagged) = self.layout.read(&value, self.timestamp.as_ref())?;
+        let key = match &self.keys {
+            Keys::Any(_) => None,
+            Keys::ById { select, keys } => {
+                let id = find(select, head, body)?.ok_or(Refusal::UnknownKey)?;
+                Some(keys.iter().position(|(known, _)| *known == *id).ok_or(Refusal::UnknownKey)?)
+            }
+        };
+        let (ts, time) = match &self.timestamp {
+            None => (None, None),
+            Some(rule) => {
+                let text = match &rule.from {
+                    TimestampPlace::Tag(_) => tagged.map(|text| text.as_bytes().into()),
+                    TimestampPlace::At(place) => find(place, head, body)?.map(|text| Box::from(text.as_ref())),
+                };
+                match text {
+                    None if rule.needed => return Err(Refusal::MissingTimestamp),
+                    None => (None, None),
+                    Some(text) => {
+                        let time = std::str::from_utf8(&text).ok().and_then(|text| rule.format.parse(text)).ok_or(Refusal::TimestampFormat)?;
+                        check_window(time, now, rule.past, rule.future)?;
+                        (Some(text), Some(time))
+                    }
+                }
+            }
+        };
+        self.check_parts(head)?;
+        Ok(Claim { candidates, ts, time, key })
+    }
+
+    /// What the template takes from the head must be there, and once.
+    fn check_parts(&self, head: &Head) -> Result<(), Refusal> {
+        for (variable, optional) in self.template.iter().flat_map(Template::variables) {
+            if let Variable::At(place) = variable
+                && !place.in_body()
+                && find(place, head, None)?.is_none()
+                && !optional
+            {
+                return Err(Refusal::MissingSignature);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the body against the claim: every form, every secret that may match, every candidate.
+    pub(crate) fn hold<'r>(&self, claim: Claim, received: &'r Received) -> Result<Verified<'r>, Refusal> {
+        let verified = |key, form| Verified { received, key, form, signed_at: claim.time };
+        let Some(template) = &self.template else {
+            let key = self.matching(&claim, |key, claimed| key.is(claimed)).ok_or(Refusal::BadSignature)?;
+            return Ok(verified(key, BodyForm::Raw));
+        };
+        for &form in &self.forms {
+            let body = match form {
+                BodyForm::Raw => Cow::Borrowed(received.body.as_ref()),
+                BodyForm::Minified => match minify(&received.body) {
+                    Cow::Borrowed(_) if self.forms.contains(&BodyForm::Raw) => continue,
+                    minified => minified,
+                },
+            };
+            let parts = template.render(|variable| match variable {
+                Variable::Body => Ok(Some(Cow::Borrowed(body.as_ref()))),
+                Variable::Timestamp => Ok(claim.ts.as_deref().map(Cow::Borrowed)),
+                Variable::At(place) => find(place, &received.head, Some(&received.body)),
+            })?;
+            let parts = parts.ok_or(Refusal::MissingSignature)?;
+            let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
+            if let Some(key) = self.matching_signature(&claim, &parts) {
+                return Ok(verified(key, form));
+            }
+        }
+        Err(Refusal::BadSignature)
+    }
+
+    fn matching_signature(&self, claim: &Claim, parts: &[&[u8]]) -> Option<KeyUsed> {
+        let mut whole: Option<Vec<u8>> = None;
+        self.keys_for(claim).find_map(|(key, used)| {
+            let matches = match key {
+                Key::Mac(key) => {
+                    let tag = key.tag(parts);
+                    claim.candidates.iter().any(|claimed| tag.matches(claimed))
+                }
+                Key::Ed25519(key) => {
+                    let message = whole.get_or_insert_with(|| parts.concat());
+                    claim.candidates.iter().any(|claimed| {
+                        Signature::from_slice(claimed).is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
+                    })
+                }
+                Key::Credentials(_) => false,
+            };
+            matches.then_some(used)
+        })
+    }
+
+    fn matching(&self, claim: &Claim, matches: impl Fn(&Key, &[u8]) -> bool) -> Option<KeyUsed> {
+        self.keys_for(claim).find_map(|(key, used)| claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(used))
+    }
+
+    fn keys_for(&self, claim: &Claim) -> impl Iterator<Item = (&Key, KeyUsed)> {
+        let (any, one) = match (&self.keys, claim.key) {
+            (Keys::Any(keys), _) => (keys.as_slice(), None),
+            (Keys::ById { keys, .. }, index) => (&[][..], index.and_then(|index| keys.get(index))),
+        };
+        let used = |index| if index == 0 { KeyUsed::Current } else { KeyUsed::Previous };
+        any.iter().enumerate().map(move |(index, key)| (key, used(index))).chain(one.map(|(_, key)| (key, KeyUsed::Current)))
+    }
+}
+
+impl Key {
+    fn is(&self, claimed: &[u8]) -> bool {
+        match self {
+            Self::Credentials(secret) => secret.expose().ct_eq(claimed).into(),
+            Self::Mac(_) | Self::Ed25519(_) => false,
+        }
+    }
+}
+
+impl Algorithm {
+    pub(super) fn compile(spec: &SignatureSpec) -> Result<Self, SpecError> {
+        Ok(match spec.algorithm.as_str() {
+            "hmac-sha1" => Self::Hmac(Hash::Sha1),
+            "hmac-sha256" => Self::Hmac(Hash::Sha256),
+            "hmac-sha512" => Self::Hmac(Hash::Sha512),
+            "ed25519" => Self::Ed25519,
+            "http-basic" => Self::HttpBasic,
+            other => {
+                let right = "hmac-sha1, hmac-sha256, hmac-sha512, ed25519 or http-basic";
+                return Err(SpecError::new("signature.algorithm", format!("no algorithm is called {other}"), right));
+            }
+        })
+    }
+}
+
+impl Encoding {
+    pub(super) fn compile(field: &str, name: &str, allowed: &[Self]) -> Result<Self, SpecError> {
+        let all = [(Self::Utf8, "utf8"), (Self::Hex, "hex"), (Self::Base64, "base64")];
+        let allowed: Vec<_> = all.iter().filter(|(encoding, _)| allowed.contains(encoding)).collect();
+        match allowed.iter().find(|(_, known)| *known == name) {
+            Some((encoding, _)) => Ok(*encoding),
+            None => {
+                let names: Vec<&str> = allowed.iter().map(|(_, name)| *name).collect();
+                Err(SpecError::new(field, format!("no encoding is called {name}"), names.join(" or ")))
+            }
+        }
+    }
+
+    pub(super) fn decode(self, text: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Utf8 => Some(text.to_vec()),
+            Self::Hex => hex::decode(text).ok(),
+            Self::Base64 => BASE64.decode(text).ok(),
+        }
+    }
+
+    pub(super) fn encode(self, bytes: &[u8]) -> String {
+        match self {
+            Self::Utf8 => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Hex => hex::encode(bytes),
+            Self::Base64 => BASE64.encode(bytes),
+        }
+    }
+}
+
+impl Layout {
+    pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecError> {
+        let from = Location::parse(&spec.from).map_err(|right| SpecError::new("signature.from", format!("{} is no place", spec.from), right))?;
+        if spec.pair.is_some() && spec.tags.is_empty() {
+            return Err(SpecError::new("signature.tags", "entries have tags and none counts", "the tags whose entries are signatures"));
+        }
+        if spec.pair.is_none() && !spec.tags.is_empty() {
+            return Err(SpecError::new("signature.pair", "there are tags and nothing that splits them off", "for example ="));
+        }
+        for (field, text) in [("signature.list", &spec.list), ("signature.pair", &spec.pair)] {
+            if text.as_ref().is_some_and(String::is_empty) {
+                return Err(SpecError::new(field, "empty", "the text that splits, or leave it out"));
+            }
+        }
+        let encoding = Encoding::compile("signature.encoding", &spec.encoding, &[Encoding::Hex, Encoding::Base64])?;
+        let bytes = match algorithm {
+            Algorithm::Hmac(hash) => Some(hash.tag_bytes()),
+            Algorithm::Ed25519 => Some(64),
+            Algorithm::HttpBasic => None,
+        };
+        let (list, pair, tags, prefix) = (spec.list.clone(), spec.pair.clone(), spec.tags.clone(), spec.prefix.clone());
+        Ok(Self { from, list, pair, tags, prefix, encoding, bytes })
+    }
+
+    /// The decoded signatures, and the timestamp if it stands among them.
+    fn read<'v>(&self, value: &'v [u8], timestamp: Option<&TimestampRule>) -> Result<(Vec<Vec<u8>>, Option<&'v str>), Refusal> {
+        let text = std::str::from_utf8(value).map_err(|_| Refusal::SignatureFormat)?;
+        let timestamp_tag = timestamp.and_then(|rule| match &rule.from {
+            TimestampPlace::Tag(tag) => Some(tag.as_str()),
+            TimestampPlace::At(_) => None,
+        });
+        let mut candidates = Vec::with_capacity(1);
+        let mut tagged_time = None;
+        let (mut counted, mut unreadable) = (0, 0);
+        for entry in self.entries(text) {
+            let signature = match &self.pair {
+                None => entry.strip_prefix(self.prefix.as_str()),
+                Some(pair) => match entry.split_once(pair.as_str()) {
+                    Some((tag, value)) if self.tags.iter().any(|counts| counts == tag) => Some(value),
+                    Some((tag, value)) if Some(tag) == timestamp_tag => {
+                        if tagged_time.is_some_and(|earlier| earlier != value) {
+                            return Err(Refusal::TimestampFormat);
+                        }
+                        tagged_time = Some(value);
+                        continue;
+                    }
+                    Some(_) => continue,
+                    None => None,
+                },
+            };
+            counted += 1;
+            if counted > CANDIDATES_MAX {
+                return Err(Refusal::TooManySignatures);
+            }
+            match signature.and_then(|signature| self.decode(signature)) {
+                Some(signature) => candidates.push(signature),
+                None => unreadable += 1,
+            }
+        }
+        match (candidates.is_empty(), unreadable) {
+            (false, _) => Ok((candidates, tagged_time)),
+            // Entries there are, but none of a kind that counts.
+            (true, 0) if !text.trim().is_empty() => Err(Refusal::BadSignature),
+            (true, _) => Err(Refusal::SignatureFormat),
+        }
+    }
+
+    fn entries<'v>(&self, text: &'v str) -> impl Iterator<Item = &'v str> {
+        let (split, whole) = match &self.list {
+            Some(separator) => (Some(text.split(separator.as_str())), None),
+            None => (None, Some(text)),
+        };
+        split.into_iter().flatten().chain(whole).map(str::trim).filter(|entry| !entry.is_empty())
+    }
+
+    fn decode(&self, signature: &str) -> Option<Vec<u8>> {
+        let decoded = self.encoding.decode(signature.as_bytes())?;
+        match self.bytes {
+            Some(bytes) => (decoded.len() == bytes).then_some(decoded),
+            None => (decoded.len() <= CANDIDATE_BYTES_MAX).then_some(decoded),
+        }
+    }
+}
+
+impl Keys {
+    fn compile(spec: &SignatureSpec, algorithm: Algorithm, secrets: &Secrets) -> Result<Self, SpecError> {
+        let count = match secrets {
+            Secrets::Any(secrets) => secrets.len(),
+            Secrets::ById(secrets) => secrets.len(),
+        };
+        if count == 0 || count > SECRETS_MAX {
+            return Err(SpecError::new("secrets", format!("{count} secrets"), format!("1 to {SECRETS_MAX}")));
+        }
+        match (secrets, &spec.key.select) {
+            (Secrets::Any(secrets), None) => {
+                secrets.iter().map(|secret| Key::compile(spec, algorithm, secret)).collect::<Result<_, _>>().map(Self::Any)
+            }
+            (Secrets::ById(secrets), Some(select)) => {
+                let select = Location::parse(select)
+                    .map_err(|right| SpecError::new("signature.key.select", format!("{select} is no place"), right))?;
+                let keys = secrets.iter().map(|(id, secret)| Ok((id.clone().into_bytes(), Key::compile(spec, algorithm, secret)?)));
+                Ok(Self::ById { select, keys: keys.collect::<Result<_, SpecError>>()? })
+            }
+            (Secrets::Any(_), Some(_)) => Err(SpecError::new(
+                "secrets",
+                "the request names its secret, and these have no names",
+                "a table: { \"key-id\" = \"env:NAME\" }",
+            )),
+            (Secrets::ById(_), None) => Err(SpecError::new(
+                "secrets",
+                "these have names, and nothing in the request selects one",
+                "a list, or signature.key.select",
+            )),
+        }
+    }
+}
+
+/// The bytes a secret stands for.
+pub(super) fn key_bytes(spec: &SignatureSpec, secret: &Secret) -> Result<Secret, SpecError> {
+    let allowed = [Encoding::Utf8, Encoding::Hex, Encoding::Base64];
+    let encoding = Encoding::compile("signature.key.encoding", &spec.key.encoding, &allowed)?;
+    let text = secret.expose();
+    let text = text.strip_prefix(spec.key.strip_prefix.as_bytes()).unwrap_or(text);
+    let bytes = encoding
+        .decode(text)
+        .ok_or_else(|| SpecError::new("secrets", format!("a secret is not {}", spec.key.encoding), "the secret as the provider shows it"))?;
+    if bytes.is_empty() {
+        return Err(SpecError::new("secrets", "a secret is empty, so anybody could sign", "the secret as the provider shows it"));
+    }
+    Ok(Secret::new(bytes))
+}
+
+impl Key {
+    fn compile(spec: &SignatureSpec, algorithm: Algorithm, secret: &Secret) -> Result<Self, SpecError> {
+        let bytes = key_bytes(spec, secret)?;
+        Ok(match algorithm {
+            Algorithm::Hmac(hash) => Self::Mac(MacKey::new(hash, bytes.expose())),
+            Algorithm::Ed25519 => {
+                let wrong = || SpecError::new("secrets", "not an ed25519 public key", "32 bytes, for example whpk_ and base64");
+                let bytes: [u8; 32] = bytes.expose().try_into().map_err(|_| wrong())?;
+                let key = VerifyingKey::from_bytes(&bytes).ok().filter(|key| !key.is_weak()).ok_or_else(wrong)?;
+                Self::Ed25519(Box::new(key))
+            }
+            Algorithm::HttpBasic if !bytes.expose().contains(&b':') => {
+                return Err(SpecError::new("secrets", "not credentials", "user:password"));
+            }
+            Algorithm::HttpBasic => Self::Credentials(bytes),
+        })
+    }
+}
+
+fn compile_forms(names: &[String]) -> Result<Vec<BodyForm>, SpecError> {
+    let right = "raw, json_minify, or both in the order they are tried";
+    if names.is_empty() || names.len() > 2 {
+        return Err(SpecError::new("signature.body", format!("{} forms", names.len()), right));
+    }
+    let form = |name: &String| match name.as_str() {
+        "raw" => Ok(BodyForm::Raw),
+        "json_minify" => Ok(BodyForm::Minified),
+        other => Err(SpecError::new("signature.body", format!("no form is called {other}"), right)),
+    };
+    names.iter().map(form).collect()
+}
+
+pub(super) fn compile_timestamp(spec: &SignatureSpec, layout: &Layout, needed: bool) -> Result<Option<TimestampRule>, SpecError> {
+    let Some(timestamp) = &spec.timestamp else {
+        let right = "[signature.timestamp], or a template without {ts}";
+        return if needed { Err(SpecError::new("signature.timestamp", "the template signs a timestamp that has no place", right)) } else { Ok(None) };
+    };
+    let from = match timestamp.from.strip_prefix("tag:") {
+        Some(tag) if layout.pair.is_some() && !tag.is_empty() => TimestampPlace::Tag(tag.to_owned()),
+        Some(_) => return Err(SpecError::new("signature.timestamp.from", "the signature's entries have no tags", "signature.pair, or header:NAME")),
+        None => TimestampPlace::At(Location::parse(&timestamp.from).map_err(|right| {
+            SpecError::new("signature.timestamp.from", format!("{} is no place", timestamp.from), format!("tag:TAG, {right}"))
+        })?),
+    };
+    let format = Format::named(&timestamp.format).ok_or_else(|| {
+        SpecError::new("signature.timestamp.format", format!("no format is called {}", timestamp.format), "unix, unix_ms, unix_auto or rfc3339")
+    })?;
+    Ok(Some(TimestampRule { from, format, past: timestamp.past, future: timestamp.future, needed }))
+}
+
+/// What stands at a location. A place in the body is empty before the body is there.
+pub(crate) fn find<'r>(place: &Location, head: &'r Head, body: Option<&'r [u8]>) -> Result<Option<Cow<'r, [u8]>>, Refusal> {
+    Ok(match place {
+        Location::Header(name) => head.header(name)?.map(Cow::Borrowed),
+        Location::Query(name) => head.query(name),
+        Location::Form(name) => body.and_then(|body| location::field(body, name)),
+        Location::Json(pointer) => body.and_then(|body| in_json(body, pointer)),
+        Location::Nested(outer, pointer) => match find(outer, head, body)? {
+            None => None,
+            Some(Cow::Borrowed(text)) => in_json(text, pointer),
+            Some(Cow::Owned(text)) => in_json(&text, pointer).map(|found| Cow::Owned(found.into_owned())),
+        },
+    })
+}
+
+pub(super) fn in_json<'r>(document: &'r [u8], pointer: &location::Pointer) -> Option<Cow<'r, [u8]>> {
+    let mut document = json::read(document, &[pointer]).ok()?;
+    match document.found.pop()? {
+        json::Found::Text(Cow::Borrowed(text)) | json::Found::Number(text) => Some(Cow::Borrowed(text.as_bytes())),
+        json::Found::Text(Cow::Owned(text)) => Some(Cow::Owned(text.into_bytes())),
+        json::Found::Missing | json::Found::Null | json::Found::Bool | json::Found::Container => None,
+    }
+}

@@ -1,0 +1,300 @@
+//! The inverse of verifying: a request as the provider would make it, for `chaski send`, the demo and tests.
+//!
+//! What the provider would draw (a delivery id, a request id) is derived from the body, so that the same body
+//! signed twice is a resend. Signs for every scheme that can be verified, except a signature that stands inside
+//! the JSON it signs.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use chaski_common::mac::MacKey;
+use chaski_common::secret::Secret;
+use ed25519_dalek::{Signer as _, SigningKey};
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::convert::Infallible;
+
+use super::scheme::{Algorithm, Layout, TimestampPlace, TimestampRule, compile_timestamp, key_bytes};
+use super::template::{Template, Variable};
+use crate::location::{self, Location, Pointer};
+use crate::source::{SchemeSpec, SpecError};
+
+/// With what to sign.
+#[derive(Clone, Copy, Debug)]
+pub struct Signer<'a> {
+    /// The name of the secret, where the request names it.
+    pub key_id: Option<&'a str>,
+    /// The secret as configured. For ed25519 the private key: `whsk_` and base64 of its 32 or 64 bytes.
+    pub secret: &'a Secret,
+    /// Make a signature that is of the right form and wrong.
+    pub forge: bool,
+}
+
+/// What to post.
+#[derive(Clone, Debug, Default)]
+pub struct Signed {
+    /// The headers, the content type among them.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What goes behind the question mark, encoded.
+    pub query: Option<String>,
+    /// The body; for a provider that posts a form, the given one is a field of it.
+    pub body: Bytes,
+}
+
+/// Signs a body as a sender with this description would, at `now`.
+///
+/// # Errors
+/// [`SpecError`] when the description or the secret is wrong, or the signature would stand inside what it signs.
+pub fn sign(spec: &SchemeSpec, signer: Signer<'_>, body: &[u8], now: Timestamp) -> Result<Signed, SpecError> {
+    let algorithm = Algorithm::compile(&spec.signature)?;
+    let layout = Layout::compile(&spec.signature, algorithm)?;
+    if algorithm == Algorithm::HttpBasic {
+        let mut credentials = key_bytes(&spec.signature, signer.secret)?.expose().to_vec();
+        if let (true, Some(last)) = (signer.forge, credentials.last_mut()) {
+            *last ^= 1;
+        }
+        let mut draft = Draft::new(spec, body);
+        draft.fill_event_headers(spec)?;
+        let value = format!("{}{}", layout.prefix, layout.encoding.encode(&credentials));
+        draft.put(&layout.from, "signature.from", value.into_bytes())?;
+        return draft.finish();
+    }
+    let template = Template::compile(&spec.signature.template, &spec.signature.constants)?;
+    let timestamp = compile_timestamp(&spec.signature, &layout, template.uses(&Variable::Timestamp))?;
+    let mut draft = Draft::new(spec, body);
+    if let (Some(select), Some(id)) = (&spec.signature.key.select, signer.key_id) {
+        let place = Location::parse(select).map_err(|right| SpecError::new("signature.key.select", "no place", right))?;
+        draft.put(&place, "signature.key.select", id.as_bytes().to_vec())?;
+    }
+    let ts = timestamp.as_ref().map(|rule| rule.format.print(now));
+    if let (Some(TimestampRule { from: TimestampPlace::At(place), .. }), Some(ts)) = (&timestamp, &ts)
+        && !matches!(place, Location::Json(_))
+    {
+        draft.put(place, "signature.timestamp.from", ts.clone().into_bytes())?;
+    }
+    for (variable, _) in template.variables() {
+        if let Variable::At(place) = variable {
+            draft.fill(place)?;
+        }
+    }
+    draft.fill_event_headers(spec)?;
+    let parts = template.render(|variable| {
+        Ok::<_, Infallible>(match variable {
+            Variable::Body => Some(Cow::Borrowed(body)),
+            Variable::Timestamp => ts.as_deref().map(|ts| Cow::Borrowed(ts.as_bytes())),
+            Variable::At(place) => draft.value(place).map(Cow::Owned),
+        })
+    });
+    let parts = parts.unwrap_or_default().ok_or_else(|| {
+        SpecError::new("signature.template", "the body has nothing at a place that is signed", "a body with that field")
+    })?;
+    let mut signature = tag(spec, algorithm, signer.secret, &parts.concat())?;
+    if signer.forge {
+        signature[0] ^= 1;
+    }
+    draft.put(&layout.from, "signature.from", layout.write(&signature, timestamp.as_ref(), ts.as_deref()).into_bytes())?;
+    draft.finish()
+}
+
+fn tag(spec: &SchemeSpec, algorithm: Algorithm, secret: &Secret, message: &[u8]) -> Result<Vec<u8>, SpecError> {
+    match algorithm {
+        Algorithm::Hmac(hash) => {
+            let key = key_bytes(&spec.signature, secret)?;
+            Ok(MacKey::new(hash, key.expose()).tag(&[message]).as_bytes().to_vec())
+        }
+        Algorithm::Ed25519 => {
+            let text = secret.expose();
+            let decoded = BASE64.decode(text.strip_prefix(b"whsk_").unwrap_or(text)).ok();
+            let seed = decoded.as_deref().and_then(|bytes| bytes.first_chunk::<32>());
+            let seed = seed.ok_or_else(|| SpecError::new("secrets", "not an ed25519 private key", "whsk_ and base64"))?;
+            Ok(SigningKey::from_bytes(seed).sign(message).to_bytes().to_vec())
+        }
+        Algorithm::HttpBasic => Err(SpecError::new("signature.algorithm", "credentials sign nothing", "an algorithm that does")),
+    }
+}
+
+impl Layout {
+    /// The opposite of reading: the signature as its header has it.
+    fn write(&self, signature: &[u8], timestamp: Option<&TimestampRule>, ts: Option<&str>) -> String {
+        let signature = self.encoding.encode(signature);
+        let (Some(pair), Some(tag)) = (&self.pair, self.tags.first()) else {
+            return format!("{}{signature}", self.prefix);
+        };
+        let entry = format!("{tag}{pair}{signature}");
+        match (timestamp, ts, &self.list) {
+            (Some(TimestampRule { from: TimestampPlace::Tag(time_tag), .. }), Some(ts), Some(list)) => {
+                format!("{time_tag}{pair}{ts}{list}{entry}")
+            }
+            _ => entry,
+        }
+    }
+}
+
+/// A request that is being put together.
+struct Draft<'a> {
+    given: &'a [u8],
+    headers: Vec<(HeaderName, Vec<u8>)>,
+    query: Vec<(String, Vec<u8>)>,
+    /// Fields of the body, where the body is a form.
+    form: Option<Vec<(String, Vec<u8>)>>,
+    /// Stands for whatever the provider would draw.
+    drawn: String,
+}
+
+impl<'a> Draft<'a> {
+    fn new(spec: &SchemeSpec, given: &'a [u8]) -> Self {
+        let is_form = spec.signature.from.starts_with("form:");
+        let drawn = format!("msg_{}", hex::encode(&Sha256::digest(given)[..12]));
+        Self { given, headers: Vec::new(), query: Vec::new(), form: is_form.then(Vec::new), drawn }
+    }
+
+    /// A value for something the template signs and nothing else has set: the given body for a form's field,
+    /// the same path of the JSON for a field of the query, else something drawn.
+    fn fill(&mut self, place: &Location) -> Result<(), SpecError> {
+        if self.value(place).is_some() {
+            return Ok(());
+        }
+        let value = match place {
+            Location::Form(_) => self.given.to_vec(),
+            Location::Query(name) => match self.in_json(&format!("/{}", name.replace('.', "/"))) {
+                Some(value) => value,
+                None => return Ok(()),
+            },
+            _ => self.drawn.clone().into_bytes(),
+        };
+        self.put(place, "signature.template", value)
+    }
+
+    /// The headers an event is told apart by.
+    fn fill_event_headers(&mut self, spec: &SchemeSpec) -> Result<(), SpecError> {
+        let places = spec.event.id.iter().chain(&spec.event.kind);
+        for place in places.filter(|place| place.starts_with("header:")) {
+            let place = Location::parse(place).map_err(|right| SpecError::new("event", "no place", right))?;
+            self.fill(&place)?;
+        }
+        Ok(())
+    }
+
+    fn in_json(&self, pointer: &str) -> Option<Vec<u8>> {
+        super::scheme::in_json(self.given, &Pointer::parse(pointer).ok()?).map(Cow::into_owned)
+    }
+
+    fn value(&self, place: &Location) -> Option<Vec<u8>> {
+        let of = |fields: &[(String, Vec<u8>)], wanted: &str| {
+            fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
+        };
+        match place {
+            Location::Header(wanted) => self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone()),
+            Location::Query(name) => of(&self.query, name),
+            Location::Form(name) => of(self.form.as_deref()?, name),
+            Location::Json(pointer) => self.in_json(&pointer.to_string()),
+            Location::Nested(..) => None,
+        }
+    }
+
+    fn put(&mut self, place: &Location, field: &str, value: Vec<u8>) -> Result<(), SpecError> {
+        match (place, &mut self.form) {
+            (Location::Header(name), _) => self.headers.push((name.clone(), value)),
+            (Location::Query(name), _) => self.query.push((name.clone(), value)),
+            (Location::Form(name), Some(form)) => form.push((name.clone(), value)),
+            _ => return Err(SpecError::new(field, format!("nothing can be put at {place}"), "a header, a query or a form")),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Signed, SpecError> {
+        let encode = |fields: &[(String, Vec<u8>)]| {
+            let pairs = fields.iter().map(|(name, value)| format!("{}={}", location::encode(name.as_bytes()), location::encode(value)));
+            pairs.collect::<Vec<_>>().join("&")
+        };
+        let content_type = if self.form.is_some() { "application/x-www-form-urlencoded" } else { "application/json" };
+        let mut headers = vec![(CONTENT_TYPE, HeaderValue::from_static(content_type))];
+        for (name, value) in &self.headers {
+            let value = HeaderValue::from_bytes(value)
+                .map_err(|_| SpecError::new("signature", format!("the value of {name} is no header value"), "printable text"))?;
+            headers.push((name.clone(), value));
+        }
+        let query = (!self.query.is_empty()).then(|| encode(&self.query));
+        let body = self.form.as_deref().map_or_else(|| Bytes::copy_from_slice(self.given), |form| Bytes::from(encode(form)));
+        Ok(Signed { headers, query, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::presets;
+    use crate::request::{Head, Received};
+    use crate::respond::Refusal;
+    use crate::source::Secrets;
+    use crate::verify::{BodyForm, KeyUsed, Scheme};
+
+    const NOW: i64 = 1_772_031_600;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn received(signed: Signed) -> Received {
+        let headers = HeaderMap::from_iter(signed.headers);
+        Received { head: Head { headers, query: signed.query, peer: [127, 0, 0, 1].into() }, body: signed.body }
+    }
+
+    /// A preset with what only a merchant can fill in, its secret, and an older one.
+    fn preset(name: &str) -> (SchemeSpec, Secret, Secret) {
+        let mut spec = presets::load(name).unwrap();
+        spec.signature.constants.insert("x_login".into(), "login".into());
+        let (secret, older) = match (spec.signature.algorithm.as_str(), spec.signature.key.encoding.as_str()) {
+            ("http-basic", _) => ("user:password", "user:older"),
+            (_, "hex") => ("00112233445566778899aabbccddeeff", "ff112233445566778899aabbccddeeff"),
+            (_, "base64") => ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "NfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            _ => ("chaski-test-secret/not+real", "chaski-test-secret/not+real/older"),
+        };
+        (spec, Secret::new(secret), Secret::new(older))
+    }
+
+    #[test]
+    fn what_is_signed_verifies_and_what_is_forged_does_not_for_every_preset() {
+        let body = br#"{"id":"1","data":{"id":"ORD-1"},"eventType":"cip.paid"}"#;
+        for name in presets::names() {
+            let (spec, secret, older) = preset(name);
+            let selects = spec.signature.key.select.is_some();
+            let secrets = if selects { Secrets::ById([("k".into(), secret.clone())].into()) } else { Secrets::Any(vec![secret.clone(), older.clone()]) };
+            let scheme = Scheme::compile(&spec, &secrets).unwrap();
+            let signer = Signer { key_id: selects.then_some("k"), secret: &secret, forge: false };
+            let request = received(sign(&spec, signer, body, at(NOW)).unwrap());
+            let verified = scheme.verify(&request, at(NOW)).unwrap_or_else(|why| panic!("{name}: {why:?}"));
+            assert_eq!((verified.key, verified.form), (KeyUsed::Current, BodyForm::Raw), "{name}");
+            let forged = received(sign(&spec, Signer { forge: true, ..signer }, body, at(NOW)).unwrap());
+            assert_eq!(scheme.verify(&forged, at(NOW)).err(), Some(Refusal::BadSignature), "{name}");
+            let stale = scheme.verify(&request, at(NOW + 100_000)).err();
+            assert_eq!(stale, spec.signature.timestamp.as_ref().map(|_| Refusal::TimestampStale), "{name}");
+            if !selects {
+                let old = received(sign(&spec, Signer { secret: &older, ..signer }, body, at(NOW)).unwrap());
+                assert_eq!(scheme.verify(&old, at(NOW)).unwrap().key, KeyUsed::Previous, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn ed25519_is_an_override_of_standard_webhooks() {
+        let mut spec = presets::load("standard-webhooks").unwrap();
+        spec.signature.algorithm = "ed25519".into();
+        spec.signature.tags = vec!["v1a".into()];
+        spec.signature.key.strip_prefix = "whpk_".into();
+        let private = SigningKey::from_bytes(&[7; 32]);
+        let public = Secret::new(format!("whpk_{}", BASE64.encode(private.verifying_key().as_bytes())));
+        let scheme = Scheme::compile(&spec, &Secrets::Any(vec![public])).unwrap();
+        let secret = Secret::new(format!("whsk_{}", BASE64.encode(private.to_keypair_bytes())));
+        let signer = Signer { key_id: None, secret: &secret, forge: false };
+        let request = received(sign(&spec, signer, b"{}", at(NOW)).unwrap());
+        assert!(scheme.verify(&request, at(NOW)).is_ok());
+        let forged = received(sign(&spec, Signer { forge: true, ..signer }, b"{}", at(NOW)).unwrap());
+        assert_eq!(scheme.verify(&forged, at(NOW)).err(), Some(Refusal::BadSignature));
+    }
+}

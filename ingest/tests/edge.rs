@@ -1,0 +1,346 @@
+//! A real edge on a real socket over a real store: the published vectors, the answers, and the end in order.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+#[path = "edge/bad_inputs.rs"]
+mod bad_inputs;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaski_common::clock::Clock;
+use chaski_common::secret::Secret;
+use chaski_common::storage::embedded::{self, Options};
+use chaski_common::storage::{DeadFilter, EventFilter, OnConflict, Storage};
+use chaski_ingest::presets;
+use chaski_ingest::source::{SchemeSpec, Secrets, SourceSpec};
+use chaski_ingest::verify::sign::{Signer, sign};
+use chaski_ingest::{Edge, EdgeConfig, EdgeHandle};
+use jiff::Timestamp;
+use prometheus::Registry;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const SECRET: &str = "chaski-test-secret/not+real";
+const NOW: i64 = 1_772_031_600;
+
+struct Rig {
+    address: SocketAddr,
+    handle: EdgeHandle,
+    storage: Storage,
+    registry: Registry,
+    clock: Clock,
+    shutdown: CancellationToken,
+    running: JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn source(name: &str, scheme: SchemeSpec, secrets: Secrets) -> SourceSpec {
+    SourceSpec {
+        name: name.into(),
+        provider: None,
+        path: format!("/in/{name}").into(),
+        secrets,
+        on_conflict: scheme.event.on_conflict.unwrap_or(OnConflict::Quarantine),
+        scheme,
+        allow_ips: Vec::new(),
+    }
+}
+
+fn preset(name: &str) -> SourceSpec {
+    source(name, presets::load(name).unwrap(), Secrets::Any(vec![Secret::new(SECRET)]))
+}
+
+async fn rig(sources: Vec<SourceSpec>, change: impl FnOnce(&mut EdgeConfig)) -> Rig {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::new();
+    let clock = Clock::manual(at(NOW));
+    let storage = embedded::open(&Options { path: folder.path().join("data") }, &registry).unwrap();
+    let mut config = EdgeConfig { listen: ([127, 0, 0, 1], 0).into(), ..EdgeConfig::default() };
+    change(&mut config);
+    let edge = Edge::bind(config, sources, storage.clone(), &registry, clock.clone()).unwrap();
+    let (address, handle, shutdown) = (edge.local_addr(), edge.handle(), CancellationToken::new());
+    let running = tokio::spawn(edge.run(shutdown.clone(), Duration::from_secs(5)));
+    Rig { address, handle, storage, registry, clock, shutdown, running, _folder: folder }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Rig {
+    async fn raw(&self, wire: &[u8]) -> (TcpStream, Option<Answer>) {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(wire).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        (stream, answer)
+    }
+
+    async fn post(&self, target: &str, headers: &[(String, String)], body: &[u8]) -> Answer {
+        let mut wire = format!("POST {target} HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n", body.len());
+        headers.iter().for_each(|(name, value)| wire.push_str(&format!("{name}: {value}\r\n")));
+        let wire = [wire.as_bytes(), b"\r\n", body].concat();
+        self.raw(&wire).await.1.unwrap()
+    }
+
+    async fn events(&self) -> usize {
+        self.storage.events.find(EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap().len()
+    }
+
+    async fn quarantined(&self) -> Vec<String> {
+        let letters = self.storage.deliveries.dead(DeadFilter { limit: 1000, ..DeadFilter::default() }).await.unwrap();
+        letters.iter().map(|letter| letter.reason.to_string()).collect()
+    }
+
+    fn metric(&self, series: &str) -> f64 {
+        let text = prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    async fn close(self) {
+        self.shutdown.cancel();
+        self.running.await.unwrap();
+        self.storage.events.close().await;
+    }
+}
+
+/// One answer, whole; none when the connection ends before it.
+async fn read_answer(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Answer> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+            let mut body = bytes[end + 4..].to_vec();
+            while body.len() < length {
+                assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0, "cut answer");
+            }
+            let status = head[9..12].parse().unwrap();
+            return Some(Answer { status, head, body: String::from_utf8(body).unwrap() });
+        }
+        match stream.read_buf(&mut bytes).await {
+            Ok(0) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn is_closed(mut stream: TcpStream) -> bool {
+    matches!(stream.read(&mut [0]).await, Ok(0) | Err(_))
+}
+
+fn callback(cip: &str, operation: &str, amount: &str) -> String {
+    format!(r#"{{"eventType":"cip.paid","operationNumber":{operation},"data":{{"cip":{cip},"currency":"PEN","amount":{amount}}}}}"#)
+}
+
+/// A signed request of a source with a preset: headers and body.
+fn signed(source: &SourceSpec, body: &str) -> (Vec<(String, String)>, Vec<u8>) {
+    let secret = Secret::new(SECRET);
+    let request = sign(&source.scheme, Signer { key_id: None, secret: &secret, forge: false }, body.as_bytes(), at(NOW)).unwrap();
+    let headers = request.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+    (headers, request.body.to_vec())
+}
+
+/// Schemes of the vectors that no description can say, and why.
+const NOT_EXPRESSIBLE: &[(&str, &str)] = &[
+    ("payu-md5", "an unkeyed digest with the key inside the text"),
+    ("payu-hmac", "the amount loses a trailing zero before it is signed"),
+    ("(none: per-item adapter)", "each item of a batch is signed by itself"),
+];
+
+fn vector_source(index: usize, vector: &Value) -> Option<SourceSpec> {
+    let scheme = vector["scheme"].as_str().unwrap();
+    if NOT_EXPRESSIBLE.iter().any(|(name, _)| *name == scheme) {
+        return None;
+    }
+    let name = match scheme {
+        "standard-webhooks-ed25519" => "standard-webhooks",
+        "lyra-izipay" => "izipay",
+        "seed-claim" => "pagoefectivo-xdate",
+        "adyen-header" => "adyen",
+        name => name,
+    };
+    let mut spec = presets::load(name).unwrap_or_else(|| panic!("no preset for {scheme}"));
+    spec.signature.constants.insert("x_login".into(), "example-login".into());
+    if scheme == "standard-webhooks-ed25519" {
+        spec.signature.algorithm = "ed25519".into();
+        spec.signature.tags = vec!["v1a".into()];
+        spec.signature.key.strip_prefix = "whpk_".into();
+    }
+    let secret = |value: &Value| Secret::new(value.as_str().unwrap());
+    let secrets = match &vector["secret"] {
+        Value::Array(secrets) => Secrets::Any(secrets.iter().map(secret).collect()),
+        Value::Object(secrets) => Secrets::ById(secrets.iter().map(|(id, value)| (id.clone(), secret(value))).collect()),
+        one => Secrets::Any(vec![secret(one)]),
+    };
+    Some(source(&format!("v{index}"), spec, secrets))
+}
+
+#[tokio::test]
+async fn published_and_computed_vectors_are_taken_or_refused_as_marked() {
+    let vectors: Vec<Value> = serde_json::from_str(include_str!("vectors.json")).unwrap();
+    let mut checked = 0;
+    for (index, vector) in vectors.iter().enumerate().filter(|(_, vector)| vector["verified"] == true) {
+        let Some(source) = vector_source(index, vector) else { continue };
+        let rig = rig(vec![source], |_| {}).await;
+        rig.clock.set(at(vector["now"].as_i64().unwrap_or(NOW)));
+        let headers: Vec<_> = vector["headers"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect();
+        let query: Vec<_> = vector["query"].as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap())).collect();
+        let target = if query.is_empty() { format!("/in/v{index}") } else { format!("/in/v{index}?{}", query.join("&")) };
+        let answer = rig.post(&target, &headers, vector["body"].as_str().unwrap().as_bytes()).await;
+        let expected = if vector["expect"] == "accept" { 200 } else { 401 };
+        assert_eq!(answer.status, expected, "vector {index}: {} {}: {answer:?}", vector["scheme"], vector["note"]);
+        rig.close().await;
+        checked += 1;
+    }
+    assert!(checked >= 30, "only {checked} vectors were run");
+    eprintln!("{checked} of {} vectors run; not expressible: {NOT_EXPRESSIBLE:?}", vectors.len());
+}
+
+#[tokio::test]
+async fn an_event_is_accepted_once_and_other_content_is_quarantined() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |_| {}).await;
+    let post = async |body: &str| {
+        let (headers, bytes) = signed(&pe, body);
+        rig.post("/in/pagoefectivo", &headers, &bytes).await
+    };
+    let first = post(&callback("\"11546901\"", "\"1253\"", "22.05")).await;
+    assert_eq!((first.status, first.body.contains("\"accepted\"")), (200, true), "{first:?}");
+    let number = post(&callback("11546901", "\"1253\"", "22.05")).await;
+    assert!(number.body.contains("\"duplicate\""), "{number:?}");
+    assert_eq!(number.body.split('"').nth(3), first.body.split('"').nth(3), "one event, one id");
+    let conflict = post(&callback("\"11546901\"", "\"1253\"", "99.00")).await;
+    assert!(conflict.body.contains("\"quarantined\""), "{conflict:?}");
+    let empty_operation = post(&callback("\"1\"", "\"\"", "1.00")).await;
+    assert!(empty_operation.body.contains("\"accepted\""));
+    let spaced = callback("\"1\"", "\"\"", "1.00").replace(',', " ,\r\n\t");
+    assert!(post(&spaced).await.body.contains("\"duplicate\""));
+    let absurd = post(&callback("\"2\"", "\"3\"", "22.005")).await;
+    assert!(absurd.body.contains("\"quarantined\""));
+    assert!(post(&callback("\"2\"", "\"3\"", "22.005")).await.body.contains("\"quarantined\""));
+    assert_eq!(rig.events().await, 2);
+    assert_eq!(rig.quarantined().await, ["dedup_conflict", "schema_amount"]);
+    let source = "source=\"pagoefectivo\"";
+    assert_eq!(rig.metric(&format!("chaski_edge_requests_total{{outcome=\"accepted\",{source}}}")), 2.0);
+    assert_eq!(rig.metric(&format!("chaski_edge_requests_total{{outcome=\"duplicate\",{source}}}")), 2.0);
+    assert_eq!(rig.metric(&format!("chaski_quarantine_added_total{{reason=\"schema_amount\",{source}}}")), 1.0);
+    assert_eq!(rig.metric(&format!("chaski_dedup_conflicts_total{{{source}}}")), 1.0);
+    assert_eq!(rig.metric("chaski_edge_inflight_requests"), 0.0);
+    assert_eq!(rig.metric("chaski_edge_inflight_bytes"), 0.0);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn hundred_copies_at_once_are_one_event() {
+    let pe = preset("pagoefectivo");
+    let rig = Arc::new(rig(vec![pe.clone()], |_| {}).await);
+    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
+    let mut posts = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let (rig, headers, body) = (rig.clone(), headers.clone(), body.clone());
+        posts.spawn(async move { rig.post("/in/pagoefectivo", &headers, &body).await });
+    }
+    let answers = posts.join_all().await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(answers.iter().filter(|answer| answer.body.contains("accepted")).count(), 1);
+    assert_eq!(rig.events().await, 1);
+    Arc::into_inner(rig).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_reload_swaps_all_sources_or_none() {
+    let rig = rig(vec![preset("pagoefectivo")], |_| {}).await;
+    let github = preset("github");
+    let (headers, body) = signed(&github, "{}");
+    assert_eq!(rig.post("/in/github", &headers, &body).await.status, 404);
+    let mut broken = github.clone();
+    broken.scheme.signature.template = "{nothing}".into();
+    let error = rig.handle.reload(vec![preset("pagoefectivo"), broken]).unwrap_err();
+    assert_eq!(error.field, "sources.github.signature.template");
+    assert_eq!(rig.post("/in/github", &headers, &body).await.status, 404);
+    rig.handle.reload(vec![github]).unwrap();
+    assert_eq!(rig.post("/in/github", &headers, &body).await.status, 200);
+    rig.handle.set_max_body(1);
+    assert_eq!(rig.post("/in/github", &headers, &body).await.status, 413);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn closing_lets_what_is_in_flight_finish_and_takes_nothing_new() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |_| {}).await;
+    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
+    let mut head = format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\nexpect: 100-continue\r\ncontent-length: {}\r\n", body.len());
+    headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    // The edge has the request in hand when it asks for the body.
+    assert_eq!(read_answer(&mut stream).await.unwrap().status, 100);
+    let idle = TcpStream::connect(rig.address).await.unwrap();
+    rig.shutdown.cancel();
+    stream.write_all(&body).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.unwrap().status, 200);
+    assert!(is_closed(idle).await);
+    rig.running.await.unwrap();
+    assert!(TcpStream::connect(rig.address).await.is_err());
+    rig.storage.events.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_store_is_answered_503_with_retry_after() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |_| {}).await;
+    rig.storage.events.close().await;
+    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
+    let answer = rig.post("/in/pagoefectivo", &headers, &body).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("retry-after: "), "{answer:?}");
+    assert_eq!(rig.metric("chaski_edge_consecutive_non_200{source=\"pagoefectivo\"}"), 1.0);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn the_source_chooses_the_answer_and_the_peers() {
+    let mut pagsmile = preset("pagsmile");
+    let mut closed = preset("pagoefectivo");
+    closed.allow_ips = vec![chaski_ingest::source::IpNet { address: [203, 0, 113, 0].into(), prefix_bits: 24 }];
+    pagsmile.scheme.reply.status = 202;
+    let rig = rig(vec![pagsmile.clone(), closed.clone()], |_| {}).await;
+    let (headers, body) = signed(&pagsmile, r#"{"trade_no":"1","trade_status":"SUCCESS"}"#);
+    let answer = rig.post("/in/pagsmile", &headers, &body).await;
+    assert_eq!((answer.status, answer.body.as_str()), (202, "success"));
+    let (headers, body) = signed(&closed, &callback("\"1\"", "\"2\"", "3.00"));
+    assert_eq!(rig.post("/in/pagoefectivo", &headers, &body).await.status, 403);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn too_much_in_flight_is_503_and_a_late_head_is_closed_unanswered() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |config| {
+        config.limits.inflight_bytes_max = 50;
+        config.limits.head_timeout = Duration::from_millis(50);
+    })
+    .await;
+    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
+    let answer = rig.post("/in/pagoefectivo", &headers, &body).await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.head.contains("retry-after: ") && answer.head.contains("connection: close"), "{answer:?}");
+    let (stream, answer) = rig.raw(b"POST /in/pagoefectivo HTTP/1.1\r\nhost:").await;
+    assert!(answer.is_none() && is_closed(stream).await);
+    assert_eq!(rig.metric("chaski_edge_connection_errors_total{listener=\"edge\",reason=\"header_timeout\"}"), 1.0);
+    rig.close().await;
+}

@@ -1,0 +1,182 @@
+//! The admin listener: metrics, health, and the API the commands talk to.
+//!
+//! `/metrics`, `/healthz` and `/readyz` show numbers and names and are open to whoever reaches the address.
+//! `/api/…` shows payloads and changes things: it asks for the bearer token where one is configured, and for
+//! a JSON content type always, so that no web page can post to it by accident.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chaski_common::secret::Secret;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Registry, TextEncoder};
+use subtle::ConstantTimeEq as _;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, ApiError, CALL_TIMEOUT, Operations};
+use crate::gauges::Gauges;
+
+/// Connections open at once.
+const CONNECTIONS_MAX: usize = 64;
+/// The largest question.
+const QUESTION_BYTES_MAX: usize = 1 << 20;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The listener, bound and not yet serving.
+pub(crate) struct Admin {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Registry,
+    gauges: Gauges,
+    operations: Operations,
+    token: Option<Secret>,
+    ready: Arc<AtomicBool>,
+}
+
+impl Admin {
+    pub(crate) async fn bind(
+        listen: SocketAddr,
+        token: Option<Secret>,
+        registry: Registry,
+        gauges: Gauges,
+        operations: Operations,
+        ready: Arc<AtomicBool>,
+    ) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        Ok(Self { listener, shared: Arc::new(Shared { registry, gauges, operations, token, ready }) })
+    }
+
+    pub(crate) fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until told to stop. A connection that cannot be accepted is the peer's affair.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                // Out of descriptors, most likely: give others time to close theirs.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let shared = Arc::clone(&self.shared);
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| respond(Arc::clone(&shared), request));
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .max_headers(64)
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    _ = connection => {}
+                    () = shutdown.cancelled() => {}
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, http::Error> {
+    let path = request.uri().path().to_owned();
+    match (request.method(), &*path) {
+        (&Method::GET, "/healthz") => plain(StatusCode::OK, "ok\n"),
+        (&Method::GET, "/readyz") if shared.ready.load(Ordering::Relaxed) => plain(StatusCode::OK, "ready\n"),
+        (&Method::GET, "/readyz") => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        (&Method::GET, "/metrics") => metrics(&shared).await,
+        (&Method::POST, path) if path.starts_with("/api/") => {
+            call(&shared, &path["/api/".len()..], request).await
+        }
+        (_, "/healthz" | "/readyz" | "/metrics") => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n"),
+        (_, path) if path.starts_with("/api/") => plain(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
+        _ => plain(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+async fn metrics(shared: &Shared) -> Result<Answer, http::Error> {
+    shared.gauges.refresh(&shared.operations).await;
+    match TextEncoder::new().encode_to_string(&shared.registry.gather()) {
+        Ok(text) => Response::builder().header(CONTENT_TYPE, prometheus::TEXT_FORMAT).body(Full::from(text)),
+        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
+    }
+}
+
+async fn call(shared: &Shared, name: &str, request: Request<Incoming>) -> Result<Answer, http::Error> {
+    if !shared.admits(&request) {
+        return json(
+            StatusCode::UNAUTHORIZED,
+            &serde_json::json!({ "error": "the admin token is missing or wrong" }),
+        );
+    }
+    if request.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
+        return json(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            &serde_json::json!({ "error": "content-type must be application/json" }),
+        );
+    }
+    let question = Limited::new(request.into_body(), QUESTION_BYTES_MAX).collect();
+    let Ok(Ok(question)) = tokio::time::timeout(HEAD_TIMEOUT, question).await else {
+        return json(
+            StatusCode::BAD_REQUEST,
+            &serde_json::json!({ "error": "the question did not arrive whole" }),
+        );
+    };
+    let question = question.to_bytes();
+    let answered =
+        tokio::time::timeout(CALL_TIMEOUT, api::dispatch(name, &question, &shared.operations)).await;
+    match answered {
+        Ok(Some(Ok(answer))) => json(StatusCode::OK, &answer),
+        Ok(Some(Err(ApiError::Refused(why)))) => {
+            json(StatusCode::BAD_REQUEST, &serde_json::json!({ "error": why }))
+        }
+        Ok(Some(Err(ApiError::Storage(error)))) => {
+            json(StatusCode::SERVICE_UNAVAILABLE, &serde_json::json!({ "error": crate::chain(&error) }))
+        }
+        Ok(None) => json(StatusCode::NOT_FOUND, &serde_json::json!({ "error": "no such call" })),
+        Err(_) => {
+            json(StatusCode::GATEWAY_TIMEOUT, &serde_json::json!({ "error": "the answer took too long" }))
+        }
+    }
+}
+
+impl Shared {
+    fn admits(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let shown = request.headers().get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        shown
+            .and_then(|value| value.strip_prefix(b"Bearer "))
+            .is_some_and(|shown| shown.ct_eq(token.expose()).into())
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Result<Answer, http::Error> {
+    Response::builder().status(status).header(CONTENT_TYPE, "text/plain").body(Full::from(text))
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Result<Answer, http::Error> {
+    Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::from(value.to_string()))
+}

@@ -1,0 +1,340 @@
+//! A whole chaski in one process: opened once, addresses known, run, drained.
+//!
+//! The order of opening is the order of the promises: the store, then the dispatcher with all its cursors,
+//! then the edge, so that no event can arrive that a destination would miss. Stopping goes the other way.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use chaski_common::clock::Clock;
+use chaski_common::storage::{EventFilter, Storage, embedded};
+use chaski_dispatcher::{Dispatcher, DispatcherConfig};
+use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, TlsConfig};
+use jiff::{SignedDuration, Timestamp};
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::api::{Operations, Reload, Reloaded};
+use crate::config::{Config, StorageConfig};
+use crate::gauges::Gauges;
+
+/// How long attempts under way may take when the process stops.
+const DISPATCH_DRAIN: Duration = Duration::from_secs(26);
+/// How often old events are looked for.
+const PRUNE_PERIOD: Duration = Duration::from_secs(60);
+/// Events deleted in one write: few enough that no accept waits for it.
+const PRUNE_EVENTS: usize = 500;
+
+/// Everything is open and nothing runs yet.
+pub struct App {
+    edge: Edge,
+    admin: Admin,
+    dispatcher: Dispatcher,
+    storage: Storage,
+    ready: Arc<AtomicBool>,
+    clock: Clock,
+    control: Arc<Control>,
+    drain: Duration,
+}
+
+impl App {
+    /// Opens the store and the listeners. `file` is where [`Control::reload`] reads the configuration again.
+    ///
+    /// # Errors
+    /// When the store or a listener cannot be opened; nothing is left running.
+    pub async fn open(config: Config, file: &Path) -> anyhow::Result<Self> {
+        let StorageConfig::Embedded { path, parked_max, .. } = &config.storage;
+        let registry = Registry::new();
+        let clock = Clock::system();
+        let storage = embedded::open(&embedded::Options { path: path.clone() }, &registry)
+            .with_context(|| format!("opening the store in {}", path.display()))?;
+        let opened = Self::open_on(storage.clone(), *parked_max, config, file, registry, clock).await;
+        if opened.is_err() {
+            storage.events.close().await;
+        }
+        opened
+    }
+
+    async fn open_on(
+        storage: Storage,
+        parked_max: u64,
+        config: Config,
+        file: &Path,
+        registry: Registry,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let dispatching = DispatcherConfig { parked_max, ..DispatcherConfig::default() };
+        let dispatcher = Dispatcher::start(
+            dispatching,
+            config.destinations.clone(),
+            storage.clone(),
+            &registry,
+            clock.clone(),
+        )
+        .await
+        .context("opening the cursors of the destinations")?;
+        let listen = config.ingest.listen;
+        let edge = Edge::bind(
+            edge_config(&config),
+            config.sources.clone(),
+            storage.clone(),
+            &registry,
+            clock.clone(),
+        )
+        .with_context(|| format!("listening on {listen} ([ingest] listen)"))?;
+
+        let gauges =
+            Gauges::new(&registry, config.sources.iter().map(|source| Arc::clone(&source.name)).collect());
+        gauges
+            .retention
+            .with_label_values(&["events"])
+            .set(i64::try_from(retention(&config).as_secs()).unwrap_or(i64::MAX));
+        let ready = Arc::new(AtomicBool::new(false));
+        let admin_config = config.admin.clone();
+        let drain = config.ingest.drain_timeout;
+        let control = Arc::new(Control {
+            file: file.to_owned(),
+            edge: edge.handle(),
+            dispatcher: dispatcher.clone(),
+            storage: storage.clone(),
+            clock: clock.clone(),
+            in_force: Mutex::new(config),
+            turn: tokio::sync::Mutex::new(()),
+            successful: gauges.reload_successful.clone(),
+            succeeded_at: gauges.reload_timestamp.clone(),
+        });
+        control.report(true, clock.now());
+        let operations = Operations {
+            storage: storage.clone(),
+            dispatcher: Some(dispatcher.clone()),
+            clock: clock.clone(),
+            reload: Some(Arc::clone(&control) as Arc<dyn Reload>),
+        };
+        let admin = Admin::bind(
+            admin_config.listen,
+            admin_config.token,
+            registry,
+            gauges,
+            operations,
+            Arc::clone(&ready),
+        )
+        .await
+        .with_context(|| format!("listening on {} ([admin] listen)", admin_config.listen))?;
+        Ok(Self { edge, admin, dispatcher, storage, ready, clock, control, drain })
+    }
+
+    /// Where senders post to.
+    #[must_use]
+    pub fn edge_addr(&self) -> SocketAddr {
+        self.edge.local_addr()
+    }
+
+    /// Where metrics, health and the API are.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn admin_addr(&self) -> std::io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// What can be asked of it while it runs.
+    #[must_use]
+    pub fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
+    /// The store it runs on.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.storage.clone()
+    }
+
+    /// Serves until `shutdown`, then drains: readiness off, no new connections, what is in flight finishes,
+    /// everything settled is written, the store is closed.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let admin_stop = CancellationToken::new();
+        let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
+        let pruning = tokio::spawn(prune(
+            self.storage.clone(),
+            Arc::clone(&self.control),
+            self.clock,
+            shutdown.clone(),
+        ));
+        self.ready.store(true, Ordering::Relaxed);
+        let ready = Arc::clone(&self.ready);
+        let unready = shutdown.clone();
+        let readiness = tokio::spawn(async move {
+            unready.cancelled().await;
+            ready.store(false, Ordering::Relaxed);
+        });
+        self.edge.run(shutdown, self.drain).await;
+        let _ = readiness.await;
+        self.dispatcher.shutdown(DISPATCH_DRAIN).await;
+        let _ = pruning.await;
+        admin_stop.cancel();
+        let _ = admin.await;
+        self.storage.events.close().await;
+    }
+}
+
+fn edge_config(config: &Config) -> EdgeConfig {
+    let ingest = &config.ingest;
+    EdgeConfig {
+        listen: ingest.listen,
+        max_body: ingest.body_bytes_max,
+        tls: ingest.tls.as_ref().map(|tls| TlsConfig {
+            cert: tls.cert.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+        }),
+        limits: Limits {
+            connections_max: ingest.connections_max,
+            inflight_requests_max: ingest.requests_max,
+            head_timeout: ingest.header_timeout,
+            body_timeout: ingest.body_timeout,
+            ..Limits::default()
+        },
+    }
+}
+
+fn retention(config: &Config) -> Duration {
+    let StorageConfig::Embedded { retention, .. } = &config.storage;
+    *retention
+}
+
+/// Changes a running process.
+pub struct Control {
+    file: PathBuf,
+    edge: EdgeHandle,
+    dispatcher: Dispatcher,
+    storage: Storage,
+    clock: Clock,
+    in_force: Mutex<Config>,
+    /// Reloads go one after the other.
+    turn: tokio::sync::Mutex<()>,
+    successful: prometheus::IntGauge,
+    succeeded_at: prometheus::Gauge,
+}
+
+#[async_trait]
+impl Reload for Control {
+    async fn reload(&self) -> Result<Reloaded, String> {
+        let _turn = self.turn.lock().await;
+        let outcome = self.try_reload().await;
+        self.report(outcome.is_ok(), self.clock.now());
+        match &outcome {
+            Ok(reloaded) => tracing::info!(
+                sources = reloaded.sources,
+                destinations = reloaded.destinations,
+                needs_restart = ?reloaded.needs_restart,
+                "the configuration was reloaded"
+            ),
+            Err(why) => {
+                tracing::error!(%why, "the configuration was not reloaded, the old one stays in force")
+            }
+        }
+        outcome
+    }
+}
+
+impl Control {
+    async fn try_reload(&self) -> Result<Reloaded, String> {
+        let file = self.file.clone();
+        let new = tokio::task::spawn_blocking(move || Config::load(&file))
+            .await
+            .map_err(|_| "reading the configuration was interrupted".to_owned())?
+            .map_err(|problems| problems.to_string())?;
+        let old = self.in_force();
+        self.refuse_orphans(&old, &new).await?;
+        let needs_restart = needs_restart(&old, &new);
+        self.edge.reload(new.sources.clone()).map_err(|error| crate::chain(&error))?;
+        self.edge.set_max_body(new.ingest.body_bytes_max);
+        self.dispatcher.reload(new.destinations.clone()).await.map_err(|error| crate::chain(&error))?;
+        let reloaded =
+            Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(reloaded)
+    }
+
+    fn in_force(&self) -> Config {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A source whose events are still on their way cannot be taken out: nobody would be routed to them.
+    async fn refuse_orphans(&self, old: &Config, new: &Config) -> Result<(), String> {
+        let failed = |error| crate::chain(&error);
+        for source in &old.sources {
+            if new.sources.iter().any(|kept| kept.name == source.name) {
+                continue;
+            }
+            let newest =
+                EventFilter { source: Some(source.name.to_string()), limit: 1, ..EventFilter::default() };
+            let Some(newest) = self.storage.events.find(newest).await.map_err(failed)?.pop() else {
+                continue;
+            };
+            let progress = self.storage.events.progress().await.map_err(failed)?;
+            if let Some(behind) = progress.iter().find(|progress| progress.mark < newest.position) {
+                return Err(format!(
+                    "source {} has events that {} has not settled; keep the source until its backlog is empty",
+                    source.name, behind.destination
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, successful: bool, at: Timestamp) {
+        self.successful.set(i64::from(successful));
+        if successful {
+            self.succeeded_at.set(at.as_duration().as_secs_f64());
+        }
+    }
+}
+
+/// The settings a running process cannot change.
+fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
+    let fixed =
+        crate::config::IngestConfig { body_bytes_max: old.ingest.body_bytes_max, ..new.ingest.clone() };
+    [
+        ("[ingest]", old.ingest != fixed),
+        ("[admin]", old.admin != new.admin),
+        ("[storage]", old.storage != new.storage),
+        ("[log]", old.log != new.log),
+    ]
+    .into_iter()
+    .filter(|(_, differs)| *differs)
+    .map(|(section, _)| section.to_owned())
+    .collect()
+}
+
+/// Deletes what is older than the retention and settled everywhere, little by little.
+async fn prune(storage: Storage, control: Arc<Control>, clock: Clock, shutdown: CancellationToken) {
+    let mut period = tokio::time::interval(PRUNE_PERIOD);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let config = control.in_force();
+        let Ok(age) = SignedDuration::try_from(retention(&config)) else { continue };
+        let Ok(before) = clock.now().checked_sub(age) else { continue };
+        let destinations: Vec<_> =
+            config.destinations.iter().map(|destination| Arc::clone(&destination.name)).collect();
+        while !shutdown.is_cancelled() {
+            match storage.events.prune(before, &destinations, PRUNE_EVENTS).await {
+                Ok(deleted) if deleted == PRUNE_EVENTS => tokio::task::yield_now().await,
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "old events could not be deleted and will be tried again");
+                    break;
+                }
+            }
+        }
+    }
+}

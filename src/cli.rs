@@ -1,0 +1,317 @@
+//! The command line: what can be said, not what it does.
+
+use std::path::PathBuf;
+
+use chaski_common::clock::Clock;
+use chaski_common::event::EventId;
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+
+/// A webhook gateway for payments: it answers 200 only when the event is durable, and then delivers it until
+/// each destination has taken it or a person has been told.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, disable_help_subcommand = true)]
+pub struct Cli {
+    /// The configuration
+    #[arg(short, long, global = true, value_name = "FILE", default_value = "chaski.toml")]
+    pub config: PathBuf,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take callbacks and deliver them, in one process
+    Run,
+    /// Take callbacks only; needs a storage that processes can share
+    Ingest,
+    /// Deliver only; needs a storage that processes can share
+    Dispatch {
+        /// Deliver to these destinations only
+        #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+        only: Vec<String>,
+    },
+    /// Show it at work: needs no file and no server
+    Demo,
+    /// Load the configuration and explain it; secrets are never shown
+    Check,
+    /// Sign as a source's provider would, post, and print the answers
+    Send(Send),
+    /// What came in, and what became of it
+    #[command(args_conflicts_with_subcommands = true)]
+    Events {
+        /// Which.
+        #[command(flatten)]
+        filter: Events,
+        /// One event.
+        #[command(subcommand)]
+        command: Option<EventsCommand>,
+    },
+    /// Deliveries that wait for their next attempt
+    #[command(args_conflicts_with_subcommands = true)]
+    Parked {
+        /// Which.
+        #[command(flatten)]
+        filter: ParkedList,
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Option<ParkedCommand>,
+    },
+    /// Dead letters: deliveries that ended without success, and signed events that cannot be used
+    #[command(args_conflicts_with_subcommands = true)]
+    Dead {
+        /// Which.
+        #[command(flatten)]
+        filter: DeadList,
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Option<DeadCommand>,
+    },
+    /// Deliver a span of history again to one destination
+    Replay {
+        /// Where to
+        #[arg(long, value_name = "NAME")]
+        destination: String,
+        /// Events received at this time or later: RFC 3339, or a time span back from now such as 2h
+        #[arg(long, value_parser = moment)]
+        from: Timestamp,
+        /// Events received before this time
+        #[arg(long, value_parser = moment)]
+        to: Timestamp,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// State, backlog, breaker and oldest unsettled event of each destination
+    Destinations {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Option<DestinationsCommand>,
+    },
+    /// Make a running process read its configuration again
+    Reload,
+    /// Print the annotated configuration, or its JSON Schema
+    Config {
+        /// Which of the two.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// `chaski send`.
+#[derive(Debug, Args)]
+pub struct Send {
+    /// The source whose secret signs
+    pub source: String,
+    /// Where to post, instead of the configured edge and path
+    #[arg(long)]
+    pub url: Option<String>,
+    /// What to post instead of a made-up event; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub body: Option<PathBuf>,
+    /// How many; each made-up event has an id of its own, a given body is sent as it is each time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub count: u64,
+    /// How many a second, at most; without it, one after the other
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<f64>,
+    /// Sign as if it were then: RFC 3339, or a time span back from now such as 10m
+    #[arg(long, value_parser = moment)]
+    pub at: Option<Timestamp>,
+    /// Sign with a key that is not the source's
+    #[arg(long)]
+    pub forge: bool,
+}
+
+/// `chaski events`.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Of this source
+    #[arg(long)]
+    pub source: Option<String>,
+    /// Of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
+    /// About this subject
+    #[arg(long)]
+    pub subject: Option<String>,
+    /// Received at this time or later: RFC 3339, or a time span back from now such as 24h
+    #[arg(long, value_parser = moment)]
+    pub since: Option<Timestamp>,
+    /// At most so many, newest first
+    #[arg(long, default_value_t = 50, value_parser = limit)]
+    pub limit: usize,
+}
+
+/// `chaski events …`.
+#[derive(Debug, Subcommand)]
+pub enum EventsCommand {
+    /// One event, whole, and what became of it at each destination
+    Show {
+        /// Its id
+        id: EventId,
+    },
+}
+
+/// `chaski parked list`.
+#[derive(Debug, Args)]
+pub struct ParkedList {
+    /// For this destination
+    #[arg(long)]
+    pub destination: Option<String>,
+    /// At most so many, the next due first
+    #[arg(long, default_value_t = 50, value_parser = limit)]
+    pub limit: usize,
+}
+
+/// `chaski parked …`.
+#[derive(Debug, Subcommand)]
+pub enum ParkedCommand {
+    /// List them
+    List(ParkedList),
+    /// Try an event's parked deliveries now
+    Now {
+        /// The event's id
+        id: EventId,
+        /// At this destination only
+        #[arg(long)]
+        destination: Option<String>,
+    },
+    /// End an event's parked deliveries: they become dead letters
+    Drop {
+        /// The event's id
+        id: EventId,
+        /// At this destination only
+        #[arg(long)]
+        destination: Option<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters.
+#[derive(Clone, Debug, Args)]
+pub struct DeadSelection {
+    /// The event's id
+    pub id: Option<EventId>,
+    /// For this destination
+    #[arg(long, conflicts_with = "quarantined")]
+    pub destination: Option<String>,
+    /// Signed events that could not be used
+    #[arg(long)]
+    pub quarantined: bool,
+    /// With this reason
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Dead at this time or later: RFC 3339, or a time span back from now such as 7d
+    #[arg(long, value_parser = moment)]
+    pub since: Option<Timestamp>,
+    /// Dead before this time
+    #[arg(long, value_parser = moment)]
+    pub until: Option<Timestamp>,
+}
+
+/// `chaski dead list`.
+#[derive(Debug, Args)]
+pub struct DeadList {
+    /// For this destination
+    #[arg(long, conflicts_with = "quarantined")]
+    pub destination: Option<String>,
+    /// Signed events that could not be used
+    #[arg(long)]
+    pub quarantined: bool,
+    /// With this reason
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Dead at this time or later: RFC 3339, or a time span back from now such as 7d
+    #[arg(long, value_parser = moment)]
+    pub since: Option<Timestamp>,
+    /// Dead before this time
+    #[arg(long, value_parser = moment)]
+    pub until: Option<Timestamp>,
+    /// At most so many, oldest first
+    #[arg(long, default_value_t = 50, value_parser = limit)]
+    pub limit: usize,
+}
+
+/// `chaski dead …`.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// List them
+    List(DeadList),
+    /// The letters of one event, whole
+    Show {
+        /// The event's id
+        id: EventId,
+    },
+    /// Send them on their way again: all that match
+    Redrive {
+        /// Which.
+        #[command(flatten)]
+        selection: DeadSelection,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Delete them for good: all that match
+    Drop {
+        /// Which.
+        #[command(flatten)]
+        selection: DeadSelection,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// `chaski destinations …`.
+#[derive(Debug, Subcommand)]
+pub enum DestinationsCommand {
+    /// List them
+    List,
+    /// Stop delivering to one; its backlog stays in the log
+    Pause {
+        /// Its name
+        destination: String,
+    },
+    /// Deliver to it again
+    Resume {
+        /// Its name
+        destination: String,
+    },
+}
+
+/// `chaski config …`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Every setting with its default, annotated
+    Reference,
+    /// The JSON Schema of the file
+    Schema,
+}
+
+/// A point in time: RFC 3339, or how long ago.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Some(ago) = crate::config::parse_duration(text) {
+        let ago = jiff::SignedDuration::try_from(ago).map_err(|_| "too long ago".to_owned())?;
+        return Clock::system().now().checked_sub(ago).map_err(|_| "too long ago".to_owned());
+    }
+    text.parse().map_err(|_| {
+        "a time such as 2026-11-22T10:00:00Z or 2026-11-22T05:00:00-05:00, or how long ago, such as 2h"
+            .to_owned()
+    })
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    let most = chaski_common::storage::PAGE_MAX;
+    match text.parse() {
+        Ok(limit) if (1..=most).contains(&limit) => Ok(limit),
+        _ => Err(format!("a number from 1 to {most}")),
+    }
+}

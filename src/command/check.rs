@@ -1,0 +1,371 @@
+//! `chaski check`: what a configuration means, for people and for programs. Secrets are counted, never
+//! shown.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use chaski_common::storage::{OnConflict, Start};
+use chaski_dispatcher::destination::{Auth, DestinationSpec, Ordering};
+use chaski_ingest::source::{SchemeSpec, Secrets, SourceSpec};
+use chaski_ingest::verify::Freshness;
+use serde::Serialize;
+
+use crate::config::{Config, StorageConfig, spell_duration, spell_size};
+
+/// Most times of a retry schedule that are listed.
+const RETRIES_LISTED_MAX: usize = 100;
+
+/// `chaski check`: the explanation as text, or as JSON.
+#[must_use]
+pub fn run(config: &Config, json: bool) -> String {
+    let explanation = explain(config);
+    if json { format!("{}\n", serde_json::json!(explanation)) } else { explanation.to_text() }
+}
+
+/// What a configuration means.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// The edge's address and limits.
+    pub ingest: Ingest,
+    /// The admin address.
+    pub admin: Admin,
+    /// Where events are made durable.
+    pub storage: Storage,
+    /// The senders.
+    pub sources: Vec<Source>,
+    /// The receivers.
+    pub destinations: Vec<Destination>,
+    /// What is allowed and yet worth knowing.
+    pub warnings: Vec<String>,
+}
+
+/// The edge.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ingest {
+    /// Where it listens.
+    pub listen: String,
+    /// Whether it speaks TLS itself.
+    pub tls: bool,
+    /// The largest body taken.
+    pub max_body: String,
+}
+
+/// The admin address.
+#[derive(Clone, Debug, Serialize)]
+pub struct Admin {
+    /// Where it listens.
+    pub listen: String,
+    /// Whether a token is asked for.
+    pub token: bool,
+}
+
+/// Where events are made durable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Storage {
+    /// `embedded`.
+    pub kind: &'static str,
+    /// Its folder.
+    pub path: String,
+    /// How long events are kept.
+    pub retention: String,
+    /// Waiting deliveries per destination.
+    pub parked_max: u64,
+}
+
+/// One sender.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// The preset it is built on.
+    pub provider: Option<String>,
+    /// Where it posts to.
+    pub url: String,
+    /// `production` or `sandbox`.
+    pub environment: &'static str,
+    /// How many secrets are live.
+    pub secrets: usize,
+    /// What its timestamp is worth: `signed`, `advisory` or `none`.
+    pub freshness: &'static str,
+    /// The same in words.
+    pub freshness_rule: String,
+    /// Whether the signature covers the body.
+    pub body_is_signed: bool,
+    /// How long a repeated event is recognised.
+    pub dedup_window: String,
+    /// `quarantine` or `duplicate`.
+    pub on_conflict: OnConflict,
+    /// Peers that may post; empty means all.
+    pub allow_ips: Vec<String>,
+    /// The description as it holds after presets and overrides.
+    pub scheme: SchemeSpec,
+    /// The destinations its events go to.
+    pub destinations: Vec<String>,
+}
+
+/// One receiver.
+#[derive(Clone, Debug, Serialize)]
+pub struct Destination {
+    /// Its name.
+    pub name: String,
+    /// Where is posted to.
+    pub url: String,
+    /// The sources it takes.
+    pub sources: Vec<String>,
+    /// The event types it takes; empty means all.
+    pub events: Vec<String>,
+    /// How many secrets sign what is sent.
+    pub signing_secrets: usize,
+    /// `bearer`, `basic`, the header's name, or nothing.
+    pub auth: Option<String>,
+    /// `none` or `key`.
+    pub ordering: &'static str,
+    /// Attempts under way at once.
+    pub concurrency: usize,
+    /// Attempts begun per second.
+    pub rate_per_second: Option<f64>,
+    /// One attempt.
+    pub timeout: String,
+    /// Where it begins if it is new.
+    pub start: String,
+    /// The latest times of the attempts after the first, counted from it.
+    pub retries: Vec<String>,
+    /// After this it is a dead letter.
+    pub give_up_after: String,
+}
+
+/// What a configuration means.
+#[must_use]
+pub fn explain(config: &Config) -> Explanation {
+    let StorageConfig::Embedded { path, retention, parked_max } = &config.storage;
+    Explanation {
+        ingest: Ingest {
+            listen: config.ingest.listen.to_string(),
+            tls: config.ingest.tls.is_some(),
+            max_body: spell_size(config.ingest.body_bytes_max as u64),
+        },
+        admin: Admin { listen: config.admin.listen.to_string(), token: config.admin.token.is_some() },
+        storage: Storage {
+            kind: "embedded",
+            path: path.display().to_string(),
+            retention: spell_duration(*retention),
+            parked_max: *parked_max,
+        },
+        sources: config.sources.iter().map(|source| explain_source(config, source)).collect(),
+        destinations: config.destinations.iter().map(explain_destination).collect(),
+        warnings: config.warnings.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn explain_source(config: &Config, source: &SourceSpec) -> Source {
+    let rules = config.source_rules[&source.name];
+    let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
+    let (freshness, freshness_rule) = explain_freshness(rules.freshness, rules.dedup_window);
+    let takers = config.destinations.iter().filter(|destination| destination.sources.contains(&source.name));
+    Source {
+        name: source.name.to_string(),
+        provider: source.provider.as_deref().map(str::to_owned),
+        url: format!("{scheme}://{}{}", config.ingest.listen, source.path),
+        environment: rules.environment.name(),
+        secrets: match &source.secrets {
+            Secrets::Any(list) => list.len(),
+            Secrets::ById(table) => table.len(),
+        },
+        freshness,
+        freshness_rule,
+        body_is_signed: rules.body_is_signed,
+        dedup_window: spell_duration(rules.dedup_window),
+        on_conflict: source.on_conflict,
+        allow_ips: source
+            .allow_ips
+            .iter()
+            .map(|net| format!("{}/{}", net.address, net.prefix_bits))
+            .collect(),
+        scheme: source.scheme.clone(),
+        destinations: takers.map(|destination| destination.name.to_string()).collect(),
+    }
+}
+
+/// A word for programs, and the rule for people.
+fn explain_freshness(freshness: Freshness, dedup_window: Duration) -> (&'static str, String) {
+    let dedup = spell_duration(dedup_window);
+    let window =
+        |past, future| format!("at most {} old and {} ahead", spell_duration(past), spell_duration(future));
+    match freshness {
+        Freshness::Signed { past, future } => (
+            "signed",
+            format!("signed timestamp, {}; repeats are recognised for {dedup}", window(past, future)),
+        ),
+        Freshness::Advisory { past, future } => {
+            let window = window(past, future);
+            (
+                "advisory",
+                format!(
+                    "ADVISORY: {window}, but the timestamp is not signed and a replay can rewrite it; deduplication ({dedup}) is the replay defence"
+                ),
+            )
+        }
+        Freshness::None => {
+            ("none", format!("none: the sender says no time; deduplication ({dedup}) is the replay defence"))
+        }
+    }
+}
+
+fn explain_destination(destination: &DestinationSpec) -> Destination {
+    let times = destination.retry.latest_times(RETRIES_LISTED_MAX);
+    Destination {
+        name: destination.name.to_string(),
+        url: destination.url.to_string(),
+        sources: destination.sources.iter().map(ToString::to_string).collect(),
+        events: destination.events.clone(),
+        signing_secrets: destination.signing.len(),
+        auth: destination.auth.as_ref().map(|auth| match auth {
+            Auth::Bearer(_) => "bearer".to_owned(),
+            Auth::Basic { .. } => "basic".to_owned(),
+            Auth::Header { name, .. } => name.to_string(),
+        }),
+        ordering: match destination.ordering {
+            Ordering::None => "none",
+            Ordering::Key => "key",
+        },
+        concurrency: destination.concurrency,
+        rate_per_second: destination.rate_per_second,
+        timeout: spell_duration(destination.timeout),
+        start: match destination.start {
+            Start::Now => "now".to_owned(),
+            Start::Beginning => "beginning".to_owned(),
+            Start::At(time) => time.to_string(),
+        },
+        retries: times.into_iter().map(spell_duration).collect(),
+        give_up_after: spell_duration(destination.retry.give_up_after()),
+    }
+}
+
+impl Explanation {
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let tls = if self.ingest.tls { "TLS" } else { "clear text" };
+        let token = if self.admin.token { "with a token" } else { "without a token" };
+        writeln!(out, "edge     {} ({tls}), bodies up to {}", self.ingest.listen, self.ingest.max_body)?;
+        writeln!(out, "admin    {} ({token})", self.admin.listen)?;
+        let Storage { kind, path, retention, parked_max } = &self.storage;
+        writeln!(
+            out,
+            "storage  {kind} in {path}, kept {retention}, at most {parked_max} parked per destination"
+        )?;
+        self.sources.iter().try_for_each(|source| source.write(out))?;
+        self.destinations.iter().try_for_each(|destination| destination.write(out))?;
+        if !self.warnings.is_empty() {
+            writeln!(out, "\nwarnings")?;
+            self.warnings.iter().try_for_each(|warning| writeln!(out, "  {warning}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\nsource {} ({})", self.name, self.environment)?;
+        writeln!(out, "  url          POST {}", self.url)?;
+        writeln!(
+            out,
+            "  provider     {}",
+            self.provider.as_deref().unwrap_or("none, described in the file")
+        )?;
+        writeln!(out, "  secrets      {}", self.secrets)?;
+        let body = if self.body_is_signed {
+            "signed"
+        } else {
+            "NOT signed: take an event as a hint and ask the provider"
+        };
+        writeln!(out, "  body         {body}")?;
+        writeln!(out, "  freshness    {}", self.freshness_rule)?;
+        let conflict = match self.on_conflict {
+            OnConflict::Quarantine => "quarantined",
+            OnConflict::Duplicate => "taken for a resend",
+        };
+        writeln!(
+            out,
+            "  duplicates   recognised for {}; same id with other content is {conflict}",
+            self.dedup_window
+        )?;
+        if !self.allow_ips.is_empty() {
+            writeln!(out, "  peers        {}", self.allow_ips.join(", "))?;
+        }
+        writeln!(out, "  goes to      {}", listed(&self.destinations, "nowhere"))?;
+        writeln!(out, "  scheme")?;
+        let scheme = as_in_the_file(&self.scheme);
+        scheme
+            .lines()
+            .try_for_each(|line| if line.is_empty() { writeln!(out) } else { writeln!(out, "    {line}") })
+    }
+}
+
+impl Destination {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\ndestination {}", self.name)?;
+        writeln!(out, "  url          POST {}", self.url)?;
+        writeln!(
+            out,
+            "  takes        {} from {}",
+            listed(&self.events, "every type"),
+            listed(&self.sources, "no source")
+        )?;
+        let signed = match self.signing_secrets {
+            0 => "no".to_owned(),
+            count => format!("Standard Webhooks, {count} secret{}", if count == 1 { "" } else { "s" }),
+        };
+        writeln!(out, "  signed       {signed}")?;
+        writeln!(out, "  credential   {}", self.auth.as_deref().unwrap_or("none"))?;
+        let rate =
+            self.rate_per_second.map_or_else(String::new, |rate| format!(", at most {rate} per second"));
+        writeln!(
+            out,
+            "  attempts     {} at once{rate}, {} each, ordering {}",
+            self.concurrency, self.timeout, self.ordering
+        )?;
+        writeln!(out, "  starts       {}", self.start)?;
+        writeln!(out, "  retries      at the latest after {}", listed(&self.retries, "never"))?;
+        writeln!(
+            out,
+            "  gives up     {} after the first attempt, then it is a dead letter",
+            self.give_up_after
+        )
+    }
+}
+
+/// A description as the file would have it: durations with units, nothing that is empty.
+fn as_in_the_file(scheme: &SchemeSpec) -> String {
+    fn tidy(table: &mut toml::Table) {
+        for (key, value) in table.iter_mut() {
+            match value {
+                toml::Value::Table(inner) => tidy(inner),
+                toml::Value::Integer(seconds) if ["past", "future", "max_age"].contains(&key.as_str()) => {
+                    let duration = Duration::from_secs(u64::try_from(*seconds).unwrap_or(0));
+                    *value = toml::Value::String(spell_duration(duration));
+                }
+                _ => {}
+            }
+        }
+        // An empty reply body is not the same as none.
+        table.retain(|key, value| match value {
+            toml::Value::Table(inner) => !inner.is_empty(),
+            toml::Value::Array(list) => !list.is_empty(),
+            toml::Value::String(text) => !text.is_empty() || key == "body",
+            _ => true,
+        });
+    }
+    let mut table = toml::Table::try_from(scheme).unwrap_or_default();
+    tidy(&mut table);
+    toml::to_string(&table).unwrap_or_default()
+}
+
+fn listed(list: &[String], none: &str) -> String {
+    if list.is_empty() { none.to_owned() } else { list.join(", ") }
+}

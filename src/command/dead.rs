@@ -1,0 +1,165 @@
+//! `chaski dead`: dead letters, and what a person can do about them.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use chaski_common::event::EventId;
+use chaski_common::storage::{DeadFilter, PAGE_MAX};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::events::body;
+use crate::access::Access;
+use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
+use crate::cli::{DeadCommand, DeadList, DeadSelection};
+use crate::config::AccessConfig;
+use crate::output::{self, harmless};
+
+/// Letters touched in one call: few enough that no accept waits for them.
+const STEP: usize = 200;
+
+pub(super) async fn run(
+    config: &AccessConfig,
+    filter: DeadList,
+    command: Option<DeadCommand>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let access = Access::find(config).await?;
+    let outcome = match command.unwrap_or(DeadCommand::List(filter)) {
+        DeadCommand::List(filter) => list(&access, filter, json).await,
+        DeadCommand::Show { id } => show(&access, id, json).await,
+        DeadCommand::Redrive { selection, yes } => change(&access, Change::Redrive, selection, yes).await,
+        DeadCommand::Drop { selection, yes } => change(&access, Change::Drop, selection, yes).await,
+    };
+    access.close().await;
+    outcome
+}
+
+async fn list(access: &Access, filter: DeadList, json: bool) -> anyhow::Result<()> {
+    let DeadList { destination, quarantined, reason, since, until, limit } = filter;
+    let destination = if quarantined { Some(String::new()) } else { destination };
+    let letters =
+        access.call(DeadFilter { destination, reason, since, until, limit, ..DeadFilter::default() }).await?;
+    if json {
+        return output::json(&letters);
+    }
+    let mut table =
+        output::table(&["DIED", "DESTINATION", "ID", "SOURCE", "TYPE", "SUBJECT", "REASON", "ATTEMPTS"]);
+    for letter in &letters {
+        table.add_row([
+            letter.at.to_string(),
+            place(letter).to_owned(),
+            letter.event.id.to_string(),
+            letter.event.source.to_string(),
+            harmless(&letter.event.kind),
+            harmless(letter.event.subject.as_deref().unwrap_or("-")),
+            letter.reason.to_string(),
+            letter.attempts.to_string(),
+        ]);
+    }
+    output::print(&table, "no dead letters");
+    Ok(())
+}
+
+fn place(letter: &DeadView) -> &str {
+    letter.destination.as_deref().unwrap_or("(quarantined)")
+}
+
+async fn show(access: &Access, id: EventId, json: bool) -> anyhow::Result<()> {
+    let letters = access.call(ShowDead { id }).await?;
+    if json {
+        return output::json(&letters);
+    }
+    if letters.is_empty() {
+        bail!("there is no dead letter of event {id}");
+    }
+    for detail in &letters {
+        let letter = &detail.letter;
+        output::line(format_args!(
+            "{} {}: {} ({})",
+            letter.at,
+            place(letter),
+            letter.reason,
+            harmless(&letter.detail)
+        ));
+        for failure in &letter.history {
+            let detail = harmless(&failure.detail);
+            output::line(format_args!(
+                "  attempt {} {}: {} ({detail})",
+                failure.attempt, failure.at, failure.result
+            ));
+        }
+        output::line(body(&detail.body));
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Redrive,
+    Drop,
+}
+
+async fn change(access: &Access, change: Change, selection: DeadSelection, yes: bool) -> anyhow::Result<()> {
+    let letters = select(access, selection).await?;
+    if letters.is_empty() {
+        bail!("no dead letter matches");
+    }
+    let mut by_place = BTreeMap::<(&str, &str), u64>::new();
+    for letter in &letters {
+        *by_place.entry((place(letter), &letter.reason)).or_default() += 1;
+    }
+    let (will, question) = match change {
+        Change::Redrive => ("will be delivered again", "Redrive them?"),
+        Change::Drop => ("will be deleted for good", "Delete them?"),
+    };
+    for ((place, reason), count) in by_place {
+        output::say(format_args!("{count} letters of {place} ({reason}) {will}"));
+    }
+    if !yes && !output::confirm(question)? {
+        bail!("nothing was done");
+    }
+    let numbers: Vec<u64> = letters.iter().map(|letter| letter.number).collect();
+    let bar = ProgressBar::new(numbers.len() as u64)
+        .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}")?);
+    let mut done = 0;
+    for step in numbers.chunks(STEP) {
+        done += match change {
+            Change::Redrive => access.call(RedriveDead { numbers: step.to_vec() }).await?,
+            Change::Drop => access.call(DropDead { numbers: step.to_vec() }).await?,
+        };
+        bar.inc(step.len() as u64);
+    }
+    bar.finish_and_clear();
+    output::line(match change {
+        Change::Redrive => format!("{done} letters are on their way again"),
+        Change::Drop => format!("{done} letters were deleted"),
+    });
+    Ok(())
+}
+
+/// All letters that match, page by page. At least one condition must be given: everything at once is a
+/// slip of the hand more often than a wish.
+async fn select(access: &Access, selection: DeadSelection) -> anyhow::Result<Vec<DeadView>> {
+    let DeadSelection { id, destination, quarantined, reason, since, until } = selection;
+    if id.is_none()
+        && destination.is_none()
+        && !quarantined
+        && reason.is_none()
+        && since.is_none()
+        && until.is_none()
+    {
+        bail!("which ones? name an event id, --destination, --quarantined, --reason, --since or --until");
+    }
+    let destination = if quarantined { Some(String::new()) } else { destination };
+    let mut letters = Vec::new();
+    let mut filter = DeadFilter { destination, id, reason, since, until, after: None, limit: PAGE_MAX };
+    loop {
+        let page = access.call(filter.clone()).await?;
+        let last = page.len() < PAGE_MAX;
+        filter.after = page.last().map(|letter| letter.number);
+        letters.extend(page);
+        if last {
+            return Ok(letters);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `chaski destinations`: how each stands, pause and resume.
+
+use crate::access::Access;
+use crate::api::{DestinationView, ListDestinations, SetPaused};
+use crate::cli::DestinationsCommand;
+use crate::config::AccessConfig;
+use crate::output;
+
+pub(super) async fn run(
+    config: &AccessConfig,
+    command: Option<DestinationsCommand>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let access = Access::find(config).await?;
+    let outcome = match command.unwrap_or(DestinationsCommand::List) {
+        DestinationsCommand::List => list(&access, json).await,
+        DestinationsCommand::Pause { destination } => pause(&access, destination, true).await,
+        DestinationsCommand::Resume { destination } => pause(&access, destination, false).await,
+    };
+    access.close().await;
+    outcome
+}
+
+async fn list(access: &Access, json: bool) -> anyhow::Result<()> {
+    let views = access.call(ListDestinations {}).await?;
+    if json {
+        return output::json(&views);
+    }
+    let mut table =
+        output::table(&["DESTINATION", "STATE", "LAG", "OLDEST UNSETTLED", "PARKED", "DEAD", "LAST FAILURE"]);
+    for view in &views {
+        let progress = &view.progress;
+        let oldest = progress.oldest_unsettled.map_or_else(|| "-".to_owned(), |at| at.to_string());
+        let failure = view
+            .running
+            .as_ref()
+            .and_then(|running| running.last_failure.clone())
+            .unwrap_or_else(|| "-".to_owned());
+        table.add_row([
+            progress.destination.to_string(),
+            state(view),
+            progress.lag.to_string(),
+            oldest,
+            progress.parked.to_string(),
+            progress.dead.to_string(),
+            output::harmless(&failure),
+        ]);
+    }
+    output::print(&table, "no destination has a cursor yet");
+    Ok(())
+}
+
+fn state(view: &DestinationView) -> String {
+    let mut state = match &view.running {
+        _ if view.progress.paused => "paused".to_owned(),
+        None => "not running".to_owned(),
+        Some(running) if running.breaker == "closed" => "up".to_owned(),
+        Some(running) => format!("breaker {}", running.breaker),
+    };
+    if view.replays > 0 {
+        state.push_str(", replaying");
+    }
+    state
+}
+
+async fn pause(access: &Access, destination: String, paused: bool) -> anyhow::Result<()> {
+    let done = format!("{destination} is {}", if paused { "paused" } else { "delivered to again" });
+    access.call(SetPaused { destination, paused }).await?;
+    output::line(done);
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `chaski parked`: deliveries that wait for their next attempt.
+
+use anyhow::bail;
+use chaski_common::event::EventId;
+use chaski_common::storage::ParkedFilter;
+
+use crate::access::Access;
+use crate::api::{DropParked, HurryParked};
+use crate::cli::{ParkedCommand, ParkedList};
+use crate::config::AccessConfig;
+use crate::output;
+
+pub(super) async fn run(
+    config: &AccessConfig,
+    filter: ParkedList,
+    command: Option<ParkedCommand>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let access = Access::find(config).await?;
+    let outcome = match command.unwrap_or(ParkedCommand::List(filter)) {
+        ParkedCommand::List(filter) => list(&access, filter, json).await,
+        ParkedCommand::Now { id, destination } => hurry(&access, id, destination).await,
+        ParkedCommand::Drop { id, destination, yes } => drop_parked(&access, id, destination, yes).await,
+    };
+    access.close().await;
+    outcome
+}
+
+async fn list(access: &Access, filter: ParkedList, json: bool) -> anyhow::Result<()> {
+    let ParkedList { destination, limit } = filter;
+    let parked = access.call(ParkedFilter { destination, limit, ..ParkedFilter::default() }).await?;
+    if json {
+        return output::json(&parked);
+    }
+    let mut table =
+        output::table(&["DUE", "DESTINATION", "ID", "TYPE", "SUBJECT", "ATTEMPTS", "LAST FAILURE"]);
+    for delivery in &parked {
+        let last = delivery.history.last().map_or_else(
+            || "waits behind its subject".to_owned(),
+            |failure| format!("{} ({})", failure.result, output::harmless(&failure.detail)),
+        );
+        table.add_row([
+            delivery.due.to_string(),
+            delivery.destination.to_string(),
+            delivery.event.id.to_string(),
+            output::harmless(&delivery.event.kind),
+            output::harmless(delivery.event.subject.as_deref().unwrap_or("-")),
+            delivery.attempts.to_string(),
+            last,
+        ]);
+    }
+    output::print(&table, "nothing is parked");
+    Ok(())
+}
+
+async fn hurry(access: &Access, id: EventId, destination: Option<String>) -> anyhow::Result<()> {
+    match access.call(HurryParked { id, destination }).await? {
+        0 => bail!("nothing is parked of event {id}"),
+        hurried => output::line(format_args!("{hurried} deliveries of {id} are due now")),
+    }
+    Ok(())
+}
+
+async fn drop_parked(
+    access: &Access,
+    id: EventId,
+    destination: Option<String>,
+    yes: bool,
+) -> anyhow::Result<()> {
+    let mut touched = access
+        .call(ParkedFilter { id: Some(id), destination: destination.clone(), ..ParkedFilter::default() })
+        .await?;
+    touched.retain(|delivery| delivery.event.id == id);
+    if touched.is_empty() {
+        bail!("nothing is parked of event {id}");
+    }
+    let names: Vec<&str> = touched.iter().map(|delivery| &*delivery.destination).collect();
+    output::say(format_args!(
+        "event {id} will not be delivered to {}; it stays as a dead letter",
+        names.join(", ")
+    ));
+    if !yes && !output::confirm("Drop it?")? {
+        bail!("nothing was done");
+    }
+    let dropped = access.call(DropParked { id, destination }).await?;
+    output::line(format_args!("{dropped} deliveries of {id} were dropped"));
+    Ok(())
+}

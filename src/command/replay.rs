@@ -1,0 +1,88 @@
+//! `chaski replay`: delivers a span of history again to one destination.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+
+use crate::access::Access;
+use crate::api::{BeginReplay, ListDestinations};
+use crate::config::AccessConfig;
+use crate::output;
+
+/// How often a running replay is asked for.
+const PERIOD: Duration = Duration::from_millis(300);
+
+pub(super) async fn run(
+    config: &AccessConfig,
+    destination: String,
+    span: Range<Timestamp>,
+    yes: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    if span.start >= span.end {
+        bail!("--from must be earlier than --to");
+    }
+    let question =
+        format!("Deliver everything received from {} to {} to {destination} again?", span.start, span.end);
+    if !yes && !output::confirm(&question)? {
+        bail!("nothing was done");
+    }
+    let access = Access::find(config).await?;
+    let outcome = replay(&access, destination, span, json).await;
+    access.close().await;
+    outcome
+}
+
+async fn replay(
+    access: &Access,
+    destination: String,
+    span: Range<Timestamp>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let begun =
+        access.call(BeginReplay { destination: destination.clone(), from: span.start, to: span.end }).await?;
+    if json {
+        output::json(&begun)?;
+    } else {
+        output::line(format_args!(
+            "replay {} of {} events to {destination} has begun",
+            begun.number, begun.events
+        ));
+    }
+    if matches!(access, Access::Local(_)) {
+        output::say("nothing is running: it will be delivered when chaski is started");
+        return Ok(());
+    }
+    if !json {
+        watch(access, &destination, begun.events).await?;
+    }
+    Ok(())
+}
+
+/// Shows the replays of the destination until none is left. Ending the command does not end them.
+async fn watch(access: &Access, destination: &str, events: u64) -> anyhow::Result<()> {
+    let spinner =
+        ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+    spinner.set_message(format!("delivering {events} events to {destination} (Ctrl-C leaves it running)"));
+    let mut period = tokio::time::interval(PERIOD);
+    loop {
+        period.tick().await;
+        spinner.tick();
+        let views = access.call(ListDestinations {}).await?;
+        let Some(view) = views.iter().find(|view| &*view.progress.destination == destination) else { break };
+        if view.replays == 0 {
+            break;
+        }
+        if view.progress.paused {
+            spinner.finish_and_clear();
+            output::say(format_args!("{destination} is paused: the replay goes on when it is resumed"));
+            return Ok(());
+        }
+    }
+    spinner.finish_and_clear();
+    output::say("done; what the destination did not take is in `chaski parked` and `chaski dead`");
+    Ok(())
+}

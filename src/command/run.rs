@@ -1,0 +1,89 @@
+//! `chaski run`: edge and dispatcher in one process, until a signal ends it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Reload as _;
+use crate::app::App;
+use crate::config::Config;
+use crate::{logging, output};
+
+pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    logging::start(Some(&config.log));
+    for warning in &config.warnings {
+        tracing::warn!(%warning, "configuration");
+    }
+    let mut signals = Signals::new()?;
+    let (sources, destinations) = (config.sources.len(), config.destinations.len());
+    let app = App::open(config, file).await?;
+    tracing::info!(
+        edge = %app.edge_addr(),
+        admin = %app.admin_addr()?,
+        sources,
+        destinations,
+        version = env!("CARGO_PKG_VERSION"),
+        "chaski is running"
+    );
+    let control = app.control();
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let watcher = tokio::spawn(async move {
+        while signals.next().await == Told::Reload {
+            // The outcome is in the log and in a metric.
+            let _ = control.reload().await;
+        }
+        tracing::info!("stopping: what is in flight is finished first");
+        stop.cancel();
+    });
+    app.run(shutdown).await;
+    watcher.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One half of chaski needs a storage that the other half can share.
+pub(super) fn refuse_half(file: &Path) -> anyhow::Result<ExitCode> {
+    Config::load(file)?;
+    output::say(format_args!(
+        "{}: storage.kind: \"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart; \
+         use `chaski run`",
+        file.display()
+    ));
+    Ok(ExitCode::from(super::EXIT_CONFIG))
+}
+
+#[derive(PartialEq, Eq)]
+enum Told {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.hangup.recv() => Told::Reload,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.terminate.recv() => Told::Stop,
+        }
+    }
+}

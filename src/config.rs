@@ -1,0 +1,425 @@
+//! From the file to a checked [`Config`]: typed, complete, its secrets loaded.
+//!
+//! Every problem of a file is found in one reading and reported with file, line, key, what is wrong and
+//! what would be right; only text that is not TOML ends the reading early. What holds between sections is
+//! checked here too, so that whoever holds a `Config` need not ask again. Nothing is opened or bound.
+//!
+//! One table of settings (`settings`) drives the reader, the reference and the schema.
+
+mod settings;
+mod value;
+mod problem;
+mod reader;
+mod secret;
+mod tls;
+mod scheme;
+mod source;
+mod destination;
+mod url;
+mod reference;
+mod schema;
+mod access;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chaski_common::secret::Secret;
+use chaski_dispatcher::destination::DestinationSpec;
+use chaski_ingest::source::SourceSpec;
+use chaski_ingest::verify::Freshness;
+
+pub use access::AccessConfig;
+pub use problem::{ConfigErrors, Problem, Reason, Warning};
+pub use reference::reference;
+pub use schema::schema;
+pub use value::{parse_duration, spell_duration, spell_size};
+
+use problem::{Place, Report};
+use reader::Node;
+
+/// Most bytes a configuration has.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// A configuration that can be run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The edge.
+    pub ingest: IngestConfig,
+    /// Metrics, health and the API of the commands.
+    pub admin: AdminConfig,
+    /// Where events are made durable.
+    pub storage: StorageConfig,
+    /// What is said on stderr.
+    pub log: LogConfig,
+    /// The senders, in the order of the file.
+    pub sources: Vec<SourceSpec>,
+    /// What the configuration says about each source beyond its [`SourceSpec`], by name.
+    pub source_rules: BTreeMap<Arc<str>, SourceRules>,
+    /// The receivers, in the order of the file.
+    pub destinations: Vec<DestinationSpec>,
+    /// What is allowed and yet worth knowing.
+    pub warnings: Vec<Warning>,
+}
+
+/// `[ingest]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngestConfig {
+    /// Where senders post to.
+    pub listen: SocketAddr,
+    /// The largest body taken, in bytes.
+    pub body_bytes_max: usize,
+    /// Connections open at once.
+    pub connections_max: usize,
+    /// Requests under way at once.
+    pub requests_max: usize,
+    /// How long a request's head may take.
+    pub header_timeout: Duration,
+    /// How long a request's body may take.
+    pub body_timeout: Duration,
+    /// How long requests under way are waited for when stopping.
+    pub drain_timeout: Duration,
+    /// TLS, if chaski speaks it itself.
+    pub tls: Option<TlsFiles>,
+}
+
+/// `[ingest.tls]`: files that were there and could be read when the configuration was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and its chain, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// Authorities of which senders must show a certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Address and port, never that of the edge.
+    pub listen: SocketAddr,
+    /// The bearer token; always there unless the address is loopback.
+    pub token: Option<Secret>,
+}
+
+/// `[storage]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorageConfig {
+    /// One SQLite file.
+    Embedded {
+        /// The folder of the store.
+        path: PathBuf,
+        /// How long settled events, and their ids, are kept.
+        retention: Duration,
+        /// Deliveries waiting for their next attempt, per destination.
+        parked_max: u64,
+    },
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// For people or for programs.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: tracing::Level,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the configuration says about a source beyond its [`SourceSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceRules {
+    /// Keeps sandbox events away from production destinations.
+    pub environment: Environment,
+    /// How long a repeated event must be recognised; never longer than the storage's retention.
+    pub dedup_window: Duration,
+    /// What its timestamp proves.
+    pub freshness: Freshness,
+    /// Whether the signature covers the body.
+    pub body_is_signed: bool,
+}
+
+/// Real money, or play money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// Real.
+    Production,
+    /// Play.
+    Sandbox,
+}
+
+impl Environment {
+    /// As the file writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Sandbox => "sandbox",
+        }
+    }
+
+    fn of(node: &Node) -> Self {
+        if node.text("environment").as_deref() == Some("sandbox") { Self::Sandbox } else { Self::Production }
+    }
+}
+
+/// What the checks of one file share.
+struct Checker<'a> {
+    report: Report,
+    /// Where relative paths start.
+    folder: &'a Path,
+    env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Config {
+    /// Reads a file, with the variables of this process.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = read_file(path)?;
+        Self::parse(&text, path, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads a text as the content of `file`: it is named in problems, and relative paths start at its folder.
+    /// Secrets' files and certificates are read, variables are asked of `env`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut checker = Checker::new(file, env);
+        let config = checker.config(text);
+        let warnings = checker.report.finish()?;
+        let config = config.expect("a reading that ended early has reported why");
+        Ok(Self { warnings, ..config })
+    }
+}
+
+/// Reads a file that is no larger than a configuration is.
+fn read_file(path: &Path) -> Result<String, ConfigErrors> {
+    use std::io::Read as _;
+    let refused = |reason, message: String, hint: &str| {
+        let mut report = Report::new(path.to_owned());
+        report.refuse(&Place::file(), reason, message, hint);
+        report.into_errors()
+    };
+    let unreadable = |error: std::io::Error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                "name the file with -c; `chaski config reference` prints one to start from"
+            }
+            _ => "",
+        };
+        refused(Reason::Unreadable, format!("cannot be read: {error}"), hint)
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    // One byte more than allowed is enough to know, without reading on to the end.
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(refused(Reason::TooLarge, TOO_LARGE.to_owned(), TOO_LARGE_HINT));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        refused(Reason::Syntax, format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()), "")
+    })
+}
+
+const TOO_LARGE: &str = "larger than 1 MiB";
+const TOO_LARGE_HINT: &str = "a configuration is never that large; is this the right file?";
+
+impl<'a> Checker<'a> {
+    fn new(file: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self { report: Report::new(file.to_owned()), folder: file.parent().unwrap_or(Path::new("")), env }
+    }
+
+    /// The text as a tree of known keys; `None` when it is none.
+    fn read(&mut self, text: &str) -> Option<Node> {
+        if text.len() > FILE_BYTES_MAX {
+            self.report.refuse(&Place::file(), Reason::TooLarge, TOO_LARGE, TOO_LARGE_HINT);
+            return None;
+        }
+        reader::read(text, &mut self.report)
+    }
+}
+
+impl Checker<'_> {
+    fn config(&mut self, text: &str) -> Option<Config> {
+        let file = self.read(text)?;
+        let storage = self.storage(file.section("storage"));
+        let StorageConfig::Embedded { retention, .. } = &storage;
+        let ingest = self.ingest(file.section("ingest"));
+        let admin = self.admin(file.section("admin"), ingest.listen);
+        let sources = self.sources(&file.section("sources").each, *retention);
+        let destinations = self.destinations(&file.section("destinations").each, &sources, *retention);
+        let (sources, source_rules) = sources.into_config();
+        Some(Config {
+            ingest,
+            admin,
+            storage,
+            log: log(file.section("log")),
+            sources,
+            source_rules,
+            destinations,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn ingest(&mut self, node: &Node) -> IngestConfig {
+        let tls = self.tls(node.section("tls"));
+        let listen = node.address("listen");
+        if tls.is_none() && !listen.ip().is_loopback() {
+            self.report.warn(
+                &node.at("listen"),
+                "clear text on an address that is not loopback; a TLS proxy must stand in front",
+            );
+        }
+        IngestConfig {
+            listen,
+            body_bytes_max: node.count("max_body"),
+            connections_max: node.count("connections_max"),
+            requests_max: node.count("requests_max"),
+            header_timeout: node.duration("header_timeout"),
+            body_timeout: node.duration("body_timeout"),
+            drain_timeout: node.duration("drain_timeout"),
+            tls,
+        }
+    }
+
+    fn admin(&mut self, node: &Node, ingest: SocketAddr) -> AdminConfig {
+        let listen = node.address("listen");
+        let same_address =
+            listen.ip() == ingest.ip() || listen.ip().is_unspecified() || ingest.ip().is_unspecified();
+        if listen.port() == ingest.port() && listen.port() != 0 && same_address {
+            let message = "the same address as ingest.listen: metrics and commands would be open to senders";
+            self.report.refuse(&node.at("listen"), Reason::Insecure, message, "take another port");
+        }
+        let token = node.text("token").and_then(|reference| {
+            let at = node.at("token");
+            let token = self.secret(&at, &reference)?;
+            self.strong(&at, &token, "").then(|| self.header_text(&at, &token)).flatten()
+        });
+        if !listen.ip().is_loopback() && !node.writes("token") {
+            let hint = "set admin.token = \"env:NAME\", or listen on 127.0.0.1";
+            self.report.refuse(
+                &node.at("listen"),
+                Reason::Insecure,
+                "an address that is not loopback needs a token",
+                hint,
+            );
+        }
+        AdminConfig { listen, token }
+    }
+
+    fn storage(&mut self, node: &Node) -> StorageConfig {
+        if node.text("kind").as_deref() == Some("kafka") {
+            let message = "this build has only the embedded storage";
+            self.report.refuse(&node.at("kind"), Reason::Unsupported, message, "write kind = \"embedded\"");
+        }
+        let path = self.folder.join(node.text("path").unwrap_or_default());
+        StorageConfig::Embedded {
+            path,
+            retention: node.duration("retention"),
+            parked_max: node.integer("parked_max"),
+        }
+    }
+
+    /// The secret a reference stands for; a missing one is a problem.
+    fn secret(&mut self, at: &Place, reference: &str) -> Option<Secret> {
+        match secret::Reference::parse(reference)?.fetch(self.folder, self.env) {
+            Ok(secret) => Some(secret),
+            Err(secret::Absent::Unset(name)) => {
+                let message = format!("the environment variable {name} is not set");
+                self.report.refuse(
+                    at,
+                    Reason::Env,
+                    message,
+                    "set it, or keep the secret in a file: \"file:PATH\"",
+                );
+                None
+            }
+            Err(secret::Absent::Refused((reason, message, hint))) => {
+                self.report.refuse(at, reason, message, hint);
+                None
+            }
+        }
+    }
+
+    /// The secrets of a list, of which those after the first may be unset.
+    fn rotating(&mut self, at: &Place, references: &[value::Entry]) -> Vec<Secret> {
+        let mut secrets = Vec::new();
+        for (index, reference) in references.iter().enumerate() {
+            let at = Place { line: reference.line, key: at.key.clone() };
+            match secret::Reference::parse(&reference.text) {
+                Some(secret::Reference::Env(name)) if index > 0 && (self.env)(name).is_none() => {
+                    self.report.warn(
+                        &at,
+                        format!("the environment variable {name} is not set; going on without this secret"),
+                    );
+                }
+                _ => secrets.extend(self.secret(&at, &reference.text)),
+            }
+        }
+        secrets
+    }
+
+    /// Refuses a secret that can be guessed.
+    fn strong(&mut self, at: &Place, secret: &Secret, way_out: &str) -> bool {
+        let weakness = secret::weakness(secret);
+        if let Some(weakness) = weakness {
+            let hint = format!("take {} random bytes or more{way_out}", secret::BYTES_MIN);
+            self.report.refuse(at, Reason::SecretWeak, weakness, hint);
+        }
+        weakness.is_none()
+    }
+
+    /// Refuses a secret that cannot stand in a header.
+    fn header_text(&mut self, at: &Place, secret: &Secret) -> Option<Secret> {
+        let bytes = secret.expose();
+        let plain = bytes.iter().all(|&byte| byte == b' ' || byte.is_ascii_graphic());
+        let (reason, message) = if bytes.is_empty() {
+            (Reason::SecretWeak, "the secret is empty")
+        } else if !plain || bytes.first() == Some(&b' ') || bytes.last() == Some(&b' ') {
+            (Reason::Header, "cannot stand in a header")
+        } else {
+            return Some(secret.clone());
+        };
+        self.report.refuse(at, reason, message, "take printable ASCII, without a line break");
+        None
+    }
+
+    /// Refuses the absence of a key.
+    fn need(&mut self, node: &Node, key: &str, hint: &str) -> bool {
+        if !node.writes(key) {
+            self.report.refuse(&node.at(key), Reason::Missing, "missing", hint);
+        }
+        node.has(key)
+    }
+}
+
+fn log(node: &Node) -> LogConfig {
+    LogConfig {
+        format: if node.text("format").as_deref() == Some("json") {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        },
+        level: node.text("level").and_then(|level| level.parse().ok()).unwrap_or(tracing::Level::INFO),
+    }
+}

@@ -1,0 +1,509 @@
+//! The rules of the file, as data: a fragment, and what is said about it where.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What `env:` finds: each of these, and nothing else.
+fn env(name: &str) -> Option<String> {
+    let value = match name {
+        "GOOD" | "GOOD_AGAIN" => "k3J9-0aX7qLmZ-production",
+        "OTHER" => "k3J9-0aX7qLmZ-another-one",
+        "EMPTY" => "",
+        "SHORT" => "12345678",
+        "PLACEHOLDER" => "changeme-changeme-changeme",
+        "LINES" => "1\r\nX-B: 2",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse(text, Path::new("chaski.toml"), &env)
+}
+
+/// Label and line of every problem.
+fn verdict(text: &str) -> Vec<(&'static str, usize)> {
+    match parse(text) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.0.iter().map(|problem| (problem.reason.label(), problem.line)).collect(),
+    }
+}
+
+/// A source of two lines and what follows on the third.
+fn source(rest: &str) -> String {
+    format!("[sources.a]\nprovider = 'pagoefectivo'\n{rest}\n")
+}
+
+/// A whole source of three lines, and what follows on the fourth.
+fn whole_source(rest: &str) -> String {
+    source(&format!("secrets = ['env:GOOD']\n{rest}"))
+}
+
+/// A destination of two lines and what follows on the third.
+fn destination(rest: &str) -> String {
+    format!("[destinations.d]\nurl = 'https://erp.test/x'\n{rest}\n")
+}
+
+fn with_url(url: &str) -> String {
+    format!("[destinations.d]\nurl = '{url}'\n")
+}
+
+/// A described source; `rest` is inside its signature.
+fn described(rest: &str) -> String {
+    format!(
+        "[sources.a]\nsecrets = ['env:GOOD']\n[sources.a.event]\nid = ['json:/id']\n[sources.a.signature]\nalgorithm = 'hmac-sha256'\nfrom = 'header:s'\n{rest}\n"
+    )
+}
+
+#[test]
+fn what_must_not_run_is_refused_with_its_reason_and_line() {
+    let second = |environment: &str, secret: &str| {
+        whole_source(&format!(
+            "[sources.b]\nprovider = 'pagoefectivo'\nenvironment = '{environment}'\nsecrets = ['env:{secret}']"
+        ))
+    };
+    for (id, text, reason, line) in [
+        ("CF-001", source("secrets = ['env:EMPTY']"), "config_secret_weak", 3),
+        ("CF-001 allowed", source("secrets = ['env:EMPTY']\nweak_secret = 'allow'"), "config_secret_weak", 3),
+        ("CF-002", source("secrets = ['env:SHORT']"), "config_secret_weak", 3),
+        ("CF-003", source("secrets = ['env:PLACEHOLDER']"), "config_secret_weak", 3),
+        ("CF-004", second("sandbox", "GOOD_AGAIN"), "config_secret_reused", 7),
+        ("literal secret", source("secrets = ['hunter2hunter2hunter2']"), "config_insecure", 3),
+        ("unset variable", source("secrets = ['env:NOT_THERE']"), "config_env", 3),
+        ("no secrets", source(""), "config_missing", 1),
+        ("empty secrets", source("secrets = []"), "config_missing", 3),
+        (
+            "secrets twice",
+            whole_source("[sources.a.signature.key]\nsecrets = ['env:GOOD']"),
+            "config_duplicate",
+            5,
+        ),
+        ("key ids without select", source("secrets = { k = 'env:GOOD' }"), "config_range", 3),
+        (
+            "CF-007",
+            described("[sources.a.signature.timestamp]\nfrom = 'header:t'\nformat = 'unix'\npast = '0s'"),
+            "config_range",
+            11,
+        ),
+        (
+            "CF-008",
+            described("[sources.a.signature.timestamp]\nfrom = 'header:t'\nformat = 'unix'\npast = '1d'"),
+            "config_range",
+            11,
+        ),
+        (
+            "timestamp from nowhere",
+            described("[sources.a.signature.timestamp]\nformat = 'unix'"),
+            "config_missing",
+            8,
+        ),
+        (
+            "CF-009",
+            whole_source(
+                "path = '/x'\n[sources.b]\nprovider = 'pagoefectivo'\nsecrets = ['env:GOOD']\npath = '/x'",
+            ),
+            "config_duplicate",
+            8,
+        ),
+        ("relative path", whole_source("path = 'x'"), "config_range", 4),
+        ("path with ..", whole_source("path = '/in/../x'"), "config_range", 4),
+        ("path with //", whole_source("path = '/in//x'"), "config_range", 4),
+        ("path with a query", whole_source("path = '/in/x?y'"), "config_range", 4),
+        ("CF-010", whole_source("tolerence = '300s'"), "config_unknown_key", 4),
+        ("CF-011", "[ingest]\nmax_body = '1MiB'\nmax_body = '2MiB'\n".to_owned(), "config_syntax", 3),
+        ("not TOML", "[ingest]\nlisten = \n".to_owned(), "config_syntax", 2),
+        ("CF-014", "[ingest]\nmax_body = 0\n".to_owned(), "config_range", 2),
+        ("CF-014 with unit", "[ingest]\nmax_body = '0B'\n".to_owned(), "config_range", 2),
+        ("size without unit", "[ingest]\nmax_body = 262144\n".to_owned(), "config_range", 2),
+        ("too large a body", "[ingest]\nmax_body = '17MiB'\n".to_owned(), "config_range", 2),
+        ("duration without unit", "[storage]\nretention = 30\n".to_owned(), "config_range", 2),
+        (
+            "CF-018",
+            whole_source("dedup_window = '1h'\nsender_retry_window = '72h'"),
+            "config_dedup_window",
+            4,
+        ),
+        ("dedup above retention", whole_source("dedup_window = '31d'"), "config_dedup_window", 4),
+        ("CF-020", with_url("http://erp.test/x"), "config_destination", 2),
+        ("CF-021", with_url("https://u:p@erp.test/x"), "config_destination", 2),
+        ("CF-026", with_url("https://erp.test:6379/"), "config_destination", 2),
+        ("CF-027", with_url("https://2130706433/"), "config_destination", 2),
+        ("CF-028", with_url("https://0x7f.1/"), "config_destination", 2),
+        ("CF-029", with_url("https://localhost./"), "config_destination", 2),
+        ("no url", "[destinations.d]\n".to_owned(), "config_missing", 1),
+        (
+            "CF-030",
+            destination("auth = { header = { name = 'x-a', value = 'env:LINES' } }"),
+            "config_header",
+            3,
+        ),
+        ("bearer with a line break", destination("auth = { bearer = 'env:LINES' }"), "config_header", 3),
+        (
+            "CF-032",
+            destination("auth = { header = { name = 'Host', value = 'env:GOOD' } }"),
+            "config_header",
+            3,
+        ),
+        (
+            "our header",
+            destination("auth = { header = { name = 'webhook-id', value = 'env:GOOD' } }"),
+            "config_header",
+            3,
+        ),
+        ("no credential", destination("auth = {}"), "config_missing", 3),
+        (
+            "two credentials",
+            destination("auth = { bearer = 'env:GOOD', basic = { user = 'u', password = 'env:GOOD' } }"),
+            "config_range",
+            3,
+        ),
+        ("user without password", destination("auth = { basic = { user = 'u' } }"), "config_missing", 3),
+        ("CF-034", destination("retry = { schedule = [] }"), "config_range", 3),
+        ("CF-035", destination("retry = { schedule = ['400d'] }"), "config_range", 3),
+        ("schedule above giving up", destination("retry = { schedule = ['80h'] }"), "config_range", 3),
+        ("schedule and first", destination("retry = { schedule = ['5s'], first = '5s' }"), "config_range", 3),
+        ("cap below first", destination("retry = { first = '1h', cap = '1m' }"), "config_range", 3),
+        ("giving up after retention", destination("retry = { give_up_after = '31d' }"), "config_range", 3),
+        (
+            "CF-037",
+            "[ingest]\nlisten = '127.0.0.1:80'\n[admin]\nlisten = '127.0.0.1:80'\n".to_owned(),
+            "config_insecure",
+            4,
+        ),
+        ("admin without token", "[admin]\nlisten = '0.0.0.0:8081'\n".to_owned(), "config_insecure", 2),
+        ("listen without port", "[ingest]\nlisten = '127.0.0.1'\n".to_owned(), "config_range", 2),
+        ("kafka", "[storage]\nkind = 'kafka'\n".to_owned(), "config_unsupported", 2),
+        ("unknown section", "[alerts]\nurl = 'x'\n".to_owned(), "config_unknown_key", 1),
+        ("value for a table", "ingest = 1\n".to_owned(), "config_range", 1),
+        ("bad name", "[sources.A]\n".to_owned(), "config_range", 1),
+        ("no scheme", "[sources.a]\nsecrets = ['env:GOOD']\n".to_owned(), "config_missing", 1),
+        (
+            "unknown preset",
+            "[sources.a]\nprovider = 'pagefectivo'\nsecrets = ['env:GOOD']\n".to_owned(),
+            "config_range",
+            2,
+        ),
+        (
+            "bad range of peers",
+            whole_source("allow_ips = ['203.0.113.0/24',\n'203.0.113.7/24']"),
+            "config_range",
+            5,
+        ),
+        ("template", described("template = '{ts}{body'"), "config_scheme", 8),
+        (
+            "template and a weak secret",
+            described("template = '{nothing}'").replace("GOOD", "SHORT"),
+            "config_scheme",
+            8,
+        ),
+        ("template without a time", described("template = '{ts}.{body}'"), "config_scheme", 5),
+        ("no place", whole_source("[sources.a.event]\nid = ['json:/id',\n'cookie:x']"), "config_scheme", 6),
+        ("no form", whole_source("[sources.a.signature]\nbody = ['yaml']"), "config_scheme", 5),
+        ("not hex", described("[sources.a.signature.key]\nencoding = 'hex'"), "config_scheme", 2),
+        (
+            "constant",
+            "[sources.a]\nprovider = 'dlocal'\nsecrets = ['env:GOOD']\n".to_owned(),
+            "config_scheme",
+            1,
+        ),
+        (
+            "unknown algorithm",
+            whole_source("[sources.a.signature]\nalgorithm = 'hmac-md5'"),
+            "config_range",
+            5,
+        ),
+        ("unknown source", destination("sources = ['b']"), "config_destination", 3),
+        (
+            "other environment",
+            format!(
+                "{}environment = 'sandbox'\nsources = ['a']",
+                whole_source("[destinations.d]\nurl = 'https://erp.test'")
+            ),
+            "config_destination",
+            7,
+        ),
+        ("star inside a pattern", destination("events = ['a', 'a.*.b']"), "config_range", 3),
+        ("rate", destination("rate = '100'"), "config_range", 3),
+        ("concurrency", destination("concurrency = 0"), "config_range", 3),
+        ("timeout", destination("timeout = '121s'"), "config_range", 3),
+        ("start", destination("start = 'yesterday'"), "config_range", 3),
+        ("weak signing secret", destination("secret = 'env:SHORT'"), "config_secret_weak", 3),
+        ("client_ca alone", "[ingest.tls]\nclient_ca = '/nowhere/c'\n".to_owned(), "config_missing", 1),
+        (
+            "tls without files",
+            "[ingest.tls]\ncert = '/nowhere/c'\nkey = '/nowhere/k'\n".to_owned(),
+            "config_tls",
+            2,
+        ),
+        ("tls without key", "[ingest.tls]\ncert = '/nowhere/c'\n".to_owned(), "config_missing", 1),
+    ] {
+        assert!(
+            verdict(&text).contains(&(reason, line)),
+            "{id}: {:?}\n{}",
+            verdict(&text),
+            parse(&text).unwrap_err()
+        );
+    }
+}
+
+#[test]
+fn a_single_fault_is_one_problem() {
+    for text in [
+        whole_source("tolerence = '300s'"),
+        source("secrets = ['env:SHORT']"),
+        destination("retry = { schedule = ['400d'] }"),
+        with_url("http://erp.test/x"),
+        source(""),
+        "[sources.a]\nprovider = 'pagefectivo'\nsecrets = ['env:GOOD']\n".to_owned(),
+        "[sources.a]\nprovider = 5\nsecrets = ['env:GOOD']\n".to_owned(),
+        "[admin]\nlisten = '0.0.0.0:8081'\n".to_owned(),
+        destination("auth = { bearer = 5 }"),
+        whole_source("allow_ips = ['x']"),
+    ] {
+        assert_eq!(verdict(&text).len(), 1, "{}", parse(&text).unwrap_err());
+    }
+}
+
+#[test]
+fn all_problems_of_a_file_are_told_at_once_in_its_order() {
+    let text = "[ingest]\nlisten = 'here'\nmax_body = 1\n[sources.a]\nprovider = 'pagoefectivo'\nsecrets = ['env:SHORT']\ntolerence = '5m'\n\
+                [destinations.d]\nurl = 'http://erp.test/x'\nrate = 'fast'\n[destinations.d.retry]\nfirst = 5\n";
+    let lines: Vec<usize> = verdict(text).into_iter().map(|(_, line)| line).collect();
+    assert_eq!(lines, [2, 3, 6, 7, 9, 10, 12]);
+}
+
+#[test]
+fn a_misspelt_key_is_answered_with_the_nearest_or_with_its_place() {
+    let said = |text: &str| parse(text).unwrap_err().to_string();
+    assert_eq!(
+        said("[ingest]\nmax_bdy = '1MiB'\n"),
+        "chaski.toml:2: ingest.max_bdy: unknown key; did you mean \"max_body\"?"
+    );
+    assert_eq!(
+        said(&whole_source("algorithm = 'hmac-sha1'")),
+        "chaski.toml:4: sources.a.algorithm: unknown key; it belongs in sources.a.signature"
+    );
+    assert_eq!(
+        said(&whole_source("tolerence = '300s'")),
+        "chaski.toml:4: sources.a.tolerence: unknown key; did you mean sources.a.signature.timestamp.past and .future?"
+    );
+    assert!(said("[alerts]\n").contains("known here: ingest, admin, storage, log, sources, destinations"));
+}
+
+#[test]
+fn no_message_repeats_a_secret() {
+    for text in [
+        source("secrets = ['hunter2hunter2hunter2']"),
+        source("secrets = 'hunter2hunter2hunter2'"),
+        source("secrets = ['env:SHORT', 'env:PLACEHOLDER', 'env:LINES']"),
+        with_url("https://u:hunter2@erp.test/x"),
+        "[admin]\ntoken = 'hunter2' x\n".to_owned(),
+        destination("auth = { bearer = 'env:LINES' }"),
+    ] {
+        let said = format!("{0} {0:?}", parse(&text).unwrap_err());
+        for secret in ["hunter2", "12345678", "changeme", "X-B"] {
+            assert!(!said.contains(secret), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_on_its_way_out_may_be_gone() {
+    let config = parse(&source("secrets = ['env:GOOD',\n'env:NOT_THERE']")).unwrap();
+    assert!(
+        matches!(&config.sources[0].secrets, chaski_ingest::source::Secrets::Any(list) if list.len() == 1)
+    );
+    let warning = config.warnings.iter().find(|warning| warning.line == 4).unwrap();
+    assert!(warning.message.contains("NOT_THERE"), "{warning}");
+}
+
+#[test]
+fn weak_secrets_are_taken_where_that_is_said() {
+    assert_eq!(verdict(&source("secrets = ['env:SHORT']\nweak_secret = 'allow'")), []);
+}
+
+#[test]
+fn one_secret_may_serve_two_sources_of_one_environment() {
+    assert_eq!(verdict(&whole_source("[sources.b]\nprovider = 'pagoefectivo'\nsecrets = ['env:GOOD']")), []);
+}
+
+#[test]
+fn a_secret_file_others_can_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    std::fs::write(&path, "k3J9-0aX7qLmZ-from-a-file\n").unwrap();
+    let text = source("secrets = ['file:secret']");
+    let parse = || Config::parse(&text, &folder.path().join("chaski.toml"), &env);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(parse().unwrap_err().0[0].reason, Reason::SecretPermissions);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secrets = parse().unwrap().sources.remove(0).secrets;
+    assert!(
+        matches!(secrets, chaski_ingest::source::Secrets::Any(list) if list[0].expose() == b"k3J9-0aX7qLmZ-from-a-file")
+    );
+}
+
+#[test]
+fn a_file_that_is_missing_or_enormous_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chaski.toml");
+    let reason = || Config::load(&path).unwrap_err().0[0].reason;
+    assert_eq!(reason(), Reason::Unreadable);
+    std::fs::write(&path, [0xff]).unwrap();
+    assert_eq!(reason(), Reason::Syntax);
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(50 << 20).unwrap();
+    assert_eq!(reason(), Reason::TooLarge);
+    assert_eq!(verdict(&"#".repeat(FILE_BYTES_MAX + 1)), [("config_too_large", 0)]);
+}
+
+#[test]
+fn an_empty_file_is_a_configuration_with_warnings() {
+    let config = parse("").unwrap();
+    assert_eq!(config.ingest.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.ingest.body_bytes_max, 256 * 1024);
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8081");
+    let (ours, limits) = (&config.ingest, chaski_ingest::Limits::default());
+    assert_eq!(
+        (ours.connections_max, ours.requests_max),
+        (limits.connections_max, limits.inflight_requests_max)
+    );
+    assert_eq!((ours.header_timeout, ours.body_timeout), (limits.head_timeout, limits.body_timeout));
+    let StorageConfig::Embedded { path, retention, .. } = &config.storage;
+    assert_eq!((path.as_path(), *retention), (Path::new("chaski-data"), Duration::from_hours(720)));
+    assert_eq!(config.warnings.len(), 2);
+}
+
+/// The sample of the contract, its Kafka parts left out.
+const CONTRACT: &str = include_str!("contract.toml");
+
+#[test]
+fn the_sample_of_the_contract_is_a_configuration() {
+    let env = |name: &str| Some(format!("{name}-k3J9-0aX7qLmZ"));
+    let config =
+        Config::parse(CONTRACT, Path::new("chaski.toml"), &env).unwrap_or_else(|errors| panic!("{errors}"));
+    let acme = &config.sources[1];
+    assert_eq!((&*acme.name, &*acme.path), ("acme", "/in/acme"));
+    assert_eq!(acme.scheme.signature.template, "{ts}.{body}");
+    assert_eq!(acme.scheme.signature.timestamp.as_ref().unwrap().past, Duration::from_secs(300));
+    let orders = &config.destinations[0];
+    assert_eq!(orders.url, "http://127.0.0.1:9001/hooks");
+    assert_eq!(orders.sources, ["pagoefectivo".into()]);
+    assert_eq!(orders.rate_per_second, Some(100.0));
+    assert_eq!(orders.retry.latest_times(2), [5, 20].map(Duration::from_secs));
+}
+
+#[test]
+fn a_preset_is_overridden_field_by_field() {
+    let config =
+        parse(&whole_source("[sources.a.signature]\nbody = ['raw']\n[sources.a.reply]\nbody = 'success'"))
+            .unwrap();
+    let scheme = &config.sources[0].scheme;
+    assert_eq!(
+        (scheme.signature.from.as_str(), scheme.signature.body.as_slice()),
+        ("header:pe-signature", ["raw".to_owned()].as_slice())
+    );
+    assert_eq!((scheme.reply.status, scheme.reply.body.as_deref()), (200, Some("success")));
+}
+
+#[test]
+fn every_preset_loads_with_what_only_a_merchant_has() {
+    let env = |name: &str| match name {
+        "BASIC" => Some("chaski:0aX7qLmZk3J9".to_owned()),
+        "HEX" => Some("4f1c0b7a9e2d4c6f8a1b3d5e7f90a2b4".to_owned()),
+        _ => None,
+    };
+    for name in chaski_ingest::presets::names() {
+        let spec = chaski_ingest::presets::load(name).unwrap();
+        let secret = if spec.signature.algorithm == "http-basic" { "env:BASIC" } else { "env:HEX" };
+        let secrets = match spec.signature.key.select {
+            Some(_) => format!("{{ k = '{secret}' }}"),
+            None => format!("['{secret}']"),
+        };
+        let constants = "[sources.a.signature.const]\nx_login = 'login'";
+        let text = format!("[sources.a]\nprovider = '{name}'\nsecrets = {secrets}\n{constants}\n");
+        let config = Config::parse(&text, Path::new("chaski.toml"), &env)
+            .unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        let on_conflict = spec.event.on_conflict.unwrap_or(chaski_common::storage::OnConflict::Quarantine);
+        assert_eq!(config.sources[0].on_conflict, on_conflict, "{name}");
+    }
+}
+
+#[test]
+fn what_the_table_calls_a_default_is_what_a_scheme_defaults_to() {
+    use settings::{FILE, Section};
+    let root = |name: &str| {
+        FILE.section("sources").and_then(|sources| sources.each).and_then(|each| each.section(name)).unwrap()
+    };
+    let text = "[signature]\nalgorithm = 'ed25519'\nfrom = 'header:s'\n[signature.timestamp]\nfrom = 'header:t'\nformat = 'unix'";
+    let scheme: chaski_ingest::source::SchemeSpec = toml::from_str(text).unwrap();
+    let scheme = toml::Table::try_from(&scheme).unwrap();
+    fn agree(section: &Section, table: &toml::Table) {
+        for setting in section.settings {
+            let Some(default) = setting.default else { continue };
+            let default = match default
+                .trim_matches('"')
+                .strip_suffix('m')
+                .and_then(|minutes| minutes.parse::<i64>().ok())
+            {
+                Some(minutes) => toml::Value::Integer(minutes * 60),
+                None => format!("v = {default}").parse::<toml::Table>().unwrap().remove("v").unwrap(),
+            };
+            assert_eq!(table.get(setting.key), Some(&default), "{}", setting.key);
+        }
+        for inner in section.sections {
+            agree(inner, table[inner.name].as_table().unwrap());
+        }
+    }
+    for part in ["signature", "event", "reply"] {
+        agree(root(part), scheme[part].as_table().unwrap());
+    }
+}
+
+#[test]
+fn check_explains_everything_and_shows_no_secret() {
+    let env = |name: &str| Some(format!("{name}-k3J9-0aX7qLmZ"));
+    let config = Config::parse(CONTRACT, Path::new("chaski.toml"), &env).unwrap();
+    let text = crate::command::check::run(&config, false);
+    for part in [
+        "past = \"5m\"",
+        "http://127.0.0.1:8080/in/pagoefectivo",
+        "from = \"header:pe-signature\"",
+        "signed timestamp, at most 5m old and 5m ahead",
+        "20s, 1m5s",
+        "deduplication (72h) is the replay defence",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&crate::command::check::run(&config, true)).unwrap();
+    assert_eq!(json["destinations"][0]["auth"], "bearer");
+    assert_eq!(json["sources"][1]["freshness"], "signed");
+    assert!(
+        !text.contains("0aX7qLmZ")
+            && !json.to_string().contains("0aX7qLmZ")
+            && !format!("{config:?}").contains("0aX7qLmZ")
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reading_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..40, "[\\[\\]{}\"'=.,# \n0-9a-z\u{e9}\\\\:/-]{0,8}"), 1..8)) {
+        let mut text = reference();
+        for (at, length, insert) in edits {
+            let boundary = |mut offset: usize| { while !text.is_char_boundary(offset) { offset -= 1; } offset };
+            let start = boundary(at.index(text.len() + 1));
+            let end = boundary((start + length).min(text.len()));
+            text.replace_range(start..end, &insert);
+        }
+        if let Err(errors) = parse(&text) {
+            prop_assert!(!errors.0.is_empty());
+            let lines = text.lines().count() + 1;
+            prop_assert!(errors.0.iter().all(|problem| problem.line <= lines && !problem.to_string().contains('\n')));
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! The kinds of values, and how each is read from TOML, bounded and described.
+//!
+//! Durations and sizes carry units. A message says what would be right, and never repeats a value that
+//! could be a secret.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::problem::{Reason, nearest};
+use super::secret;
+
+/// Most entries of any list or table of values.
+const ENTRIES_MAX: usize = 1024;
+/// Most bytes of any text.
+const TEXT_BYTES_MAX: usize = 8192;
+
+/// What a setting takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Text,
+    Texts,
+    /// Names with a text each.
+    TextTable,
+    Flag,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    Number {
+        min: f64,
+        max: f64,
+    },
+    Duration {
+        min: Duration,
+        max: Duration,
+    },
+    /// Several, each longer than zero.
+    Durations,
+    Size {
+        min: u64,
+        max: u64,
+    },
+    Address,
+    Path,
+    Choice(&'static [&'static str]),
+    /// `"100/s"`
+    Rate,
+    /// A reference to one secret.
+    Secret,
+    /// One reference, or several while rotating.
+    Secrets,
+    /// Several references, or a table of key ids.
+    SecretSet,
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Text(String),
+    Texts(Vec<Entry>),
+    Table(BTreeMap<String, Entry>),
+    Flag(bool),
+    Integer(u64),
+    Number(f64),
+    Duration(Duration),
+    Durations(Vec<Duration>),
+    Size(u64),
+    Address(SocketAddr),
+}
+
+/// An entry of a list or table, and the line it is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) line: usize,
+    pub(super) text: String,
+}
+
+/// Which line an offset of a text is on.
+#[derive(Debug, Default)]
+pub(super) struct Lines(Vec<usize>);
+
+impl Lines {
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(offset, _)| offset).collect())
+    }
+
+    pub(super) fn of(&self, offset: usize) -> usize {
+        self.0.partition_point(|&end| end < offset) + 1
+    }
+}
+
+/// Why a value is not taken: rule, what is wrong, what would be right.
+pub(super) type Refusal = (Reason, String, String);
+
+fn range<T>(message: impl Into<String>, hint: impl Into<String>) -> Result<T, Refusal> {
+    Err((Reason::Range, message.into(), hint.into()))
+}
+
+impl Kind {
+    /// Reads a value of this kind.
+    pub(super) fn read(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
+        let inner = value.get_ref();
+        match self {
+            Self::Text => self.text(inner).map(Value::Text),
+            Self::Path => match self.text(inner)? {
+                path if path.is_empty() => range("is empty", "name a file or folder"),
+                path => Ok(Value::Text(path)),
+            },
+            Self::Texts => match inner {
+                DeValue::Array(_) => self.entries(value, lines).map(Value::Texts),
+                _ => self.wrong(inner),
+            },
+            Self::TextTable => self.table(inner, lines).map(Value::Table),
+            Self::Flag => inner.as_bool().map(Value::Flag).map_or_else(|| self.wrong(inner), Ok),
+            Self::Integer { min, max } => match inner.as_integer() {
+                Some(given) => match u64::from_str_radix(given.as_str(), given.radix()) {
+                    Ok(number) if (min..=max).contains(&number) => Ok(Value::Integer(number)),
+                    _ => range(format!("must be from {min} to {max}, not {given}"), ""),
+                },
+                None => self.wrong(inner),
+            },
+            Self::Number { min, max } => {
+                let given = match inner {
+                    DeValue::Integer(given) => given.as_str().parse::<f64>().ok(),
+                    DeValue::Float(given) => given.as_str().parse::<f64>().ok(),
+                    _ => return self.wrong(inner),
+                };
+                match given {
+                    Some(number) if (min..=max).contains(&number) => Ok(Value::Number(number)),
+                    _ => range(format!("must be from {min} to {max}"), ""),
+                }
+            }
+            Self::Duration { min, max } => match duration(inner)? {
+                given if (min..=max).contains(&given) => Ok(Value::Duration(given)),
+                given => {
+                    let [min, max, given] = [min, max, given].map(spell_duration);
+                    range(format!("must be from {min} to {max}, not {given}"), "")
+                }
+            },
+            Self::Durations => match inner {
+                DeValue::Array(list) if list.len() <= ENTRIES_MAX => list
+                    .iter()
+                    .map(|entry| duration(entry.get_ref()))
+                    .collect::<Result<_, _>>()
+                    .map(Value::Durations),
+                _ => self.wrong(inner),
+            },
+            Self::Size { min, max } => match size(inner)? {
+                given if (min..=max).contains(&given) => Ok(Value::Size(given)),
+                given => {
+                    let [min, max, given] = [min, max, given].map(spell_size);
+                    range(format!("must be from {min} to {max}, not {given}"), "")
+                }
+            },
+            Self::Address => match inner.as_str() {
+                Some(text) => match text.parse() {
+                    Ok(address) => Ok(Value::Address(address)),
+                    Err(_) => range(
+                        "not an address and a port",
+                        "write one like \"127.0.0.1:8080\" or \"[::]:8080\"",
+                    ),
+                },
+                None => self.wrong(inner),
+            },
+            Self::Choice(choices) => match inner.as_str() {
+                Some(text) if choices.contains(&text) => Ok(Value::Text(text.to_owned())),
+                Some(text) => {
+                    let near = nearest(text, choices.iter().copied());
+                    let near = near.map_or_else(String::new, |near| format!("did you mean \"{near}\"?"));
+                    range(format!("must be one of {}", quoted(choices)), near)
+                }
+                None => self.wrong(inner),
+            },
+            Self::Rate => match inner.as_str().and_then(rate) {
+                Some(rate) => Ok(Value::Number(rate)),
+                None => range(
+                    "not a rate",
+                    "write a number per second, minute or hour, like \"100/s\" or \"10/m\"",
+                ),
+            },
+            Self::Secret => match inner {
+                DeValue::String(text) => {
+                    secret::Reference::check(text).map(|()| Value::Text(text.to_string()))
+                }
+                _ => self.wrong(inner),
+            },
+            Self::Secrets | Self::SecretSet => self.secrets(value, lines),
+        }
+    }
+
+    fn secrets(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
+        let read = match (self, value.get_ref()) {
+            (_, DeValue::Array(_)) => Value::Texts(self.entries(value, lines)?),
+            (Self::Secrets, DeValue::String(_)) => Value::Texts(vec![Entry {
+                line: lines.of(value.span().start),
+                text: self.text(value.get_ref())?,
+            }]),
+            (Self::SecretSet, table @ DeValue::Table(_)) => Value::Table(self.table(table, lines)?),
+            (_, other) => return self.wrong(other),
+        };
+        let empty = match &read {
+            Value::Texts(list) => list
+                .iter()
+                .try_for_each(|entry| secret::Reference::check(&entry.text))
+                .map(|()| list.is_empty())?,
+            Value::Table(table) => table
+                .values()
+                .try_for_each(|entry| secret::Reference::check(&entry.text))
+                .map(|()| table.is_empty())?,
+            _ => false,
+        };
+        if empty {
+            Err((Reason::Missing, "no secret".to_owned(), "name at least one, like \"env:NAME\"".to_owned()))
+        } else {
+            Ok(read)
+        }
+    }
+
+    fn text(self, value: &DeValue<'_>) -> Result<String, Refusal> {
+        match value {
+            DeValue::String(text) if text.len() <= TEXT_BYTES_MAX => Ok(text.to_string()),
+            DeValue::String(_) => range(format!("longer than {TEXT_BYTES_MAX} bytes"), ""),
+            other => self.wrong(other),
+        }
+    }
+
+    fn entries(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Vec<Entry>, Refusal> {
+        match value.get_ref() {
+            DeValue::Array(list) if list.len() > ENTRIES_MAX => {
+                range(format!("more than {ENTRIES_MAX} entries"), "")
+            }
+            DeValue::Array(list) => list
+                .iter()
+                .map(|entry| {
+                    Ok(Entry { line: lines.of(entry.span().start), text: self.text(entry.get_ref())? })
+                })
+                .collect(),
+            other => self.wrong(other),
+        }
+    }
+
+    fn table(self, value: &DeValue<'_>, lines: &Lines) -> Result<BTreeMap<String, Entry>, Refusal> {
+        match value {
+            DeValue::Table(table) if table.len() > ENTRIES_MAX => {
+                range(format!("more than {ENTRIES_MAX} entries"), "")
+            }
+            DeValue::Table(table) => table
+                .iter()
+                .map(|(name, entry)| {
+                    let text = self.text(entry.get_ref())?;
+                    Ok((name.get_ref().to_string(), Entry { line: lines.of(name.span().start), text }))
+                })
+                .collect(),
+            other => self.wrong(other),
+        }
+    }
+
+    /// A value of another type altogether.
+    fn wrong<T>(self, found: &DeValue<'_>) -> Result<T, Refusal> {
+        range(format!("must be {}, not {}", self.describe(), article(found.type_str())), self.example())
+    }
+
+    /// The kind in words.
+    pub(super) fn describe(self) -> String {
+        match self {
+            Self::Text => "a text".to_owned(),
+            Self::Texts => "a list of texts".to_owned(),
+            Self::TextTable => "a table of texts".to_owned(),
+            Self::Flag => "true or false".to_owned(),
+            Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Number { min, max } => format!("a number from {min} to {max}"),
+            Self::Duration { min, max } => {
+                format!("a duration from {} to {}", spell_duration(min), spell_duration(max))
+            }
+            Self::Durations => "a list of durations".to_owned(),
+            Self::Size { min, max } => format!("a size from {} to {}", spell_size(min), spell_size(max)),
+            Self::Address => "an address and a port".to_owned(),
+            Self::Path => "a path".to_owned(),
+            Self::Choice(choices) => format!("one of {}", quoted(choices)),
+            Self::Rate => "a rate".to_owned(),
+            Self::Secret => "a reference to a secret".to_owned(),
+            Self::Secrets => "a reference to a secret or a list of them".to_owned(),
+            Self::SecretSet => "a list of references to secrets, or a table of key ids".to_owned(),
+        }
+    }
+
+    const fn example(self) -> &'static str {
+        match self {
+            Self::Duration { .. } => DURATION_HINT,
+            Self::Durations => "write one like [\"5s\", \"5m\", \"2h\"]",
+            Self::Size { .. } => SIZE_HINT,
+            Self::Text | Self::Path | Self::Choice(_) => "write it in quotes",
+            Self::Texts => "write one like [\"a\", \"b\"]",
+            Self::Secret => "write \"env:NAME\" or \"file:PATH\"",
+            Self::Secrets | Self::SecretSet => "write one like [\"env:NAME\"]",
+            Self::Address => "write one like \"127.0.0.1:8080\"",
+            Self::TextTable | Self::Flag | Self::Integer { .. } | Self::Number { .. } | Self::Rate => "",
+        }
+    }
+}
+
+const DURATION_HINT: &str = "write it with a unit, like \"500ms\", \"5s\", \"5m\", \"72h\" or \"30d\"";
+const SIZE_HINT: &str = "write it with a unit, like \"512B\", \"256KiB\" or \"1MiB\"";
+
+fn duration(value: &DeValue<'_>) -> Result<Duration, Refusal> {
+    match value {
+        DeValue::String(text) => {
+            parse_duration(text).map_or_else(|| range("not a duration", DURATION_HINT), Ok)
+        }
+        DeValue::Integer(_) | DeValue::Float(_) => range("a duration without a unit", DURATION_HINT),
+        other => range(format!("must be a duration, not {}", article(other.type_str())), DURATION_HINT),
+    }
+}
+
+fn size(value: &DeValue<'_>) -> Result<u64, Refusal> {
+    match value {
+        DeValue::String(text) => parse_size(text).map_or_else(|| range("not a size", SIZE_HINT), Ok),
+        DeValue::Integer(_) | DeValue::Float(_) => range("a size without a unit", SIZE_HINT),
+        other => range(format!("must be a size, not {}", article(other.type_str())), SIZE_HINT),
+    }
+}
+
+/// `500ms`, `5s`, `5m`, `72h`, `30d`, or several, as in `1h30m`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() || text.is_empty() {
+        let (count, after) = leading_number(rest)?;
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let part = match unit {
+            "ms" => Duration::from_millis(count),
+            "s" => Duration::from_secs(count),
+            "m" => Duration::from_secs(count.checked_mul(60)?),
+            "h" => Duration::from_secs(count.checked_mul(3600)?),
+            "d" => Duration::from_secs(count.checked_mul(86_400)?),
+            _ => return None,
+        };
+        total = total.checked_add(part)?;
+        rest = after;
+    }
+    Some(total)
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let (count, unit) = leading_number(text)?;
+    let factor = match unit {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    count.checked_mul(factor)
+}
+
+/// Per second.
+fn rate(text: &str) -> Option<f64> {
+    let (count, unit) = text.split_once('/')?;
+    let seconds = match unit {
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let (count, rest) = leading_number(count)?;
+    let count =
+        u32::try_from(count).ok().filter(|count| (1..=1_000_000).contains(count) && rest.is_empty())?;
+    Some(f64::from(count) / seconds)
+}
+
+fn leading_number(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    Some((digits.parse().ok()?, rest))
+}
+
+/// A duration as the file writes it, in at most two units.
+#[must_use]
+pub fn spell_duration(duration: Duration) -> String {
+    const UNITS: [(&str, u128); 5] =
+        [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    let millis = duration.as_millis();
+    // Hours read better than days until they are many: "72h", as everywhere in the papers.
+    let skip = usize::from(millis < 7 * UNITS[0].1 || !millis.is_multiple_of(UNITS[0].1));
+    let Some(first) = UNITS.iter().skip(skip).position(|(_, unit)| millis >= *unit) else {
+        return "0s".to_owned();
+    };
+    let mut rest = millis;
+    let mut text = String::new();
+    for (name, unit) in UNITS.iter().skip(skip + first).take(2) {
+        if rest >= *unit {
+            text.push_str(&format!("{}{name}", rest / unit));
+            rest %= unit;
+        }
+    }
+    text
+}
+
+/// A size as the file writes it.
+#[must_use]
+pub fn spell_size(bytes: u64) -> String {
+    match bytes {
+        0 => "0B".to_owned(),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
+        _ => format!("{bytes}B"),
+    }
+}
+
+fn quoted(choices: &[&str]) -> String {
+    choices.iter().map(|choice| format!("\"{choice}\"")).collect::<Vec<_>>().join(", ")
+}
+
+fn article(kind: &str) -> String {
+    match kind {
+        "integer" => "a whole number".to_owned(),
+        "string" => "a text".to_owned(),
+        "array" => "a list".to_owned(),
+        other => format!("a {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_need_units() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("5s", 5000),
+            ("5m", 300_000),
+            ("72h", 259_200_000),
+            ("30d", 2_592_000_000),
+            ("1h30m", 5_400_000),
+        ] {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in
+            ["", "5", "s", "5 s", "-5s", "5x", "1.5h", "5s5", "99999999999999999999s", "99999999999999999d"]
+        {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+        for (text, bytes) in [("1B", 1), ("256KiB", 262_144), ("1MiB", 1_048_576)] {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "1", "1kb", "1KB", "KiB", "1 MiB", "99999999999GiB"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_count_from_one_and_end_with_their_line_break() {
+        let lines = Lines::new("a\nb\n\nc");
+        assert_eq!([0, 1, 2, 4, 5].map(|offset| lines.of(offset)), [1, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_rate_is_per_second_minute_or_hour() {
+        assert_eq!(rate("100/s"), Some(100.0));
+        assert_eq!(rate("30/m"), Some(0.5));
+        for text in ["", "100", "/s", "0/s", "1/d", "1.5/s", "1x/s", "9999999/s"] {
+            assert_eq!(rate(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spelt_duration_reads_back() {
+        for text in ["0s", "500ms", "5s", "1s500ms", "5m", "72h", "30d", "1h30m"] {
+            assert_eq!(spell_duration(parse_duration(text).unwrap()), text);
+        }
+        assert_eq!(spell_duration(Duration::from_secs(86_400)), "24h");
+    }
+}

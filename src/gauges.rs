@@ -1,0 +1,119 @@
+//! Gauges that are read from the store when somebody asks for the metrics.
+
+use std::sync::Arc;
+
+use chaski_common::metrics::Metrics;
+use chaski_common::storage::DeadFilter;
+use jiff::Timestamp;
+use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
+
+use crate::api::Operations;
+
+pub(crate) struct Gauges {
+    lag: IntGaugeVec,
+    oldest_unsettled: IntGaugeVec,
+    dead: IntGaugeVec,
+    dead_oldest: IntGaugeVec,
+    quarantined: IntGaugeVec,
+    quarantine_oldest: IntGaugeVec,
+    records: IntGauge,
+    oldest_record: IntGauge,
+    pub(crate) reload_successful: IntGauge,
+    pub(crate) reload_timestamp: Gauge,
+    pub(crate) retention: IntGaugeVec,
+    sources: Vec<Arc<str>>,
+}
+
+impl Gauges {
+    pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>) -> Self {
+        let metrics = Metrics(registry);
+        let build = metrics.gauges("chaski_build_info", "1, with the version as a label.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let by_destination = |name, help| metrics.gauges(name, help, &["destination"]);
+        let by_source = |name, help| metrics.gauges(name, help, &["source"]);
+        let gauges = Self {
+            lag: metrics.gauges(
+                "chaski_kafka_consumer_lag_records",
+                "Events past the destination's mark.",
+                &["destination", "topic_kind"],
+            ),
+            oldest_unsettled: by_destination(
+                "chaski_kafka_oldest_unsettled_timestamp_seconds",
+                "When the oldest event past the destination's mark was received; 0 if there is none.",
+            ),
+            dead: by_destination("chaski_dlq_events", "Dead letters kept."),
+            dead_oldest: by_destination(
+                "chaski_dlq_oldest_timestamp_seconds",
+                "When the oldest dead letter died; 0 if there is none.",
+            ),
+            quarantined: by_source("chaski_quarantine_events", "Quarantined events kept."),
+            quarantine_oldest: by_source(
+                "chaski_quarantine_oldest_timestamp_seconds",
+                "When the oldest quarantined event was received; 0 if there is none.",
+            ),
+            records: metrics.gauge("chaski_spool_records", "Events kept in the local store."),
+            oldest_record: metrics.gauge(
+                "chaski_spool_oldest_timestamp_seconds",
+                "When the oldest event of the local store was received; 0 if there is none.",
+            ),
+            reload_successful: metrics.gauge(
+                "chaski_config_last_reload_successful",
+                "1 if the last reading of the configuration was taken into force.",
+            ),
+            reload_timestamp: metrics.seconds(
+                "chaski_config_last_reload_success_timestamp_seconds",
+                "When a configuration was last taken into force.",
+            ),
+            retention: metrics.gauges(
+                "chaski_log_retention_seconds",
+                "How long settled events are kept.",
+                &["topic_kind"],
+            ),
+            sources,
+        };
+        gauges.reload_successful.set(1);
+        for source in &gauges.sources {
+            gauges.quarantined.with_label_values(&[source]).set(0);
+            gauges.quarantine_oldest.with_label_values(&[source]).set(0);
+        }
+        gauges
+    }
+
+    /// Asks the store. What it cannot tell stays as it was.
+    pub(crate) async fn refresh(&self, operations: &Operations) {
+        if let Err(error) = self.ask(operations).await {
+            tracing::warn!(%error, "the store could not be asked for its metrics");
+        }
+    }
+
+    async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
+        let storage = &operations.storage;
+        for progress in storage.events.progress().await? {
+            let name = &*progress.destination;
+            self.lag.with_label_values(&[name, "events"]).set(signed(progress.lag));
+            self.oldest_unsettled.with_label_values(&[name]).set(seconds(progress.oldest_unsettled));
+            self.dead.with_label_values(&[name]).set(signed(progress.dead));
+            let oldest = DeadFilter { destination: Some(name.to_owned()), limit: 1, ..DeadFilter::default() };
+            let oldest = storage.deliveries.dead(oldest).await?.first().map(|letter| letter.at);
+            self.dead_oldest.with_label_values(&[name]).set(seconds(oldest));
+        }
+        let quarantined = storage.deliveries.quarantined().await?;
+        for source in &self.sources {
+            let found = quarantined.iter().find(|found| found.source == *source);
+            self.quarantined.with_label_values(&[source]).set(found.map_or(0, |found| signed(found.events)));
+            self.quarantine_oldest.with_label_values(&[source]).set(seconds(found.map(|found| found.oldest)));
+        }
+        let census = storage.events.census().await?;
+        self.records.set(signed(census.events));
+        self.oldest_record.set(seconds(census.oldest));
+        Ok(())
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn seconds(at: Option<Timestamp>) -> i64 {
+    at.map_or(0, Timestamp::as_second)
+}

@@ -1,0 +1,87 @@
+//! What commands print: data on stdout as a table or JSON, talk on stderr.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use comfy_table::{ContentArrangement, Table, TableStyle};
+use serde::Serialize;
+
+/// Prints a line of data.
+pub(crate) fn line(text: impl std::fmt::Display) {
+    // A reader that has gone away has had enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says something to the person at the terminal.
+pub(crate) fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints a value as JSON.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// A table with these headings.
+pub(crate) fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(TableStyle::new())
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(headings);
+    if !std::io::stdout().is_terminal() {
+        // A pipe has no width to fit into.
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
+    table
+}
+
+/// Prints a table, or says that there is nothing in it.
+pub(crate) fn print(table: &Table, nothing: &str) {
+    if table.is_empty() {
+        say(nothing);
+    } else {
+        line(table.trim_fmt());
+    }
+}
+
+/// Text with control characters made visible, so that a body cannot steer the terminal.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character == '\n' || !(character.is_control() || is_steering(character)) {
+            safe.push(character);
+        } else {
+            safe.extend(character.escape_unicode());
+        }
+    }
+    safe
+}
+
+/// Characters that reorder or hide the text around them.
+fn is_steering(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Asks before something that cannot be taken back. Without a terminal the answer is no.
+pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        anyhow::bail!("{question}: nobody is there to answer; say --yes");
+    }
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{question} [y/N] ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_of_a_body_are_made_visible() {
+        assert_eq!(harmless("a\u{1b}[31m\tb\nc\u{202e}d é"), "a\\u{1b}[31m\\u{9}b\nc\\u{202e}d é");
+    }
+}
