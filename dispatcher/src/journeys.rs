@@ -431,16 +431,24 @@ async fn a_receiver_that_hangs_on_one_event_does_not_stand_in_front_of_the_other
             .await;
     let mut spec = spec("erp", &receiver.url());
     spec.timeout = LONG;
-    let bench = Bench::start(vec![spec]).await;
+    let specs = vec![spec];
+    let bench = Bench::start(specs.clone()).await;
     let appends = (0..3000).map(|n| bench.append(event(n)));
     futures_util::future::join_all(appends).await;
     // More than a window of healthy ones passes while the first attempt is still under way.
     let got = receiver.has(3000).await;
     assert_eq!(got.iter().filter(|got| got.attempt() > 1).count(), 0);
     assert!(bench.mark("erp").await < Position(3000), "the slow one is not settled");
+    // A stop without patience, and another start: of the 3000 only the one that was not settled comes again.
     bench.dispatcher.shutdown(Duration::ZERO).await;
-    let lag = bench.storage.events.fates(event(0).id).await.unwrap();
-    assert!(lag.iter().all(|fate| fate.state == FateState::Waiting), "{lag:?}");
+    let fates = bench.storage.events.fates(event(0).id).await.unwrap();
+    assert!(fates.iter().all(|fate| fate.state == FateState::Waiting), "{fates:?}");
+    let bench = bench.restart(specs).await;
+    bench.append(event(3000)).await;
+    let got = receiver.has(3002).await;
+    let again: Vec<_> = got[3000..].iter().map(receiver::Got::id).collect();
+    assert_eq!(again, [event(0).id.to_string(), event(3000).id.to_string()]);
+    bench.dispatcher.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -44,7 +44,13 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(crate) fn new(storage: Storage, clock: Clock, limits: Limits, body_bytes_max: usize, metrics: &EdgeMetrics) -> Self {
+    pub(crate) fn new(
+        storage: Storage,
+        clock: Clock,
+        limits: Limits,
+        body_bytes_max: usize,
+        metrics: &EdgeMetrics,
+    ) -> Self {
         Self {
             storage,
             clock,
@@ -56,7 +62,13 @@ impl Acceptor {
     }
 
     /// The whole way of a request whose source is known.
-    pub(crate) async fn accept(&self, source: &Source, peer: IpAddr, parts: http::request::Parts, body: Incoming) -> Outcome {
+    pub(crate) async fn accept(
+        &self,
+        source: &Source,
+        peer: IpAddr,
+        parts: http::request::Parts,
+        body: Incoming,
+    ) -> Outcome {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let declared = match check_framing(&parts, body_bytes_max) {
             Ok(declared) => declared,
@@ -83,7 +95,13 @@ impl Acceptor {
     }
 
     /// From a request that has been read. `claim` is what its head has shown, `now` when that was judged.
-    async fn accept_received(&self, source: &Source, claim: Option<Claim>, received: &Received, now: Timestamp) -> Outcome {
+    async fn accept_received(
+        &self,
+        source: &Source,
+        claim: Option<Claim>,
+        received: &Received,
+        now: Timestamp,
+    ) -> Outcome {
         source.metrics.body(received.body.len());
         let verified = match claim {
             Some(claim) => source.scheme.hold(claim, received),
@@ -123,14 +141,21 @@ impl Acceptor {
                 source.metrics.accepted(&kind, now);
                 debug!(%id, source = %source.name, digest = %hex::encode(fingerprint.as_bytes()), "event stored");
             }
-            Ok(Outcome::Quarantined(..)) => warn!(%id, source = %source.name, "known id with other content, quarantined"),
+            Ok(Outcome::Quarantined(..)) => {
+                warn!(%id, source = %source.name, "known id with other content, quarantined")
+            }
             Ok(_) => debug!(%id, source = %source.name, "duplicate"),
             Err(_) => {}
         }
         outcome
     }
 
-    async fn quarantine(&self, source: &Source, event: Event, why: Unusable) -> Result<Outcome, StorageError> {
+    async fn quarantine(
+        &self,
+        source: &Source,
+        event: Event,
+        why: Unusable,
+    ) -> Result<Outcome, StorageError> {
         let id = event.id;
         if self.storage.events.quarantine(event, why.label(), why.detail()).await? {
             source.metrics.quarantined(why);
@@ -142,7 +167,9 @@ impl Acceptor {
     /// Says once that the storage fails, and once that it works again.
     fn watch(&self, error: Option<&StorageError>) {
         let failing = error.is_some();
-        if self.failing.load(Ordering::Relaxed) == failing || self.failing.swap(failing, Ordering::Relaxed) == failing {
+        if self.failing.load(Ordering::Relaxed) == failing
+            || self.failing.swap(failing, Ordering::Relaxed) == failing
+        {
             return;
         }
         match error {
@@ -252,9 +279,12 @@ fn traceparent(received: &Received) -> Option<Arc<str>> {
     let text = received.head.headers.get("traceparent")?.to_str().ok()?;
     let mut parts = text.split('-');
     let mut hex = |length: usize| {
-        parts.next().filter(|part| part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+        parts.next().filter(|part| {
+            part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
     };
     let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
     let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
-    (version == "00" && !is_zero(trace) && !is_zero(span) && !flags.is_empty() && parts.next().is_none()).then(|| text.into())
+    (version == "00" && !is_zero(trace) && !is_zero(span) && !flags.is_empty() && parts.next().is_none())
+        .then(|| text.into())
 }

@@ -151,17 +151,28 @@ impl Rules {
         let fallback = match spec.fallback.as_deref() {
             None => false,
             Some("body-sha256") => true,
-            Some(other) => return Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256")),
+            Some(other) => {
+                return Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256"));
+            }
         };
         if spec.id.is_empty() && !fallback {
-            return Err(SpecError::new("event.id", "nothing tells two events apart", "for example [\"json:/id\"], or fallback = \"body-sha256\""));
+            return Err(SpecError::new(
+                "event.id",
+                "nothing tells two events apart",
+                "for example [\"json:/id\"], or fallback = \"body-sha256\"",
+            ));
         }
         if spec.id.len() > KEY_PARTS_MAX {
-            return Err(SpecError::new("event.id", format!("{} parts", spec.id.len()), format!("at most {KEY_PARTS_MAX}")));
+            return Err(SpecError::new(
+                "event.id",
+                format!("{} parts", spec.id.len()),
+                format!("at most {KEY_PARTS_MAX}"),
+            ));
         }
         let mut field = |name: &str, text: &String| Field::compile(name, text, &mut pointers);
         let id = spec.id.iter().map(|part| field("event.id", part)).collect::<Result<Vec<_>, _>>()?;
-        let mut optional = |name: &str, text: &Option<String>| text.as_ref().map(|text| field(name, text)).transpose();
+        let mut optional =
+            |name: &str, text: &Option<String>| text.as_ref().map(|text| field(name, text)).transpose();
         let kind = optional("event.type", &spec.kind)?;
         let subject = optional("event.subject", &spec.subject)?;
         let time = optional("event.time", &spec.time)?;
@@ -171,22 +182,45 @@ impl Rules {
             Some("any") => Grammar::Any,
             Some("pagoefectivo") => Grammar::PagoEfectivo(PagoEfectivo::compile(&mut pointers)?),
             Some(other) => {
-                return Err(SpecError::new("event.content", format!("no content is called {other}"), "json, form, any or pagoefectivo"));
+                return Err(SpecError::new(
+                    "event.content",
+                    format!("no content is called {other}"),
+                    "json, form, any or pagoefectivo",
+                ));
             }
         };
         if pointers.len() > json::POINTERS_MAX {
-            return Err(SpecError::new("event", "too many places in the JSON", format!("at most {}", json::POINTERS_MAX)));
+            return Err(SpecError::new(
+                "event",
+                "too many places in the JSON",
+                format!("at most {}", json::POINTERS_MAX),
+            ));
         }
         if matches!(grammar, Grammar::Form | Grammar::Any) && !pointers.is_empty() {
-            return Err(SpecError::new("event.content", "json: places need content that is JSON", "json, or other places"));
+            return Err(SpecError::new(
+                "event.content",
+                "json: places need content that is JSON",
+                "json, or other places",
+            ));
         }
         Ok(Self { grammar, id, fallback, kind, subject, time, max_age: spec.max_age, pointers })
     }
 
     /// Reads a verified request, in one pass where it is JSON.
-    pub(crate) fn read<'r>(&self, verified: &Verified<'r>, source: &str, now: Timestamp) -> Result<Usable<'r>, Unusable> {
+    pub(crate) fn read<'r>(
+        &self,
+        verified: &Verified<'r>,
+        source: &str,
+        now: Timestamp,
+    ) -> Result<Usable<'r>, Unusable> {
         let received = verified.received;
-        if received.head.headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        if received
+            .head
+            .headers
+            .get_all(CONTENT_ENCODING)
+            .iter()
+            .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        {
             return Err(Unusable::ContentEncoding);
         }
         if received.body.is_empty() {
@@ -209,11 +243,17 @@ impl Rules {
         if let (Grammar::PagoEfectivo(grammar), Some(document)) = (&self.grammar, &document) {
             grammar.check(document)?;
         }
-        let fingerprint = Fingerprint::of(document.as_ref().map_or(&received.body, |document| &document.comparable));
+        let fingerprint =
+            Fingerprint::of(document.as_ref().map_or(&received.body, |document| &document.comparable));
         let view = View { verified, document: document.as_ref() };
-        let time = self.time.as_ref().and_then(|field| view.text(field).ok().flatten()).and_then(|text| read_time(&text));
+        let time = self
+            .time
+            .as_ref()
+            .and_then(|field| view.text(field).ok().flatten())
+            .and_then(|text| read_time(&text));
         if let (Some(time), Some(max_age)) = (time, self.max_age)
-            && now.duration_since(time) > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX)
+            && now.duration_since(time)
+                > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX)
         {
             return Err(Unusable::EventTooOld);
         }
@@ -250,7 +290,8 @@ impl Rules {
 
 impl Field {
     fn compile(name: &str, text: &str, pointers: &mut Vec<Pointer>) -> Result<Self, SpecError> {
-        let place = Location::parse(text).map_err(|right| SpecError::new(name, format!("{text} is no place"), right))?;
+        let place = Location::parse(text)
+            .map_err(|right| SpecError::new(name, format!("{text} is no place"), right))?;
         let pointer = match &place {
             Location::Json(pointer) => Some(pointer),
             Location::Nested(outer, _) => match outer.as_ref() {
@@ -284,7 +325,8 @@ impl<'r> View<'_, 'r> {
             (Some(slot), Some(document)) => document.found[slot].clone(),
             _ => {
                 let received = self.verified.received;
-                let value = scheme::find(&field.place, &received.head, Some(&received.body)).map_err(|_| Unusable::SchemaKey)?;
+                let value = scheme::find(&field.place, &received.head, Some(&received.body))
+                    .map_err(|_| Unusable::SchemaKey)?;
                 return value.map(as_text).transpose();
             }
         };
@@ -312,7 +354,9 @@ impl<'r> View<'_, 'r> {
         let Some(field) = field else { return Ok(None) };
         let text = self.text(field)?.filter(|text| !text.is_empty());
         match text {
-            Some(text) if text.len() > bytes_max || text.contains(char::is_control) => Err(Unusable::SchemaKey),
+            Some(text) if text.len() > bytes_max || text.contains(char::is_control) => {
+                Err(Unusable::SchemaKey)
+            }
             text => Ok(text),
         }
     }
@@ -320,7 +364,9 @@ impl<'r> View<'_, 'r> {
 
 fn as_text(bytes: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Unusable> {
     match bytes {
-        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| Unusable::SchemaKey),
+        Cow::Borrowed(bytes) => {
+            std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| Unusable::SchemaKey)
+        }
         Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| Unusable::SchemaKey),
     }
 }
@@ -334,7 +380,8 @@ fn read_time(text: &str) -> Option<Timestamp> {
 impl PagoEfectivo {
     fn compile(pointers: &mut Vec<Pointer>) -> Result<Self, SpecError> {
         let mut at = |text| {
-            let pointer = Pointer::parse(text).map_err(|right| SpecError::new("event.content", text, right))?;
+            let pointer =
+                Pointer::parse(text).map_err(|right| SpecError::new("event.content", text, right))?;
             Ok::<_, SpecError>(slot(pointer, pointers))
         };
         Ok(Self {
@@ -350,7 +397,10 @@ impl PagoEfectivo {
     /// The guide's rules for the fields that are used; everything else may be anything.
     fn check(&self, document: &Document<'_>) -> Result<(), Unusable> {
         let at = |slot: usize| &document.found[slot];
-        if [self.event_type, self.cip, self.currency, self.amount].iter().any(|slot| *at(*slot) == Found::Missing) {
+        if [self.event_type, self.cip, self.currency, self.amount]
+            .iter()
+            .any(|slot| *at(*slot) == Found::Missing)
+        {
             return Err(Unusable::SchemaMissing);
         }
         if !matches!(at(self.event_type), Found::Text(text) if !text.is_empty()) || !is_key(at(self.cip), 1) {
@@ -382,7 +432,9 @@ impl PagoEfectivo {
 fn is_key(found: &Found<'_>, bytes_min: usize) -> bool {
     let in_bounds = |text: &str| (bytes_min..=PAGOEFECTIVO_KEY_BYTES_MAX).contains(&text.len());
     match found {
-        Found::Text(text) => in_bounds(text) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
+        Found::Text(text) => {
+            in_bounds(text) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        }
         Found::Number(text) => in_bounds(text) && text.bytes().all(|byte| byte.is_ascii_digit()),
         _ => false,
     }
@@ -391,7 +443,8 @@ fn is_key(found: &Found<'_>, bytes_min: usize) -> bool {
 /// N(18,2): at most sixteen digits and two decimals, more than zero.
 fn is_amount(text: &str) -> bool {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    let digits =
+        |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     digits(whole, 16) && digits(decimals, 2) && text.bytes().any(|byte| matches!(byte, b'1'..=b'9'))
 }
 
@@ -404,21 +457,47 @@ mod tests {
         for right in ["22.05", "22.5", "22", "0.01", "1001.00", "1234567890123456.00"] {
             assert!(is_amount(right), "{right}");
         }
-        for wrong in ["", "0", "0.00", "-22.05", "-0.00", "22.005", "22.", ".5", "22,05", "1e2", "12345678901234567.00", "２２.05", "1.2.3"] {
+        for wrong in [
+            "",
+            "0",
+            "0.00",
+            "-22.05",
+            "-0.00",
+            "22.005",
+            "22.",
+            ".5",
+            "22,05",
+            "1e2",
+            "12345678901234567.00",
+            "２２.05",
+            "1.2.3",
+        ] {
             assert!(!is_amount(wrong), "{wrong}");
         }
     }
 
     #[test]
     fn a_description_that_cannot_be_meant_names_its_field() {
-        let event = |id: &[&str]| EventSpec { id: id.iter().map(|&part| part.into()).collect(), ..EventSpec::default() };
+        let event = |id: &[&str]| EventSpec {
+            id: id.iter().map(|&part| part.into()).collect(),
+            ..EventSpec::default()
+        };
         let field = |spec: &EventSpec| Rules::compile(spec).unwrap_err().field;
         assert_eq!(field(&event(&[])), "event.id");
         assert_eq!(field(&event(&["cookie:a"])), "event.id");
         assert_eq!(field(&EventSpec { kind: Some("x".into()), ..event(&["json:/id"]) }), "event.type");
-        assert_eq!(field(&EventSpec { content: Some("xml".into()), ..event(&["json:/id"]) }), "event.content");
-        assert_eq!(field(&EventSpec { content: Some("any".into()), ..event(&["json:/id"]) }), "event.content");
-        assert_eq!(field(&EventSpec { fallback: Some("md5".into()), ..event(&["json:/id"]) }), "event.fallback");
+        assert_eq!(
+            field(&EventSpec { content: Some("xml".into()), ..event(&["json:/id"]) }),
+            "event.content"
+        );
+        assert_eq!(
+            field(&EventSpec { content: Some("any".into()), ..event(&["json:/id"]) }),
+            "event.content"
+        );
+        assert_eq!(
+            field(&EventSpec { fallback: Some("md5".into()), ..event(&["json:/id"]) }),
+            "event.fallback"
+        );
     }
 
     #[test]

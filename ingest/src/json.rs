@@ -225,7 +225,8 @@ impl<'a> Reader<'a, '_> {
             return Ok(());
         }
         for index in 0_usize.. {
-            let next = if live == 0 { 0 } else { self.follow(live, depth, |wanted| wanted.parse() == Ok(index)) };
+            let next =
+                if live == 0 { 0 } else { self.follow(live, depth, |wanted| wanted.parse() == Ok(index)) };
             self.space();
             self.value(depth + 1, next)?;
             self.space();
@@ -340,7 +341,10 @@ fn unicode(rest: &mut &str) -> Result<char, Fault> {
 }
 
 fn code_unit(rest: &mut &str) -> Result<u32, Fault> {
-    let digits = rest.get(..4).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit())).ok_or(Fault::Syntax)?;
+    let digits = rest
+        .get(..4)
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .ok_or(Fault::Syntax)?;
     *rest = &rest[4..];
     u32::from_str_radix(digits, 16).map_err(|_| Fault::Syntax)
 }
@@ -408,9 +412,39 @@ mod tests {
             assert_eq!(fault(number), Some(Fault::Number), "{number}");
         }
         for wrong in [
-            "", " ", "{\"a\":1,}", "[1,]", "[,1]", "{a:1}", "{\"a\" 1}", "{\"a\":}", "01", "+1", ".5", "1.", "1e", "-", "0x10", "NaN", "tru",
-            "'a'", "\"a", "\"\\x41\"", "\"\\", "\"\n\"", "\"\\ud800\"", "\"\\ud800\\u0041\"", "\"\\udc00\"", "\"\\u+123\"", "1 2", "{}{}",
-            "{/**/}", "\u{feff}{}", "\u{a0}1", "[1 2]", "\"\\é\"",
+            "",
+            " ",
+            "{\"a\":1,}",
+            "[1,]",
+            "[,1]",
+            "{a:1}",
+            "{\"a\" 1}",
+            "{\"a\":}",
+            "01",
+            "+1",
+            ".5",
+            "1.",
+            "1e",
+            "-",
+            "0x10",
+            "NaN",
+            "tru",
+            "'a'",
+            "\"a",
+            "\"\\x41\"",
+            "\"\\",
+            "\"\n\"",
+            "\"\\ud800\"",
+            "\"\\ud800\\u0041\"",
+            "\"\\udc00\"",
+            "\"\\u+123\"",
+            "1 2",
+            "{}{}",
+            "{/**/}",
+            "\u{feff}{}",
+            "\u{a0}1",
+            "[1 2]",
+            "\"\\é\"",
         ] {
             assert_eq!(fault(wrong), Some(Fault::Syntax), "{wrong}");
         }
@@ -426,7 +460,8 @@ mod tests {
         assert_eq!(fault(r#"{"a":{"a":1},"b":[{"a":1},{"a":2}]}"#), None);
         for count in [2, NAMES_LINEAR_MAX, NAMES_LINEAR_MAX + 1, 200] {
             let members = |last: usize| {
-                let names = (0..count).map(|n| format!("\"n{n}\":{{\"x\":1}}")).chain([format!("\"n{last}\":0")]);
+                let names =
+                    (0..count).map(|n| format!("\"n{n}\":{{\"x\":1}}")).chain([format!("\"n{last}\":0")]);
                 format!("{{{}}}", names.collect::<Vec<_>>().join(","))
             };
             assert_eq!(fault(members(count)), None, "{count}");
@@ -438,7 +473,8 @@ mod tests {
 
     #[test]
     fn values_are_found_by_pointer() {
-        let body = r#" { "a" : { "b" : [ 10 , {"c":"x\ny"} ] } , "a~/b" : 1001.00, "n":null, "t":true, "":"e" } "#;
+        let body =
+            r#" { "a" : { "b" : [ 10 , {"c":"x\ny"} ] } , "a~/b" : 1001.00, "n":null, "t":true, "":"e" } "#;
         let found = |pointer: &str| {
             let pointer = Pointer::parse(pointer).unwrap();
             read(body.as_bytes(), &[&pointer]).unwrap().found.remove(0)
@@ -455,7 +491,10 @@ mod tests {
 
     #[test]
     fn the_comparable_form_knows_neither_white_space_nor_quotes_around_numbers() {
-        assert_eq!(comparable(" { \"a\" : [ 12 , \"12\" , \"x y\" , \"012\" ] } "), "{\"a\":[12,12,\"x y\",\"012\"]}");
+        assert_eq!(
+            comparable(" { \"a\" : [ 12 , \"12\" , \"x y\" , \"012\" ] } "),
+            "{\"a\":[12,12,\"x y\",\"012\"]}"
+        );
         assert_eq!(comparable("{\"12\":-1.50e3}"), "{\"12\":-1.50e3}");
         assert_ne!(comparable("[1.0]"), comparable("[1.00]"));
     }

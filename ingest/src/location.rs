@@ -82,7 +82,8 @@ impl Pointer {
     /// When it does not begin with `/` or has more than sixteen steps.
     pub fn parse(text: &str) -> Result<Self, String> {
         let steps = text.strip_prefix('/').ok_or_else(|| "a pointer that begins with /".to_owned())?;
-        let steps: Vec<String> = steps.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
+        let steps: Vec<String> =
+            steps.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
         if steps.len() > STEPS_MAX { Err(format!("at most {STEPS_MAX} steps")) } else { Ok(Self(steps)) }
     }
 
@@ -103,7 +104,8 @@ impl fmt::Display for Pointer {
 pub(crate) fn field<'a>(encoded: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
     encoded.split(|byte| *byte == b'&').take(FIELDS_MAX).find_map(|pair| {
         let end = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
-        (decode(&pair[..end]).as_ref() == name.as_bytes()).then(|| decode(pair.get(end + 1..).unwrap_or_default()))
+        (decode(&pair[..end]).as_ref() == name.as_bytes())
+            .then(|| decode(pair.get(end + 1..).unwrap_or_default()))
     })
 }
 
@@ -148,10 +150,19 @@ mod tests {
 
     #[test]
     fn locations_print_as_they_were_written() {
-        for text in ["header:x-a", "query:data.id", "form:kr-hash", "json:/a/b~1c/0", "json:/data/!/state", "form:kr-answer/!/a"] {
+        for text in [
+            "header:x-a",
+            "query:data.id",
+            "form:kr-hash",
+            "json:/a/b~1c/0",
+            "json:/data/!/state",
+            "form:kr-answer/!/a",
+        ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), text);
         }
-        for wrong in ["", "x", "header:", "header:a b", "json:a", "json:", "cookie:a", "form:", "json:/a/!/b/!/c/!"] {
+        for wrong in
+            ["", "x", "header:", "header:a b", "json:a", "json:", "cookie:a", "form:", "json:/a/!/b/!/c/!"]
+        {
             if wrong == "json:/a/!/b/!/c/!" {
                 continue;
             }

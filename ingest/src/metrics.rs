@@ -70,9 +70,16 @@ impl EdgeMetrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         let make = Metrics(registry);
         let listener = "edge";
-        let errors =
-            make.counters("chaski_edge_connection_errors_total", "Connections that ended badly.", &["listener", "reason"]);
-        let unrouted = make.counters("chaski_edge_unrouted_total", "Requests refused before a source was known.", &["reason"]);
+        let errors = make.counters(
+            "chaski_edge_connection_errors_total",
+            "Connections that ended badly.",
+            &["listener", "reason"],
+        );
+        let unrouted = make.counters(
+            "chaski_edge_unrouted_total",
+            "Requests refused before a source was known.",
+            &["reason"],
+        );
         Self {
             connections_open: make
                 .gauges("chaski_edge_connections_open", "Connections that are open.", &["listener"])
@@ -91,13 +98,26 @@ impl EdgeMetrics {
             inflight_bytes: make.gauge("chaski_edge_inflight_bytes", "Bytes of bodies being read or stored."),
             capacity: make.gauges("chaski_edge_capacity", "The bounds that are in force.", &["resource"]),
             durable_ack: make
-                .histograms("chaski_edge_durable_ack_seconds", "Time until the storage called an event durable.", &["path"], FAST_SECONDS)
+                .histograms(
+                    "chaski_edge_durable_ack_seconds",
+                    "Time until the storage called an event durable.",
+                    &["path"],
+                    FAST_SECONDS,
+                )
                 .with_label_values(&["embedded"]),
             dedup: with_series(
-                make.counters("chaski_dedup_lookups_total", "Deduplication decisions.", &["backend", "result"]),
+                make.counters(
+                    "chaski_dedup_lookups_total",
+                    "Deduplication decisions.",
+                    &["backend", "result"],
+                ),
                 ["new", "duplicate", "conflict", "error"].map(|result| ["embedded", result]),
             ),
-            requests: make.counters("chaski_edge_requests_total", "Requests answered.", &["source", "outcome"]),
+            requests: make.counters(
+                "chaski_edge_requests_total",
+                "Requests answered.",
+                &["source", "outcome"],
+            ),
             refused: make.counters("chaski_edge_refused_total", "Requests refused.", &["source", "reason"]),
             duration: make.histograms(
                 "chaski_edge_request_duration_seconds",
@@ -105,24 +125,49 @@ impl EdgeMetrics {
                 &["source"],
                 FAST_SECONDS,
             ),
-            body_bytes: make.histograms("chaski_edge_body_bytes", "Length of bodies that were read.", &["source"], BODY_BYTES),
-            signature_verified: make.counters("chaski_edge_signature_verified_total", "Signatures found right.", &["source", "key"]),
-            signature_form: make.counters("chaski_edge_signature_form_total", "Which form of the body was signed.", &["source", "form"]),
+            body_bytes: make.histograms(
+                "chaski_edge_body_bytes",
+                "Length of bodies that were read.",
+                &["source"],
+                BODY_BYTES,
+            ),
+            signature_verified: make.counters(
+                "chaski_edge_signature_verified_total",
+                "Signatures found right.",
+                &["source", "key"],
+            ),
+            signature_form: make.counters(
+                "chaski_edge_signature_form_total",
+                "Which form of the body was signed.",
+                &["source", "form"],
+            ),
             skew: make.histograms(
                 "chaski_edge_timestamp_skew_seconds",
                 "Our clock minus the time a sender says it signed.",
                 &["source"],
                 SKEW_SECONDS,
             ),
-            last_accepted: make.gauges("chaski_edge_last_accepted_timestamp_seconds", "When an event was last accepted.", &["source"]),
+            last_accepted: make.gauges(
+                "chaski_edge_last_accepted_timestamp_seconds",
+                "When an event was last accepted.",
+                &["source"],
+            ),
             consecutive_non_200: make.gauges(
                 "chaski_edge_consecutive_non_200",
                 "Authenticated requests not answered 200 since the last that was.",
                 &["source"],
             ),
             events: make.counters("chaski_edge_events_total", "Events accepted.", &["source", "event_type"]),
-            quarantined: make.counters("chaski_quarantine_added_total", "Events put into quarantine.", &["source", "reason"]),
-            conflicts: make.counters("chaski_dedup_conflicts_total", "Ids that came again with other content.", &["source"]),
+            quarantined: make.counters(
+                "chaski_quarantine_added_total",
+                "Events put into quarantine.",
+                &["source", "reason"],
+            ),
+            conflicts: make.counters(
+                "chaski_dedup_conflicts_total",
+                "Ids that came again with other content.",
+                &["source"],
+            ),
         }
     }
 
@@ -154,22 +199,36 @@ impl EdgeMetrics {
             unusable: each(&self.quarantined, &unusable),
             conflicting: self.quarantined.with_label_values(&[name, Quarantine::Conflict.label()]),
             conflicts: self.conflicts.with_label_values(&[name]),
-            verified: each(&self.signature_verified, &KeyUsed::ALL.iter().map(|key| key.label()).collect::<Vec<_>>()),
-            form: each(&self.signature_form, &BodyForm::ALL.iter().map(|form| form.label()).collect::<Vec<_>>()),
+            verified: each(
+                &self.signature_verified,
+                &KeyUsed::ALL.iter().map(|key| key.label()).collect::<Vec<_>>(),
+            ),
+            form: each(
+                &self.signature_form,
+                &BodyForm::ALL.iter().map(|form| form.label()).collect::<Vec<_>>(),
+            ),
             duration: self.duration.with_label_values(&[name]),
             body_bytes: self.body_bytes.with_label_values(&[name]),
             skew: self.skew.with_label_values(&[name]),
             last_accepted: self.last_accepted.with_label_values(&[name]),
             consecutive_non_200: self.consecutive_non_200.with_label_values(&[name]),
             durable_ack: self.durable_ack.clone(),
-            dedup: ["new", "duplicate", "conflict", "error"].map(|result| self.dedup.with_label_values(&["embedded", result])),
-            types: Types { known: RwLock::default(), other: self.events.with_label_values(&[name, "other"]), of: self.events.clone() },
+            dedup: ["new", "duplicate", "conflict", "error"]
+                .map(|result| self.dedup.with_label_values(&["embedded", result])),
+            types: Types {
+                known: RwLock::default(),
+                other: self.events.with_label_values(&[name, "other"]),
+                of: self.events.clone(),
+            },
             name: name.to_owned(),
         }
     }
 }
 
-fn with_series<const N: usize, const M: usize>(counters: IntCounterVec, series: [[&str; N]; M]) -> IntCounterVec {
+fn with_series<const N: usize, const M: usize>(
+    counters: IntCounterVec,
+    series: [[&str; N]; M],
+) -> IntCounterVec {
     for labels in series {
         let _ = counters.with_label_values(&labels);
     }
@@ -239,12 +298,17 @@ impl SourceMetrics {
     /// The shared text of an event type, so that an event need not carry its own copy.
     pub(crate) fn event_type(&self, kind: &str) -> Arc<str> {
         let known = self.types.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|(known, _)| known.as_ref() == kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
+        known
+            .iter()
+            .find(|(known, _)| known.as_ref() == kind)
+            .map_or_else(|| kind.into(), |(known, _)| known.clone())
     }
 
     pub(crate) fn accepted(&self, kind: &Arc<str>, now: Timestamp) {
         self.last_accepted.set(now.as_second());
-        let count = |known: &[(Arc<str>, IntCounter)]| known.iter().find(|(known, _)| known == kind).map(|(_, counter)| counter.inc());
+        let count = |known: &[(Arc<str>, IntCounter)]| {
+            known.iter().find(|(known, _)| known == kind).map(|(_, counter)| counter.inc())
+        };
         if count(&self.types.known.read().unwrap_or_else(PoisonError::into_inner)).is_some() {
             return;
         }
@@ -263,7 +327,9 @@ impl SourceMetrics {
         self.requests[outcome.index()].inc();
         self.duration.observe(took.as_secs_f64());
         match outcome {
-            Outcome::Accepted(_) | Outcome::Duplicate(_) | Outcome::Quarantined(_, Quarantine::Unusable(_)) => {}
+            Outcome::Accepted(_)
+            | Outcome::Duplicate(_)
+            | Outcome::Quarantined(_, Quarantine::Unusable(_)) => {}
             Outcome::Quarantined(_, Quarantine::Conflict) => {
                 self.conflicting.inc();
                 self.conflicts.inc();

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn every_preset_compiles_and_its_protection_is_what_the_list_says() {
         let advisory = ["pagoefectivo-xdate", "pagsmile"];
-        let signed = ["dlocal", "kushki", "mercadopago", "paddle", "standard-webhooks", "svix", "stripe", "slack"];
+        let signed =
+            ["dlocal", "kushki", "mercadopago", "paddle", "standard-webhooks", "svix", "stripe", "slack"];
         let body_not_signed = ["culqi", "mercadopago"];
         for name in names() {
             let scheme = compiled(name);

@@ -73,7 +73,10 @@ pub(crate) fn check_target(parts: &http::request::Parts, uri_bytes_max: usize) -
 }
 
 /// The method and the framing. `Ok` has the declared length; none means chunks.
-pub(crate) fn check_framing(parts: &http::request::Parts, body_bytes_max: usize) -> Result<Option<usize>, Refusal> {
+pub(crate) fn check_framing(
+    parts: &http::request::Parts,
+    body_bytes_max: usize,
+) -> Result<Option<usize>, Refusal> {
     if parts.method != Method::POST {
         return Err(Refusal::MethodNotAllowed);
     }
@@ -101,7 +104,12 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
 }
 
 /// Reads a body to its end, at most `bytes_max` of it and not past `deadline`.
-pub(crate) async fn read_body<B>(mut body: B, declared: Option<usize>, bytes_max: usize, deadline: Instant) -> Result<Bytes, Refusal>
+pub(crate) async fn read_body<B>(
+    mut body: B,
+    declared: Option<usize>,
+    bytes_max: usize,
+    deadline: Instant,
+) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {

@@ -143,7 +143,9 @@ impl Refusal {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::IpNotAllowed => StatusCode::FORBIDDEN,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BadHost | Self::BadFraming | Self::BodyIncomplete | Self::BodyFraming => StatusCode::BAD_REQUEST,
+            Self::BadHost | Self::BadFraming | Self::BodyIncomplete | Self::BodyFraming => {
+                StatusCode::BAD_REQUEST
+            }
             Self::MissingSignature
             | Self::SignatureFormat
             | Self::TooManySignatures
@@ -250,9 +252,13 @@ mod tests {
 
     #[test]
     fn labels_are_of_the_published_closed_set() {
-        let published: serde_json::Value = serde_json::from_str(include_str!("../tests/bad_inputs.json")).unwrap();
-        let published: Vec<&str> = published["reasons"].as_array().unwrap().iter().map(|label| label.as_str().unwrap()).collect();
-        for label in Refusal::ALL.iter().map(|why| why.label()).chain(Unusable::ALL.iter().map(|why| why.label())) {
+        let published: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/bad_inputs.json")).unwrap();
+        let published: Vec<&str> =
+            published["reasons"].as_array().unwrap().iter().map(|label| label.as_str().unwrap()).collect();
+        for label in
+            Refusal::ALL.iter().map(|why| why.label()).chain(Unusable::ALL.iter().map(|why| why.label()))
+        {
             assert!(published.contains(&label), "{label}");
         }
     }

@@ -66,7 +66,12 @@ pub struct EdgeConfig {
 
 impl Default for EdgeConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8080)), max_body: 256 * 1024, tls: None, limits: Limits::default() }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            max_body: 256 * 1024,
+            tls: None,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -222,7 +227,10 @@ impl Edge {
         let cut = CancellationToken::new();
         info!(address = %self.address, tls = self.tls.is_some(), "edge listening");
         match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => accept_connections(&listener, self.tls.as_ref(), &self.shared, &tracker, &shutdown, &cut).await,
+            Ok(listener) => {
+                accept_connections(&listener, self.tls.as_ref(), &self.shared, &tracker, &shutdown, &cut)
+                    .await
+            }
             Err(error) => tracing::error!(%error, "the listener cannot be served"),
         }
         tracker.close();
@@ -262,13 +270,21 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn tls_acceptor(config: &TlsConfig) -> Result<TlsAcceptor, EdgeError> {
-    fn failed(key: &'static str, path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EdgeError {
+    fn failed(
+        key: &'static str,
+        path: &Path,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> EdgeError {
         EdgeError::TlsFile { key, path: path.to_owned(), source: source.into() }
     }
     let certificates = |key, path: &Path| -> Result<Vec<CertificateDer<'static>>, EdgeError> {
         let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
         let certificates = read.map_err(|error| failed(key, path, error))?;
-        if certificates.is_empty() { Err(failed(key, path, "no certificate in it")) } else { Ok(certificates) }
+        if certificates.is_empty() {
+            Err(failed(key, path, "no certificate in it"))
+        } else {
+            Ok(certificates)
+        }
     };
     let chain = certificates("cert", &config.cert)?;
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| failed("key", &config.key, error))?;
@@ -418,7 +434,12 @@ fn connection_error(error: &hyper::Error, phase: &Phase) -> Option<ConnectionErr
 struct Gone;
 
 impl Shared {
-    async fn serve(&self, request: Request<Incoming>, peer: IpAddr, phase: &Phase) -> Result<Response<Full<Bytes>>, Gone> {
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        phase: &Phase,
+    ) -> Result<Response<Full<Bytes>>, Gone> {
         phase.begin_request();
         let begun = Instant::now();
         let (parts, body) = request.into_parts();

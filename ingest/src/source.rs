@@ -62,7 +62,9 @@ impl IpNet {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let (net, address) = match (self.address.to_canonical(), address.to_canonical()) {
-            (IpAddr::V4(net), IpAddr::V4(address)) => (u128::from(net.to_bits()) << 96, u128::from(address.to_bits()) << 96),
+            (IpAddr::V4(net), IpAddr::V4(address)) => {
+                (u128::from(net.to_bits()) << 96, u128::from(address.to_bits()) << 96)
+            }
             (IpAddr::V6(net), IpAddr::V6(address)) => (net.to_bits(), address.to_bits()),
             _ => return false,
         };
@@ -263,11 +265,16 @@ mod optional_seconds {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         value.map(|value| value.as_secs()).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_secs))
     }
 }
@@ -288,11 +295,17 @@ impl Default for Reply {
 
 impl Reply {
     fn compile(spec: &ReplySpec) -> Result<Self, SpecError> {
-        let status = StatusCode::from_u16(spec.status).ok().filter(StatusCode::is_success).ok_or_else(|| {
-            SpecError::new("reply.status", format!("{} does not say that the event is safe", spec.status), "200 to 299")
+        let status =
+            StatusCode::from_u16(spec.status).ok().filter(StatusCode::is_success).ok_or_else(|| {
+                SpecError::new(
+                    "reply.status",
+                    format!("{} does not say that the event is safe", spec.status),
+                    "200 to 299",
+                )
+            })?;
+        let content_type = HeaderValue::from_str(&spec.content_type).map_err(|_| {
+            SpecError::new("reply.content_type", "not a header value", "for example text/plain")
         })?;
-        let content_type = HeaderValue::from_str(&spec.content_type)
-            .map_err(|_| SpecError::new("reply.content_type", "not a header value", "for example text/plain"))?;
         Ok(Self { status, body: spec.body.clone().map(Bytes::from), content_type })
     }
 }
@@ -324,7 +337,10 @@ impl Sources {
         let mut sources = HashMap::with_capacity(specs.len());
         let mut names = std::collections::HashSet::new();
         for spec in specs {
-            let in_source = |error: SpecError| SpecError { field: format!("sources.{}.{}", spec.name, error.field), ..error };
+            let in_source = |error: SpecError| SpecError {
+                field: format!("sources.{}.{}", spec.name, error.field),
+                ..error
+            };
             check_name(&spec).map_err(in_source)?;
             let source = Source {
                 name: spec.name.clone(),
@@ -339,7 +355,11 @@ impl Sources {
                 return Err(in_source(SpecError::new("name", "two sources have it", "a name of its own")));
             }
             if sources.insert(spec.path.clone(), Arc::new(source)).is_some() {
-                return Err(in_source(SpecError::new("path", format!("{} has another source", spec.path), "a path of its own")));
+                return Err(in_source(SpecError::new(
+                    "path",
+                    format!("{} has another source", spec.path),
+                    "a path of its own",
+                )));
             }
         }
         Ok(Self(sources))
@@ -352,11 +372,15 @@ impl Sources {
 }
 
 fn check_name(spec: &SourceSpec) -> Result<(), SpecError> {
-    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    let is_name =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
     if spec.name.is_empty() || spec.name.len() > NAME_BYTES_MAX || !spec.name.bytes().all(is_name) {
         return Err(SpecError::new("name", "not a name", "1 to 64 of a-z, 0-9, _ and -"));
     }
-    if !spec.path.starts_with('/') || spec.path.parse::<http::uri::PathAndQuery>().is_err() || spec.path.contains('?') {
+    if !spec.path.starts_with('/')
+        || spec.path.parse::<http::uri::PathAndQuery>().is_err()
+        || spec.path.contains('?')
+    {
         return Err(SpecError::new("path", format!("{} is not a path", spec.path), "for example /in/NAME"));
     }
     Ok(())

@@ -99,14 +99,21 @@ impl Rig {
     }
 
     async fn quarantined(&self) -> Vec<String> {
-        let letters = self.storage.deliveries.dead(DeadFilter { limit: 1000, ..DeadFilter::default() }).await.unwrap();
+        let letters =
+            self.storage.deliveries.dead(DeadFilter { limit: 1000, ..DeadFilter::default() }).await.unwrap();
         letters.iter().map(|letter| letter.reason.to_string()).collect()
     }
 
     fn metric(&self, series: &str) -> f64 {
         let text = prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no series {series} in\n{text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     async fn close(self) {
@@ -122,7 +129,10 @@ async fn read_answer(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option
     loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
             let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_ascii_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .map_or(0, |text| text.parse().unwrap());
             let mut body = bytes[end + 4..].to_vec();
             while body.len() < length {
                 assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0, "cut answer");
@@ -142,14 +152,26 @@ async fn is_closed(mut stream: TcpStream) -> bool {
 }
 
 fn callback(cip: &str, operation: &str, amount: &str) -> String {
-    format!(r#"{{"eventType":"cip.paid","operationNumber":{operation},"data":{{"cip":{cip},"currency":"PEN","amount":{amount}}}}}"#)
+    format!(
+        r#"{{"eventType":"cip.paid","operationNumber":{operation},"data":{{"cip":{cip},"currency":"PEN","amount":{amount}}}}}"#
+    )
 }
 
 /// A signed request of a source with a preset: headers and body.
 fn signed(source: &SourceSpec, body: &str) -> (Vec<(String, String)>, Vec<u8>) {
     let secret = Secret::new(SECRET);
-    let request = sign(&source.scheme, Signer { key_id: None, secret: &secret, forge: false }, body.as_bytes(), at(NOW)).unwrap();
-    let headers = request.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+    let request = sign(
+        &source.scheme,
+        Signer { key_id: None, secret: &secret, forge: false },
+        body.as_bytes(),
+        at(NOW),
+    )
+    .unwrap();
+    let headers = request
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+        .collect();
     (headers, request.body.to_vec())
 }
 
@@ -182,7 +204,9 @@ fn vector_source(index: usize, vector: &Value) -> Option<SourceSpec> {
     let secret = |value: &Value| Secret::new(value.as_str().unwrap());
     let secrets = match &vector["secret"] {
         Value::Array(secrets) => Secrets::Any(secrets.iter().map(secret).collect()),
-        Value::Object(secrets) => Secrets::ById(secrets.iter().map(|(id, value)| (id.clone(), secret(value))).collect()),
+        Value::Object(secrets) => {
+            Secrets::ById(secrets.iter().map(|(id, value)| (id.clone(), secret(value))).collect())
+        }
         one => Secrets::Any(vec![secret(one)]),
     };
     Some(source(&format!("v{index}"), spec, secrets))
@@ -196,12 +220,30 @@ async fn published_and_computed_vectors_are_taken_or_refused_as_marked() {
         let Some(source) = vector_source(index, vector) else { continue };
         let rig = rig(vec![source], |_| {}).await;
         rig.clock.set(at(vector["now"].as_i64().unwrap_or(NOW)));
-        let headers: Vec<_> = vector["headers"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned())).collect();
-        let query: Vec<_> = vector["query"].as_object().into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap())).collect();
-        let target = if query.is_empty() { format!("/in/v{index}") } else { format!("/in/v{index}?{}", query.join("&")) };
+        let headers: Vec<_> = vector["headers"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(k, v)| (k.clone(), v.as_str().unwrap().to_owned()))
+            .collect();
+        let query: Vec<_> = vector["query"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| format!("{k}={}", v.as_str().unwrap()))
+            .collect();
+        let target = if query.is_empty() {
+            format!("/in/v{index}")
+        } else {
+            format!("/in/v{index}?{}", query.join("&"))
+        };
         let answer = rig.post(&target, &headers, vector["body"].as_str().unwrap().as_bytes()).await;
         let expected = if vector["expect"] == "accept" { 200 } else { 401 };
-        assert_eq!(answer.status, expected, "vector {index}: {} {}: {answer:?}", vector["scheme"], vector["note"]);
+        assert_eq!(
+            answer.status, expected,
+            "vector {index}: {} {}: {answer:?}",
+            vector["scheme"], vector["note"]
+        );
         rig.close().await;
         checked += 1;
     }
@@ -236,7 +278,10 @@ async fn an_event_is_accepted_once_and_other_content_is_quarantined() {
     let source = "source=\"pagoefectivo\"";
     assert_eq!(rig.metric(&format!("chaski_edge_requests_total{{outcome=\"accepted\",{source}}}")), 2.0);
     assert_eq!(rig.metric(&format!("chaski_edge_requests_total{{outcome=\"duplicate\",{source}}}")), 2.0);
-    assert_eq!(rig.metric(&format!("chaski_quarantine_added_total{{reason=\"schema_amount\",{source}}}")), 1.0);
+    assert_eq!(
+        rig.metric(&format!("chaski_quarantine_added_total{{reason=\"schema_amount\",{source}}}")),
+        1.0
+    );
     assert_eq!(rig.metric(&format!("chaski_dedup_conflicts_total{{{source}}}")), 1.0);
     assert_eq!(rig.metric("chaski_edge_inflight_requests"), 0.0);
     assert_eq!(rig.metric("chaski_edge_inflight_bytes"), 0.0);
@@ -283,7 +328,10 @@ async fn closing_lets_what_is_in_flight_finish_and_takes_nothing_new() {
     let pe = preset("pagoefectivo");
     let rig = rig(vec![pe.clone()], |_| {}).await;
     let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
-    let mut head = format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\nexpect: 100-continue\r\ncontent-length: {}\r\n", body.len());
+    let mut head = format!(
+        "POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\nexpect: 100-continue\r\ncontent-length: {}\r\n",
+        body.len()
+    );
     headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
     let mut stream = TcpStream::connect(rig.address).await.unwrap();
     stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
@@ -316,7 +364,8 @@ async fn a_store_that_cannot_store_is_answered_503_with_retry_after() {
 async fn the_source_chooses_the_answer_and_the_peers() {
     let mut pagsmile = preset("pagsmile");
     let mut closed = preset("pagoefectivo");
-    closed.allow_ips = vec![chaski_ingest::source::IpNet { address: [203, 0, 113, 0].into(), prefix_bits: 24 }];
+    closed.allow_ips =
+        vec![chaski_ingest::source::IpNet { address: [203, 0, 113, 0].into(), prefix_bits: 24 }];
     pagsmile.scheme.reply.status = 202;
     let rig = rig(vec![pagsmile.clone(), closed.clone()], |_| {}).await;
     let (headers, body) = signed(&pagsmile, r#"{"trade_no":"1","trade_status":"SUCCESS"}"#);
@@ -341,6 +390,9 @@ async fn too_much_in_flight_is_503_and_a_late_head_is_closed_unanswered() {
     assert!(answer.head.contains("retry-after: ") && answer.head.contains("connection: close"), "{answer:?}");
     let (stream, answer) = rig.raw(b"POST /in/pagoefectivo HTTP/1.1\r\nhost:").await;
     assert!(answer.is_none() && is_closed(stream).await);
-    assert_eq!(rig.metric("chaski_edge_connection_errors_total{listener=\"edge\",reason=\"header_timeout\"}"), 1.0);
+    assert_eq!(
+        rig.metric("chaski_edge_connection_errors_total{listener=\"edge\",reason=\"header_timeout\"}"),
+        1.0
+    );
     rig.close().await;
 }

@@ -103,6 +103,25 @@ async fn an_idle_connection_that_was_closed_is_replaced_uncounted() {
     assert_eq!(receiver.got().len(), 50);
 }
 
+/// The same, noticed only after the request was written: every second request of a connection gets no answer.
+#[tokio::test]
+async fn a_connection_that_dies_under_a_second_request_is_replaced_uncounted() {
+    let served = Arc::new(std::sync::Mutex::new(std::collections::HashSet::new()));
+    let receiver = Receiver::start(move |got| {
+        let first = served.lock().unwrap().insert(got.connection);
+        if first { Answer::Status(200) } else { Answer::Raw(Vec::new()) }
+    })
+    .await;
+    let sender = sender(&spec("erp", &receiver.url()));
+    for n in 0..10 {
+        let outcome = sender.attempt(&event(n), 1).await;
+        assert!(outcome.is_success(), "{n}: {outcome:?}");
+    }
+    let got = receiver.got();
+    assert_eq!(got.len(), 19, "all but the first were sent twice");
+    assert!(got.iter().all(|got| got.attempt() == 1));
+}
+
 #[tokio::test]
 async fn a_connection_is_used_again() {
     let receiver = Receiver::start(|_| Answer::Status(200)).await;

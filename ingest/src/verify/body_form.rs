@@ -69,7 +69,8 @@ mod tests {
         ];
         let value = leaf.prop_recursive(4, 32, 4, move |inner| {
             prop::collection::vec((gap, inner, gap), 0..4).prop_map(|items| {
-                let wide: Vec<String> = items.iter().map(|(a, (wide, _), b)| format!("{a}{wide}{b}")).collect();
+                let wide: Vec<String> =
+                    items.iter().map(|(a, (wide, _), b)| format!("{a}{wide}{b}")).collect();
                 let slim: Vec<String> = items.iter().map(|(_, (_, slim), _)| slim.clone()).collect();
                 (format!("[{}]", wide.join(",")), format!("[{}]", slim.join(",")))
             })

@@ -156,7 +156,9 @@ impl Scheme {
                 let (past, future) = (*past, *future);
                 let signed = *needed
                     || match from {
-                        TimestampPlace::At(place) if place.in_body() => uses(&Variable::Body) || uses(&Variable::At(place.clone())),
+                        TimestampPlace::At(place) if place.in_body() => {
+                            uses(&Variable::Body) || uses(&Variable::At(place.clone()))
+                        }
                         TimestampPlace::At(place) => uses(&Variable::At(place.clone())),
                         TimestampPlace::Tag(_) => false,
                     };
@@ -166,7 +168,15 @@ impl Scheme {
         let timestamp_in_body = matches!(&timestamp, Some(TimestampRule { from: TimestampPlace::At(place), .. }) if place.in_body());
         let select_in_body = matches!(&keys, Keys::ById { select, .. } if select.in_body());
         let claim_in_body = layout.from.in_body() || timestamp_in_body || select_in_body;
-        Ok(Self { forms: compile_forms(&spec.body)?, layout, template, keys, timestamp, freshness, claim_in_body })
+        Ok(Self {
+            forms: compile_forms(&spec.body)?,
+            layout,
+            template,
+            keys,
+            timestamp,
+            freshness,
+            claim_in_body,
+        })
     }
 
     /// What the timestamp proves.
@@ -217,13 +227,18 @@ impl Scheme {
             Some(rule) => {
                 let text = match &rule.from {
                     TimestampPlace::Tag(_) => tagged.map(|text| text.as_bytes().into()),
-                    TimestampPlace::At(place) => find(place, head, body)?.map(|text| Box::from(text.as_ref())),
+                    TimestampPlace::At(place) => {
+                        find(place, head, body)?.map(|text| Box::from(text.as_ref()))
+                    }
                 };
                 match text {
                     None if rule.needed => return Err(Refusal::MissingTimestamp),
                     None => (None, None),
                     Some(text) => {
-                        let time = std::str::from_utf8(&text).ok().and_then(|text| rule.format.parse(text)).ok_or(Refusal::TimestampFormat)?;
+                        let time = std::str::from_utf8(&text)
+                            .ok()
+                            .and_then(|text| rule.format.parse(text))
+                            .ok_or(Refusal::TimestampFormat)?;
                         check_window(time, now, rule.past, rule.future)?;
                         (Some(text), Some(time))
                     }
@@ -288,7 +303,8 @@ impl Scheme {
                 Key::Ed25519(key) => {
                     let message = whole.get_or_insert_with(|| parts.concat());
                     claim.candidates.iter().any(|claimed| {
-                        Signature::from_slice(claimed).is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
+                        Signature::from_slice(claimed)
+                            .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
                     })
                 }
                 Key::Credentials(_) => false,
@@ -298,7 +314,9 @@ impl Scheme {
     }
 
     fn matching(&self, claim: &Claim, matches: impl Fn(&Key, &[u8]) -> bool) -> Option<KeyUsed> {
-        self.keys_for(claim).find_map(|(key, used)| claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(used))
+        self.keys_for(claim).find_map(|(key, used)| {
+            claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(used)
+        })
     }
 
     fn keys_for(&self, claim: &Claim) -> impl Iterator<Item = (&Key, KeyUsed)> {
@@ -307,7 +325,10 @@ impl Scheme {
             (Keys::ById { keys, .. }, index) => (&[][..], index.and_then(|index| keys.get(index))),
         };
         let used = |index| if index == 0 { KeyUsed::Current } else { KeyUsed::Previous };
-        any.iter().enumerate().map(move |(index, key)| (key, used(index))).chain(one.map(|(_, key)| (key, KeyUsed::Current)))
+        any.iter()
+            .enumerate()
+            .map(move |(index, key)| (key, used(index)))
+            .chain(one.map(|(_, key)| (key, KeyUsed::Current)))
     }
 }
 
@@ -330,7 +351,11 @@ impl Algorithm {
             "http-basic" => Self::HttpBasic,
             other => {
                 let right = "hmac-sha1, hmac-sha256, hmac-sha512, ed25519 or http-basic";
-                return Err(SpecError::new("signature.algorithm", format!("no algorithm is called {other}"), right));
+                return Err(SpecError::new(
+                    "signature.algorithm",
+                    format!("no algorithm is called {other}"),
+                    right,
+                ));
             }
         })
     }
@@ -368,30 +393,45 @@ impl Encoding {
 
 impl Layout {
     pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecError> {
-        let from = Location::parse(&spec.from).map_err(|right| SpecError::new("signature.from", format!("{} is no place", spec.from), right))?;
+        let from = Location::parse(&spec.from)
+            .map_err(|right| SpecError::new("signature.from", format!("{} is no place", spec.from), right))?;
         if spec.pair.is_some() && spec.tags.is_empty() {
-            return Err(SpecError::new("signature.tags", "entries have tags and none counts", "the tags whose entries are signatures"));
+            return Err(SpecError::new(
+                "signature.tags",
+                "entries have tags and none counts",
+                "the tags whose entries are signatures",
+            ));
         }
         if spec.pair.is_none() && !spec.tags.is_empty() {
-            return Err(SpecError::new("signature.pair", "there are tags and nothing that splits them off", "for example ="));
+            return Err(SpecError::new(
+                "signature.pair",
+                "there are tags and nothing that splits them off",
+                "for example =",
+            ));
         }
         for (field, text) in [("signature.list", &spec.list), ("signature.pair", &spec.pair)] {
             if text.as_ref().is_some_and(String::is_empty) {
                 return Err(SpecError::new(field, "empty", "the text that splits, or leave it out"));
             }
         }
-        let encoding = Encoding::compile("signature.encoding", &spec.encoding, &[Encoding::Hex, Encoding::Base64])?;
+        let encoding =
+            Encoding::compile("signature.encoding", &spec.encoding, &[Encoding::Hex, Encoding::Base64])?;
         let bytes = match algorithm {
             Algorithm::Hmac(hash) => Some(hash.tag_bytes()),
             Algorithm::Ed25519 => Some(64),
             Algorithm::HttpBasic => None,
         };
-        let (list, pair, tags, prefix) = (spec.list.clone(), spec.pair.clone(), spec.tags.clone(), spec.prefix.clone());
+        let (list, pair, tags, prefix) =
+            (spec.list.clone(), spec.pair.clone(), spec.tags.clone(), spec.prefix.clone());
         Ok(Self { from, list, pair, tags, prefix, encoding, bytes })
     }
 
     /// The decoded signatures, and the timestamp if it stands among them.
-    fn read<'v>(&self, value: &'v [u8], timestamp: Option<&TimestampRule>) -> Result<(Vec<Vec<u8>>, Option<&'v str>), Refusal> {
+    fn read<'v>(
+        &self,
+        value: &'v [u8],
+        timestamp: Option<&TimestampRule>,
+    ) -> Result<(Vec<Vec<u8>>, Option<&'v str>), Refusal> {
         let text = std::str::from_utf8(value).map_err(|_| Refusal::SignatureFormat)?;
         let timestamp_tag = timestamp.and_then(|rule| match &rule.from {
             TimestampPlace::Tag(tag) => Some(tag.as_str()),
@@ -460,13 +500,18 @@ impl Keys {
             return Err(SpecError::new("secrets", format!("{count} secrets"), format!("1 to {SECRETS_MAX}")));
         }
         match (secrets, &spec.key.select) {
-            (Secrets::Any(secrets), None) => {
-                secrets.iter().map(|secret| Key::compile(spec, algorithm, secret)).collect::<Result<_, _>>().map(Self::Any)
-            }
+            (Secrets::Any(secrets), None) => secrets
+                .iter()
+                .map(|secret| Key::compile(spec, algorithm, secret))
+                .collect::<Result<_, _>>()
+                .map(Self::Any),
             (Secrets::ById(secrets), Some(select)) => {
-                let select = Location::parse(select)
-                    .map_err(|right| SpecError::new("signature.key.select", format!("{select} is no place"), right))?;
-                let keys = secrets.iter().map(|(id, secret)| Ok((id.clone().into_bytes(), Key::compile(spec, algorithm, secret)?)));
+                let select = Location::parse(select).map_err(|right| {
+                    SpecError::new("signature.key.select", format!("{select} is no place"), right)
+                })?;
+                let keys = secrets.iter().map(|(id, secret)| {
+                    Ok((id.clone().into_bytes(), Key::compile(spec, algorithm, secret)?))
+                });
                 Ok(Self::ById { select, keys: keys.collect::<Result<_, SpecError>>()? })
             }
             (Secrets::Any(_), Some(_)) => Err(SpecError::new(
@@ -489,11 +534,19 @@ pub(super) fn key_bytes(spec: &SignatureSpec, secret: &Secret) -> Result<Secret,
     let encoding = Encoding::compile("signature.key.encoding", &spec.key.encoding, &allowed)?;
     let text = secret.expose();
     let text = text.strip_prefix(spec.key.strip_prefix.as_bytes()).unwrap_or(text);
-    let bytes = encoding
-        .decode(text)
-        .ok_or_else(|| SpecError::new("secrets", format!("a secret is not {}", spec.key.encoding), "the secret as the provider shows it"))?;
+    let bytes = encoding.decode(text).ok_or_else(|| {
+        SpecError::new(
+            "secrets",
+            format!("a secret is not {}", spec.key.encoding),
+            "the secret as the provider shows it",
+        )
+    })?;
     if bytes.is_empty() {
-        return Err(SpecError::new("secrets", "a secret is empty, so anybody could sign", "the secret as the provider shows it"));
+        return Err(SpecError::new(
+            "secrets",
+            "a secret is empty, so anybody could sign",
+            "the secret as the provider shows it",
+        ));
     }
     Ok(Secret::new(bytes))
 }
@@ -504,9 +557,16 @@ impl Key {
         Ok(match algorithm {
             Algorithm::Hmac(hash) => Self::Mac(MacKey::new(hash, bytes.expose())),
             Algorithm::Ed25519 => {
-                let wrong = || SpecError::new("secrets", "not an ed25519 public key", "32 bytes, for example whpk_ and base64");
+                let wrong = || {
+                    SpecError::new(
+                        "secrets",
+                        "not an ed25519 public key",
+                        "32 bytes, for example whpk_ and base64",
+                    )
+                };
                 let bytes: [u8; 32] = bytes.expose().try_into().map_err(|_| wrong())?;
-                let key = VerifyingKey::from_bytes(&bytes).ok().filter(|key| !key.is_weak()).ok_or_else(wrong)?;
+                let key =
+                    VerifyingKey::from_bytes(&bytes).ok().filter(|key| !key.is_weak()).ok_or_else(wrong)?;
                 Self::Ed25519(Box::new(key))
             }
             Algorithm::HttpBasic if !bytes.expose().contains(&b':') => {
@@ -530,26 +590,56 @@ fn compile_forms(names: &[String]) -> Result<Vec<BodyForm>, SpecError> {
     names.iter().map(form).collect()
 }
 
-pub(super) fn compile_timestamp(spec: &SignatureSpec, layout: &Layout, needed: bool) -> Result<Option<TimestampRule>, SpecError> {
+pub(super) fn compile_timestamp(
+    spec: &SignatureSpec,
+    layout: &Layout,
+    needed: bool,
+) -> Result<Option<TimestampRule>, SpecError> {
     let Some(timestamp) = &spec.timestamp else {
         let right = "[signature.timestamp], or a template without {ts}";
-        return if needed { Err(SpecError::new("signature.timestamp", "the template signs a timestamp that has no place", right)) } else { Ok(None) };
+        return if needed {
+            Err(SpecError::new(
+                "signature.timestamp",
+                "the template signs a timestamp that has no place",
+                right,
+            ))
+        } else {
+            Ok(None)
+        };
     };
     let from = match timestamp.from.strip_prefix("tag:") {
         Some(tag) if layout.pair.is_some() && !tag.is_empty() => TimestampPlace::Tag(tag.to_owned()),
-        Some(_) => return Err(SpecError::new("signature.timestamp.from", "the signature's entries have no tags", "signature.pair, or header:NAME")),
+        Some(_) => {
+            return Err(SpecError::new(
+                "signature.timestamp.from",
+                "the signature's entries have no tags",
+                "signature.pair, or header:NAME",
+            ));
+        }
         None => TimestampPlace::At(Location::parse(&timestamp.from).map_err(|right| {
-            SpecError::new("signature.timestamp.from", format!("{} is no place", timestamp.from), format!("tag:TAG, {right}"))
+            SpecError::new(
+                "signature.timestamp.from",
+                format!("{} is no place", timestamp.from),
+                format!("tag:TAG, {right}"),
+            )
         })?),
     };
     let format = Format::named(&timestamp.format).ok_or_else(|| {
-        SpecError::new("signature.timestamp.format", format!("no format is called {}", timestamp.format), "unix, unix_ms, unix_auto or rfc3339")
+        SpecError::new(
+            "signature.timestamp.format",
+            format!("no format is called {}", timestamp.format),
+            "unix, unix_ms, unix_auto or rfc3339",
+        )
     })?;
     Ok(Some(TimestampRule { from, format, past: timestamp.past, future: timestamp.future, needed }))
 }
 
 /// What stands at a location. A place in the body is empty before the body is there.
-pub(crate) fn find<'r>(place: &Location, head: &'r Head, body: Option<&'r [u8]>) -> Result<Option<Cow<'r, [u8]>>, Refusal> {
+pub(crate) fn find<'r>(
+    place: &Location,
+    head: &'r Head,
+    body: Option<&'r [u8]>,
+) -> Result<Option<Cow<'r, [u8]>>, Refusal> {
     Ok(match place {
         Location::Header(name) => head.header(name)?.map(Cow::Borrowed),
         Location::Query(name) => head.query(name),
@@ -566,7 +656,9 @@ pub(crate) fn find<'r>(place: &Location, head: &'r Head, body: Option<&'r [u8]>)
 pub(super) fn in_json<'r>(document: &'r [u8], pointer: &location::Pointer) -> Option<Cow<'r, [u8]>> {
     let mut document = json::read(document, &[pointer]).ok()?;
     match document.found.pop()? {
-        json::Found::Text(Cow::Borrowed(text)) | json::Found::Number(text) => Some(Cow::Borrowed(text.as_bytes())),
+        json::Found::Text(Cow::Borrowed(text)) | json::Found::Number(text) => {
+            Some(Cow::Borrowed(text.as_bytes()))
+        }
         json::Found::Text(Cow::Owned(text)) => Some(Cow::Owned(text.into_bytes())),
         json::Found::Missing | json::Found::Null | json::Found::Bool | json::Found::Container => None,
     }

@@ -66,7 +66,8 @@ pub fn sign(spec: &SchemeSpec, signer: Signer<'_>, body: &[u8], now: Timestamp) 
     let timestamp = compile_timestamp(&spec.signature, &layout, template.uses(&Variable::Timestamp))?;
     let mut draft = Draft::new(spec, body);
     if let (Some(select), Some(id)) = (&spec.signature.key.select, signer.key_id) {
-        let place = Location::parse(select).map_err(|right| SpecError::new("signature.key.select", "no place", right))?;
+        let place = Location::parse(select)
+            .map_err(|right| SpecError::new("signature.key.select", "no place", right))?;
         draft.put(&place, "signature.key.select", id.as_bytes().to_vec())?;
     }
     let ts = timestamp.as_ref().map(|rule| rule.format.print(now));
@@ -89,17 +90,30 @@ pub fn sign(spec: &SchemeSpec, signer: Signer<'_>, body: &[u8], now: Timestamp) 
         })
     });
     let parts = parts.unwrap_or_default().ok_or_else(|| {
-        SpecError::new("signature.template", "the body has nothing at a place that is signed", "a body with that field")
+        SpecError::new(
+            "signature.template",
+            "the body has nothing at a place that is signed",
+            "a body with that field",
+        )
     })?;
     let mut signature = tag(spec, algorithm, signer.secret, &parts.concat())?;
     if signer.forge {
         signature[0] ^= 1;
     }
-    draft.put(&layout.from, "signature.from", layout.write(&signature, timestamp.as_ref(), ts.as_deref()).into_bytes())?;
+    draft.put(
+        &layout.from,
+        "signature.from",
+        layout.write(&signature, timestamp.as_ref(), ts.as_deref()).into_bytes(),
+    )?;
     draft.finish()
 }
 
-fn tag(spec: &SchemeSpec, algorithm: Algorithm, secret: &Secret, message: &[u8]) -> Result<Vec<u8>, SpecError> {
+fn tag(
+    spec: &SchemeSpec,
+    algorithm: Algorithm,
+    secret: &Secret,
+    message: &[u8],
+) -> Result<Vec<u8>, SpecError> {
     match algorithm {
         Algorithm::Hmac(hash) => {
             let key = key_bytes(&spec.signature, secret)?;
@@ -109,10 +123,13 @@ fn tag(spec: &SchemeSpec, algorithm: Algorithm, secret: &Secret, message: &[u8])
             let text = secret.expose();
             let decoded = BASE64.decode(text.strip_prefix(b"whsk_").unwrap_or(text)).ok();
             let seed = decoded.as_deref().and_then(|bytes| bytes.first_chunk::<32>());
-            let seed = seed.ok_or_else(|| SpecError::new("secrets", "not an ed25519 private key", "whsk_ and base64"))?;
+            let seed = seed
+                .ok_or_else(|| SpecError::new("secrets", "not an ed25519 private key", "whsk_ and base64"))?;
             Ok(SigningKey::from_bytes(seed).sign(message).to_bytes().to_vec())
         }
-        Algorithm::HttpBasic => Err(SpecError::new("signature.algorithm", "credentials sign nothing", "an algorithm that does")),
+        Algorithm::HttpBasic => {
+            Err(SpecError::new("signature.algorithm", "credentials sign nothing", "an algorithm that does"))
+        }
     }
 }
 
@@ -187,7 +204,9 @@ impl<'a> Draft<'a> {
             fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
         };
         match place {
-            Location::Header(wanted) => self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone()),
+            Location::Header(wanted) => {
+                self.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
+            }
             Location::Query(name) => of(&self.query, name),
             Location::Form(name) => of(self.form.as_deref()?, name),
             Location::Json(pointer) => self.in_json(&pointer.to_string()),
@@ -200,25 +219,42 @@ impl<'a> Draft<'a> {
             (Location::Header(name), _) => self.headers.push((name.clone(), value)),
             (Location::Query(name), _) => self.query.push((name.clone(), value)),
             (Location::Form(name), Some(form)) => form.push((name.clone(), value)),
-            _ => return Err(SpecError::new(field, format!("nothing can be put at {place}"), "a header, a query or a form")),
+            _ => {
+                return Err(SpecError::new(
+                    field,
+                    format!("nothing can be put at {place}"),
+                    "a header, a query or a form",
+                ));
+            }
         }
         Ok(())
     }
 
     fn finish(self) -> Result<Signed, SpecError> {
         let encode = |fields: &[(String, Vec<u8>)]| {
-            let pairs = fields.iter().map(|(name, value)| format!("{}={}", location::encode(name.as_bytes()), location::encode(value)));
+            let pairs = fields.iter().map(|(name, value)| {
+                format!("{}={}", location::encode(name.as_bytes()), location::encode(value))
+            });
             pairs.collect::<Vec<_>>().join("&")
         };
-        let content_type = if self.form.is_some() { "application/x-www-form-urlencoded" } else { "application/json" };
+        let content_type =
+            if self.form.is_some() { "application/x-www-form-urlencoded" } else { "application/json" };
         let mut headers = vec![(CONTENT_TYPE, HeaderValue::from_static(content_type))];
         for (name, value) in &self.headers {
-            let value = HeaderValue::from_bytes(value)
-                .map_err(|_| SpecError::new("signature", format!("the value of {name} is no header value"), "printable text"))?;
+            let value = HeaderValue::from_bytes(value).map_err(|_| {
+                SpecError::new(
+                    "signature",
+                    format!("the value of {name} is no header value"),
+                    "printable text",
+                )
+            })?;
             headers.push((name.clone(), value));
         }
         let query = (!self.query.is_empty()).then(|| encode(&self.query));
-        let body = self.form.as_deref().map_or_else(|| Bytes::copy_from_slice(self.given), |form| Bytes::from(encode(form)));
+        let body = self
+            .form
+            .as_deref()
+            .map_or_else(|| Bytes::copy_from_slice(self.given), |form| Bytes::from(encode(form)));
         Ok(Signed { headers, query, body })
     }
 }
@@ -242,14 +278,18 @@ mod tests {
 
     fn received(signed: Signed) -> Received {
         let headers = HeaderMap::from_iter(signed.headers);
-        Received { head: Head { headers, query: signed.query, peer: [127, 0, 0, 1].into() }, body: signed.body }
+        Received {
+            head: Head { headers, query: signed.query, peer: [127, 0, 0, 1].into() },
+            body: signed.body,
+        }
     }
 
     /// A preset with what only a merchant can fill in, its secret, and an older one.
     fn preset(name: &str) -> (SchemeSpec, Secret, Secret) {
         let mut spec = presets::load(name).unwrap();
         spec.signature.constants.insert("x_login".into(), "login".into());
-        let (secret, older) = match (spec.signature.algorithm.as_str(), spec.signature.key.encoding.as_str()) {
+        let (secret, older) = match (spec.signature.algorithm.as_str(), spec.signature.key.encoding.as_str())
+        {
             ("http-basic", _) => ("user:password", "user:older"),
             (_, "hex") => ("00112233445566778899aabbccddeeff", "ff112233445566778899aabbccddeeff"),
             (_, "base64") => ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "NfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
@@ -264,7 +304,11 @@ mod tests {
         for name in presets::names() {
             let (spec, secret, older) = preset(name);
             let selects = spec.signature.key.select.is_some();
-            let secrets = if selects { Secrets::ById([("k".into(), secret.clone())].into()) } else { Secrets::Any(vec![secret.clone(), older.clone()]) };
+            let secrets = if selects {
+                Secrets::ById([("k".into(), secret.clone())].into())
+            } else {
+                Secrets::Any(vec![secret.clone(), older.clone()])
+            };
             let scheme = Scheme::compile(&spec, &secrets).unwrap();
             let signer = Signer { key_id: selects.then_some("k"), secret: &secret, forge: false };
             let request = received(sign(&spec, signer, body, at(NOW)).unwrap());

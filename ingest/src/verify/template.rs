@@ -75,7 +75,11 @@ impl Template {
         }
         let template = Self(pieces);
         if template.variables().next().is_none() {
-            return Err(SpecError::new(FIELD, "no variable, so every request has the same signature", "for example {body}"));
+            return Err(SpecError::new(
+                FIELD,
+                "no variable, so every request has the same signature",
+                "for example {body}",
+            ));
         }
         Ok(template)
     }
@@ -138,12 +142,18 @@ fn variable(text: &str, constants: &BTreeMap<String, String>) -> Result<Piece, S
         match filter {
             "lower" => filters.lower = true,
             "unslash" => filters.unslash = true,
-            other => return Err(SpecError::new(FIELD, format!("no filter is called {other}"), "lower or unslash")),
+            other => {
+                return Err(SpecError::new(FIELD, format!("no filter is called {other}"), "lower or unslash"));
+            }
         }
     }
     if let Some(constant) = name.strip_prefix("const:") {
         let value = constants.get(constant).ok_or_else(|| {
-            SpecError::new(&format!("signature.const.{constant}"), "the template asks for it and it is not there", "a text")
+            SpecError::new(
+                &format!("signature.const.{constant}"),
+                "the template asks for it and it is not there",
+                "a text",
+            )
         })?;
         return Ok(Piece::Literal(filters.apply(Cow::Borrowed(value.as_bytes())).into_owned()));
     }
@@ -151,7 +161,11 @@ fn variable(text: &str, constants: &BTreeMap<String, String>) -> Result<Piece, S
         "body" => Variable::Body,
         "ts" => Variable::Timestamp,
         location => Variable::At(Location::parse(location).map_err(|right| {
-            SpecError::new(FIELD, format!("{{{location}}} is not known"), format!("{{body}}, {{ts}}, {{const:NAME}} or {right} in braces"))
+            SpecError::new(
+                FIELD,
+                format!("{{{location}}} is not known"),
+                format!("{{body}}, {{ts}}, {{const:NAME}} or {right} in braces"),
+            )
         })?),
     };
     Ok(Piece::Variable(variable, filters))
@@ -194,7 +208,10 @@ mod tests {
                 Variable::Timestamp => "ts".to_owned(),
                 Variable::At(location) => location.to_string(),
             };
-            let found = known.iter().find(|(key, _)| *key == name).map(|(_, value)| Cow::Owned(value.as_bytes().to_vec()));
+            let found = known
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| Cow::Owned(value.as_bytes().to_vec()));
             Ok::<_, ()>(found)
         };
         let parts = template.render(find).unwrap()?;
@@ -213,13 +230,28 @@ mod tests {
     #[test]
     fn a_part_in_brackets_drops_out_as_a_whole() {
         let template = "[id:{query:data.id};][request-id:{header:x-request-id};]ts:{ts};";
-        assert_eq!(render(template, &[("ts", "1"), ("header:x-request-id", "r")]).as_deref(), Some("request-id:r;ts:1;"));
+        assert_eq!(
+            render(template, &[("ts", "1"), ("header:x-request-id", "r")]).as_deref(),
+            Some("request-id:r;ts:1;")
+        );
         assert_eq!(render(template, &[("ts", "1"), ("query:data.id", "i")]).as_deref(), Some("id:i;ts:1;"));
     }
 
     #[test]
     fn a_template_that_cannot_be_meant_is_refused() {
-        for wrong in ["", "x", "{", "}", "[", "]", "[[{body}]]", "{bod}", "{body|upper}", "{const:nobody}", "{header:a b}"] {
+        for wrong in [
+            "",
+            "x",
+            "{",
+            "}",
+            "[",
+            "]",
+            "[[{body}]]",
+            "{bod}",
+            "{body|upper}",
+            "{const:nobody}",
+            "{header:a b}",
+        ] {
             assert!(Template::compile(wrong, &BTreeMap::new()).is_err(), "{wrong}");
         }
     }

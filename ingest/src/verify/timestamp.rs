@@ -50,7 +50,12 @@ impl Format {
 }
 
 /// Whether `time` is near enough to `now`; both ends belong to the window.
-pub(crate) fn check_window(time: Timestamp, now: Timestamp, past: Duration, future: Duration) -> Result<(), Refusal> {
+pub(crate) fn check_window(
+    time: Timestamp,
+    now: Timestamp,
+    past: Duration,
+    future: Duration,
+) -> Result<(), Refusal> {
     let age = now.as_millisecond() - time.as_millisecond();
     if age > millis(past) {
         Err(Refusal::TimestampStale)
@@ -85,15 +90,25 @@ pub(crate) fn parse_unix_auto(text: &str) -> Option<Timestamp> {
 pub(crate) fn parse_rfc3339(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     let shape = b"0000-00-00T00:00:00";
-    let matches = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte.eq_ignore_ascii_case(shape) };
-    if bytes.len() > 40 || bytes.len() <= shape.len() || !bytes.iter().zip(shape).all(matches) || &bytes[17..19] == b"60" {
+    let matches = |(byte, shape): (&u8, &u8)| {
+        if *shape == b'0' { byte.is_ascii_digit() } else { byte.eq_ignore_ascii_case(shape) }
+    };
+    if bytes.len() > 40
+        || bytes.len() <= shape.len()
+        || !bytes.iter().zip(shape).all(matches)
+        || &bytes[17..19] == b"60"
+    {
         return None;
     }
     let rest = &text[19..];
-    let offset = rest.strip_prefix('.').map_or(rest, |fraction| fraction.trim_start_matches(|c: char| c.is_ascii_digit()));
+    let offset = rest
+        .strip_prefix('.')
+        .map_or(rest, |fraction| fraction.trim_start_matches(|c: char| c.is_ascii_digit()));
     let offset_bytes = offset.as_bytes();
     let numeric = match offset_bytes {
-        [b'+' | b'-', a, b, b':', c, d] | [b'+' | b'-', a, b, c, d] => [a, b, c, d].iter().all(|byte| byte.is_ascii_digit()),
+        [b'+' | b'-', a, b, b':', c, d] | [b'+' | b'-', a, b, c, d] => {
+            [a, b, c, d].iter().all(|byte| byte.is_ascii_digit())
+        }
         _ => false,
     };
     if !numeric && !offset.eq_ignore_ascii_case("z") {
@@ -143,7 +158,8 @@ mod tests {
     #[test]
     fn both_ends_of_the_window_belong_to_it() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let check = |time| check_window(at(time), at(1000), Duration::from_secs(300), Duration::from_secs(60));
+        let check =
+            |time| check_window(at(time), at(1000), Duration::from_secs(300), Duration::from_secs(60));
         assert_eq!(check(699), Err(Refusal::TimestampStale));
         assert_eq!(check(700), Ok(()));
         assert_eq!(check(1060), Ok(()));
