@@ -47,7 +47,7 @@ pub enum Command {
     Events {
         /// Which.
         #[command(flatten)]
-        filter: Events,
+        filter: EventsFilter,
         /// One event.
         #[command(subcommand)]
         command: Option<EventsCommand>,
@@ -130,7 +130,7 @@ pub struct Send {
 
 /// `chaski events`.
 #[derive(Debug, Args)]
-pub struct Events {
+pub struct EventsFilter {
     /// Of this source
     #[arg(long)]
     pub source: Option<String>,
@@ -313,5 +313,17 @@ fn limit(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(limit) if (1..=most).contains(&limit) => Ok(limit),
         _ => Err(format!("a number from 1 to {most}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

@@ -133,6 +133,8 @@ pub struct LogConfig {
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
     /// For people.
     Text,
     /// One JSON object a line.
@@ -415,10 +417,10 @@ impl Checker<'_> {
 
 fn log(node: &Node) -> LogConfig {
     LogConfig {
-        format: if node.text("format").as_deref() == Some("json") {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
+        format: match node.text("format").as_deref() {
+            Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Auto,
         },
         level: node.text("level").and_then(|level| level.parse().ok()).unwrap_or(tracing::Level::INFO),
     }

@@ -5,13 +5,13 @@ use chaski_common::storage::EventFilter;
 
 use crate::access::Access;
 use crate::api::{self, BodyView, EventDetail, ShowEvent};
-use crate::cli::{Events, EventsCommand};
+use crate::cli::{EventsCommand, EventsFilter};
 use crate::config::AccessConfig;
 use crate::output::{self, harmless};
 
 pub(super) async fn run(
     config: &AccessConfig,
-    filter: Events,
+    filter: EventsFilter,
     command: Option<EventsCommand>,
     json: bool,
 ) -> anyhow::Result<()> {
@@ -24,8 +24,8 @@ pub(super) async fn run(
     outcome
 }
 
-async fn list(access: &Access, filter: Events, json: bool) -> anyhow::Result<()> {
-    let Events { source, kind, subject, since, limit } = filter;
+async fn list(access: &Access, filter: EventsFilter, json: bool) -> anyhow::Result<()> {
+    let EventsFilter { source, kind, subject, since, limit } = filter;
     let events =
         access.call(EventFilter { source, kind, subject, since, limit, ..EventFilter::default() }).await?;
     if json {

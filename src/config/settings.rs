@@ -145,7 +145,12 @@ const LOG: Section = section(
     "log",
     "What chaski says on stderr.",
     &[
-        setting("format", Kind::Choice(&["text", "json"]), "For people or for programs.").default("\"text\""),
+        setting(
+            "format",
+            Kind::Choice(&["auto", "text", "json"]),
+            "For people or for programs; auto is text on a terminal, JSON otherwise.",
+        )
+        .default("\"auto\""),
         setting("level", Kind::Choice(&["error", "warn", "info", "debug", "trace"]), "How much.")
             .default("\"info\""),
     ],
