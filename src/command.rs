@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{AccessConfig, Config, ConfigErrors};
-use crate::{logging, output};
+use crate::output;
 
 /// The configuration was refused.
 const EXIT_CONFIG: u8 = 78;
@@ -49,10 +49,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let access = || AccessConfig::load(&file);
     match command {
         Command::Run => run::run(&file).await?,
-        Command::Ingest | Command::Dispatch { .. } => {
-            logging::start(None);
-            return run::refuse_half(&file);
-        }
+        Command::Ingest | Command::Dispatch { .. } => return run::refuse_half(&file),
         Command::Demo => return demo::run(json).await,
         Command::Check => output::line(check::run(&Config::load(&file)?, json).trim_end()),
         Command::Send(send) => return send::run(&Config::load(&file)?, send, json).await,

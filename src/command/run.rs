@@ -14,7 +14,7 @@ use crate::{logging, output};
 
 pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    logging::start(Some(&config.log));
+    logging::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(%warning, "configuration");
     }
