@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chaski_common::metrics::Metrics;
 use chaski_common::storage::DeadFilter;
 use jiff::Timestamp;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::Operations;
@@ -27,6 +28,8 @@ pub(crate) struct Gauges {
 impl Gauges {
     pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>) -> Self {
         let metrics = Metrics(registry);
+        // The standard process_* metrics; a registry that has them already keeps its own.
+        let _ = registry.register(Box::new(ProcessCollector::for_self()));
         let build = metrics.gauges("chaski_build_info", "1, with the version as a label.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let by_destination = |name, help| metrics.gauges(name, help, &["destination"]);

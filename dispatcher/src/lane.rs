@@ -236,3 +236,71 @@ impl Lane {
         over && !std::mem::replace(&mut self.ending, true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::event;
+
+    fn lane(parked_max: u64) -> Lane {
+        let (_, batches) = mpsc::channel(1);
+        let subscription =
+            Subscription { mark: Position(0), settled: vec![Position(2)], until: None, batches };
+        Lane::new(Cursor::of("erp"), subscription, Limits::within(parked_max))
+    }
+
+    fn record(position: u64) -> Record {
+        Record { position: Position(position), event: event(position) }
+    }
+
+    #[test]
+    fn an_opening_breaker_forgives_what_waits_but_not_what_the_receiver_asked_for() {
+        let (mut lane, now) = (lane(100), Instant::now());
+        for (position, asked) in [(1, false), (3, true)] {
+            let mut delivery = lane.admit(record(position)).unwrap();
+            delivery.begin(jiff::Timestamp::UNIX_EPOCH);
+            lane.wait(delivery, now + Duration::from_secs(1), asked);
+        }
+        lane.forgive();
+        let forgiven = lane.ready.pop_front().unwrap();
+        assert_eq!((forgiven.attempts, forgiven.waits, forgiven.first_attempt), (0, 0, None));
+        assert!(lane.ready.is_empty());
+        lane.wake(now);
+        assert!(lane.ready.is_empty(), "not before its time");
+        lane.wake(now + Duration::from_secs(1));
+        assert_eq!(lane.ready.pop_front().map(|delivery| delivery.attempts), Some(1));
+    }
+
+    #[test]
+    fn what_is_settled_already_is_not_delivered_and_does_not_hold_the_mark() {
+        let mut lane = lane(100);
+        assert!(lane.admit(record(1)).is_some());
+        assert_eq!(lane.admit(record(2)), None, "settled before this process began");
+        assert_eq!(lane.admit(record(1)), None, "read twice");
+        lane.pass(Position(3));
+        assert!(!lane.is_unsaved());
+        lane.settle(Position(1), None);
+        assert!(lane.is_unsaved());
+        assert_eq!(lane.save().0, Position(3));
+        assert!(!lane.is_unsaved(), "one settle at a time");
+    }
+
+    #[test]
+    fn a_full_window_reads_again_when_half_of_it_is_settled() {
+        let mut lane = lane(8);
+        let mut last = 10;
+        while lane.has_room() {
+            last += 1;
+            lane.admit(record(last));
+        }
+        assert!(lane.unsettled() <= 8);
+        let mut settled = 0;
+        while !lane.has_room() {
+            settled += 1;
+            lane.settle(Position(10 + settled), None);
+        }
+        assert_eq!(lane.unsettled(), 4);
+    }
+}

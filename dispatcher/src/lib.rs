@@ -1,9 +1,9 @@
 //! From a durable event to delivered, parked or dead, at each destination.
 //!
-//! The way of one event, module by module: [`route`] says whether a destination takes it, a [`lane`] has it
-//! in its [`window`] until it is settled, [`deliver`] makes one attempt, [`outcome`] says what came of it,
-//! [`attempt`] decides what follows. One [`courier`] task per destination owns all that changes there: its
-//! lanes, its [`parked`] deliveries, its [`breaker`] and the [`subjects`] that wait for each other.
+//! The way of one event, module by module: `route` says whether a destination takes it, a `lane` has it
+//! in its `window` until it is settled, `deliver` makes one attempt, `outcome` says what came of it,
+//! `attempt` decides what follows. One `courier` task per destination owns all that changes there: its
+//! lanes, its `parked` deliveries, its `breaker` and the `subjects` that wait for each other.
 //! [`Dispatcher`] starts, steers and stops the couriers.
 //!
 //! Promise: an event ends delivered or dead at every destination it is routed to. Its position is settled
