@@ -142,7 +142,7 @@ impl Acceptor {
                 debug!(%id, source = %source.name, digest = %hex::encode(fingerprint.as_bytes()), "event stored");
             }
             Ok(Outcome::Quarantined(..)) => {
-                warn!(%id, source = %source.name, "known id with other content, quarantined")
+                warn!(%id, source = %source.name, "known id with other content, quarantined");
             }
             Ok(_) => debug!(%id, source = %source.name, "duplicate"),
             Err(_) => {}

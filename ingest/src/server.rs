@@ -229,7 +229,7 @@ impl Edge {
         match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => {
                 accept_connections(&listener, self.tls.as_ref(), &self.shared, &tracker, &shutdown, &cut)
-                    .await
+                    .await;
             }
             Err(error) => tracing::error!(%error, "the listener cannot be served"),
         }

@@ -5,6 +5,7 @@
 //! ([`SchemeSpec`](crate::source::SchemeSpec)). What the body says is not judged here.
 
 pub mod scheme;
+mod layout;
 mod template;
 mod timestamp;
 mod body_form;

@@ -16,7 +16,7 @@ use chaski_common::storage::{DeadFilter, EventFilter, OnConflict, Storage};
 use chaski_ingest::presets;
 use chaski_ingest::source::{SchemeSpec, Secrets, SourceSpec};
 use chaski_ingest::verify::sign::{Signer, sign};
-use chaski_ingest::{Edge, EdgeConfig, EdgeHandle};
+use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, TlsConfig};
 use jiff::Timestamp;
 use prometheus::Registry;
 use serde_json::Value;
@@ -394,5 +394,76 @@ async fn too_much_in_flight_is_503_and_a_late_head_is_closed_unanswered() {
         rig.metric("chaski_edge_connection_errors_total{listener=\"edge\",reason=\"header_timeout\"}"),
         1.0
     );
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn tls_is_spoken_to_clients_whose_certificate_is_known_and_to_no_others() {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    let (ca, cert, key) = (folder.join("ca.pem"), folder.join("leaf.pem"), folder.join("leaf.key"));
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |config| {
+        config.tls = Some(TlsConfig { cert: cert.clone(), key: key.clone(), client_ca: Some(ca.clone()) });
+        config.limits.handshake_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&ca).unwrap()).unwrap();
+    let client = || {
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots.clone())
+    };
+    let chain = vec![CertificateDer::from_pem_file(&cert).unwrap()];
+    let known = client().with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&key).unwrap()).unwrap();
+    let connect = async |config: rustls::ClientConfig| {
+        let stream = TcpStream::connect(rig.address).await.unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect("localhost".try_into().unwrap(), stream)
+            .await
+    };
+    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
+    let mut wire =
+        format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
+    headers.iter().for_each(|(name, value)| wire.push_str(&format!("{name}: {value}\r\n")));
+    let mut stream = connect(known).await.unwrap();
+    stream.write_all(&[wire.as_bytes(), b"\r\n", &body].concat()).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.unwrap().status, 200);
+    assert!(connect(client().with_no_client_auth()).await.is_err());
+    // A handshake that stalls ends too.
+    let stalled = TcpStream::connect(rig.address).await.unwrap();
+    assert!(is_closed(stalled).await);
+    let errors = "chaski_edge_connection_errors_total{listener=\"edge\",reason=\"tls_handshake\"}";
+    while rig.metric(errors) < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn type_and_subject_are_found_in_json_inside_a_text() {
+    let mut culqi = preset("culqi");
+    culqi.secrets = Secrets::Any(vec![Secret::new("user:password")]);
+    culqi.scheme.event.kind = Some("json:/data/!/state".into());
+    culqi.scheme.event.subject = Some("json:/data/!/amount".into());
+    let rig = rig(vec![culqi], |_| {}).await;
+    let headers = [("authorization".to_owned(), "Basic dXNlcjpwYXNzd29yZA==".to_owned())];
+    let body =
+        br#"{"id":"evt_1","type":"order.status.changed","data":"{\"state\":\"paid\",\"amount\":2205}"}"#;
+    assert!(rig.post("/in/culqi", &headers, body).await.body.contains("accepted"));
+    let event = rig
+        .storage
+        .events
+        .find(EventFilter { limit: 1, ..EventFilter::default() })
+        .await
+        .unwrap()
+        .remove(0)
+        .event;
+    assert_eq!((event.kind.as_ref(), event.subject.as_deref()), ("paid", Some("2205")));
+    assert_eq!(event.body.as_ref(), body, "the bytes kept are the bytes received");
     rig.close().await;
 }

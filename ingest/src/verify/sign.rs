@@ -4,6 +4,9 @@
 //! signed twice is a resend. Signs for every scheme that can be verified, except a signature that stands inside
 //! the JSON it signs.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -14,10 +17,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
-use std::convert::Infallible;
 
-use super::scheme::{Algorithm, Layout, TimestampPlace, TimestampRule, compile_timestamp, key_bytes};
+use super::layout::{Algorithm, Layout};
+use super::scheme::{TimestampPlace, TimestampRule, compile_timestamp, key_bytes};
 use super::template::{Template, Variable};
 use crate::location::{self, Location, Pointer};
 use crate::source::{SchemeSpec, SpecError};

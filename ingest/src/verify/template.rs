@@ -143,7 +143,11 @@ fn variable(text: &str, constants: &BTreeMap<String, String>) -> Result<Piece, S
             "lower" => filters.lower = true,
             "unslash" => filters.unslash = true,
             other => {
-                return Err(SpecError::new(FIELD, format!("no filter is called {other}"), "lower or unslash"));
+                return Err(SpecError::new(
+                    FIELD,
+                    format!("no filter is called {other}"),
+                    "lower or unslash",
+                ));
             }
         }
     }

@@ -1,0 +1,191 @@
+//! Signatures as they are written in a request: where, how many, under which tags, in which encoding.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chaski_common::mac::Hash;
+
+use super::scheme::{TimestampPlace, TimestampRule};
+use crate::location::Location;
+use crate::respond::Refusal;
+use crate::source::{SignatureSpec, SpecError};
+
+/// Signatures in one request: two keys, two versions, and room.
+const CANDIDATES_MAX: usize = 16;
+/// Longest decoded signature or credential.
+const CANDIDATE_BYTES_MAX: usize = 1024;
+
+/// Where the signatures are and how they are written.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) from: Location,
+    pub(super) list: Option<String>,
+    pub(super) pair: Option<String>,
+    pub(super) tags: Vec<String>,
+    pub(super) prefix: String,
+    pub(super) encoding: Encoding,
+    /// Bytes of a signature; none for credentials.
+    pub(super) bytes: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Utf8,
+    Hex,
+    Base64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Hmac(Hash),
+    Ed25519,
+    HttpBasic,
+}
+
+impl Algorithm {
+    pub(super) fn compile(spec: &SignatureSpec) -> Result<Self, SpecError> {
+        Ok(match spec.algorithm.as_str() {
+            "hmac-sha1" => Self::Hmac(Hash::Sha1),
+            "hmac-sha256" => Self::Hmac(Hash::Sha256),
+            "hmac-sha512" => Self::Hmac(Hash::Sha512),
+            "ed25519" => Self::Ed25519,
+            "http-basic" => Self::HttpBasic,
+            other => {
+                let right = "hmac-sha1, hmac-sha256, hmac-sha512, ed25519 or http-basic";
+                return Err(SpecError::new(
+                    "signature.algorithm",
+                    format!("no algorithm is called {other}"),
+                    right,
+                ));
+            }
+        })
+    }
+}
+
+impl Encoding {
+    pub(super) fn compile(field: &str, name: &str, allowed: &[Self]) -> Result<Self, SpecError> {
+        let all = [(Self::Utf8, "utf8"), (Self::Hex, "hex"), (Self::Base64, "base64")];
+        let allowed: Vec<_> = all.iter().filter(|(encoding, _)| allowed.contains(encoding)).collect();
+        match allowed.iter().find(|(_, known)| *known == name) {
+            Some((encoding, _)) => Ok(*encoding),
+            None => {
+                let names: Vec<&str> = allowed.iter().map(|(_, name)| *name).collect();
+                Err(SpecError::new(field, format!("no encoding is called {name}"), names.join(" or ")))
+            }
+        }
+    }
+
+    pub(super) fn decode(self, text: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Utf8 => Some(text.to_vec()),
+            Self::Hex => hex::decode(text).ok(),
+            Self::Base64 => BASE64.decode(text).ok(),
+        }
+    }
+
+    pub(super) fn encode(self, bytes: &[u8]) -> String {
+        match self {
+            Self::Utf8 => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Hex => hex::encode(bytes),
+            Self::Base64 => BASE64.encode(bytes),
+        }
+    }
+}
+
+impl Layout {
+    pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecError> {
+        let from = Location::parse(&spec.from)
+            .map_err(|right| SpecError::new("signature.from", format!("{} is no place", spec.from), right))?;
+        if spec.pair.is_some() && spec.tags.is_empty() {
+            return Err(SpecError::new(
+                "signature.tags",
+                "entries have tags and none counts",
+                "the tags whose entries are signatures",
+            ));
+        }
+        if spec.pair.is_none() && !spec.tags.is_empty() {
+            return Err(SpecError::new(
+                "signature.pair",
+                "there are tags and nothing that splits them off",
+                "for example =",
+            ));
+        }
+        for (field, text) in [("signature.list", &spec.list), ("signature.pair", &spec.pair)] {
+            if text.as_ref().is_some_and(String::is_empty) {
+                return Err(SpecError::new(field, "empty", "the text that splits, or leave it out"));
+            }
+        }
+        let encoding =
+            Encoding::compile("signature.encoding", &spec.encoding, &[Encoding::Hex, Encoding::Base64])?;
+        let bytes = match algorithm {
+            Algorithm::Hmac(hash) => Some(hash.tag_bytes()),
+            Algorithm::Ed25519 => Some(64),
+            Algorithm::HttpBasic => None,
+        };
+        let (list, pair, tags, prefix) =
+            (spec.list.clone(), spec.pair.clone(), spec.tags.clone(), spec.prefix.clone());
+        Ok(Self { from, list, pair, tags, prefix, encoding, bytes })
+    }
+
+    /// The decoded signatures, and the timestamp if it stands among them.
+    pub(super) fn read<'v>(
+        &self,
+        value: &'v [u8],
+        timestamp: Option<&TimestampRule>,
+    ) -> Result<(Vec<Vec<u8>>, Option<&'v str>), Refusal> {
+        let text = std::str::from_utf8(value).map_err(|_| Refusal::SignatureFormat)?;
+        let timestamp_tag = timestamp.and_then(|rule| match &rule.from {
+            TimestampPlace::Tag(tag) => Some(tag.as_str()),
+            TimestampPlace::At(_) => None,
+        });
+        let mut candidates = Vec::with_capacity(1);
+        let mut tagged_time = None;
+        let (mut counted, mut unreadable) = (0, 0);
+        for entry in self.entries(text) {
+            let signature = match &self.pair {
+                None => entry.strip_prefix(self.prefix.as_str()),
+                Some(pair) => match entry.split_once(pair.as_str()) {
+                    Some((tag, value)) if self.tags.iter().any(|counts| counts == tag) => Some(value),
+                    Some((tag, value)) if Some(tag) == timestamp_tag => {
+                        if tagged_time.is_some_and(|earlier| earlier != value) {
+                            return Err(Refusal::TimestampFormat);
+                        }
+                        tagged_time = Some(value);
+                        continue;
+                    }
+                    Some(_) => continue,
+                    None => None,
+                },
+            };
+            counted += 1;
+            if counted > CANDIDATES_MAX {
+                return Err(Refusal::TooManySignatures);
+            }
+            match signature.and_then(|signature| self.decode(signature)) {
+                Some(signature) => candidates.push(signature),
+                None => unreadable += 1,
+            }
+        }
+        match (candidates.is_empty(), unreadable) {
+            (false, _) => Ok((candidates, tagged_time)),
+            // Entries there are, but none of a kind that counts.
+            (true, 0) if !text.trim().is_empty() => Err(Refusal::BadSignature),
+            (true, _) => Err(Refusal::SignatureFormat),
+        }
+    }
+
+    fn entries<'v>(&self, text: &'v str) -> impl Iterator<Item = &'v str> {
+        let (split, whole) = match &self.list {
+            Some(separator) => (Some(text.split(separator.as_str())), None),
+            None => (None, Some(text)),
+        };
+        split.into_iter().flatten().chain(whole).map(str::trim).filter(|entry| !entry.is_empty())
+    }
+
+    fn decode(&self, signature: &str) -> Option<Vec<u8>> {
+        let decoded = self.encoding.decode(signature.as_bytes())?;
+        match self.bytes {
+            Some(bytes) => (decoded.len() == bytes).then_some(decoded),
+            None => (decoded.len() <= CANDIDATE_BYTES_MAX).then_some(decoded),
+        }
+    }
+}
