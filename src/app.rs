@@ -236,7 +236,7 @@ impl Reload for Control {
                 "the configuration was reloaded"
             ),
             Err(why) => {
-                tracing::error!(%why, "the configuration was not reloaded, the old one stays in force")
+                tracing::error!(%why, "the configuration was not reloaded, the old one stays in force");
             }
         }
         outcome

@@ -95,7 +95,10 @@ impl Courier {
         }
         match (next, delivery.origin) {
             (Next::Done, Origin::Lane(number)) => {
-                self.fixed.view.delivered(&delivery.event, time);
+                // How long an old event took to be replayed says nothing about anybody's speed.
+                if number == 0 {
+                    self.fixed.view.delivered(&delivery.event, time);
+                }
                 self.settled(number, &delivery, Some(delivery.delivered(time)), Replayed::Delivered);
                 self.release(&delivery);
             }

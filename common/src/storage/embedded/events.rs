@@ -409,10 +409,12 @@ fn prune(
         connection.query_row("SELECT MIN(mark) FROM cursor WHERE until IS NOT NULL", [], |row| row.get(0))?;
     bound = bound.min(replays.unwrap_or(i64::MAX));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    // The oldest few by position, and of these the ones that are old enough: however long the log is, only
+    // `limit` rows are looked at.
     let deleted = connection.execute(
-        "DELETE FROM event WHERE seq IN \
-           (SELECT seq FROM event WHERE seq <= ? AND received_at < ? ORDER BY seq LIMIT ?)",
-        params![bound, millis(before), limit],
+        "DELETE FROM event WHERE seq IN (SELECT seq FROM \
+           (SELECT seq, received_at FROM event WHERE seq <= ? ORDER BY seq LIMIT ?) WHERE received_at < ?)",
+        params![bound, limit, millis(before)],
     )?;
     if deleted > 0 {
         // That an event was delivered is of no use once the event is gone.
