@@ -91,7 +91,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
         })?;
 
     let store = Arc::new(Embedded {
-        writer: Mutex::new(Some(writer)),
+        writer,
         readers,
         head,
         files: [database, log],
@@ -108,8 +108,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
 
 /// The open store.
 struct Embedded {
-    /// None once closed: the writing thread ends when the last hand on it is gone.
-    writer: Mutex<Option<Writer>>,
+    writer: Writer,
     readers: Readers,
     head: watch::Sender<Position>,
     files: [PathBuf; 2],
@@ -125,13 +124,9 @@ struct Threads {
 }
 
 impl Embedded {
-    fn writer(&self) -> Result<Writer, StorageError> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StorageError::Closed)
-    }
-
     async fn shut(&self) {
         self.closing.cancel();
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.writer.stop().await;
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(threads) = threads else { return };
         self.readers.close();

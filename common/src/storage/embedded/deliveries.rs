@@ -37,7 +37,7 @@ const NOTHING_BEFORE: &str = "(subject IS NULL OR NOT EXISTS (SELECT 1 FROM park
 #[async_trait]
 impl Deliveries for Embedded {
     async fn park(&self, parked: Parked) -> Result<(), StorageError> {
-        self.writer()?.write("parking a delivery", move |session| park(&session.connection, &parked)).await
+        self.writer.write("parking a delivery", move |session| park(&session.connection, &parked)).await
     }
 
     async fn due(
@@ -73,7 +73,7 @@ impl Deliveries for Embedded {
         delivered: Delivered,
     ) -> Result<(), StorageError> {
         let name = destination.to_owned();
-        self.writer()?
+        self.writer
             .write("completing a parked delivery", move |session| {
                 let destination = number_of(&session.connection, &name)?;
                 forget(&session.connection, destination, id)?;
@@ -83,7 +83,7 @@ impl Deliveries for Embedded {
     }
 
     async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
-        self.writer()?.write("keeping a dead letter", move |session| bury(&session.connection, &letter)).await
+        self.writer.write("keeping a dead letter", move |session| bury(&session.connection, &letter)).await
     }
 
     async fn held_subjects(&self, destination: &str) -> Result<Vec<(Arc<str>, u64)>, StorageError> {
@@ -126,7 +126,7 @@ impl Deliveries for Embedded {
         now: Timestamp,
     ) -> Result<usize, StorageError> {
         let name = destination.map(str::to_owned);
-        self.writer()?
+        self.writer
             .write("hurrying a parked delivery", move |session| {
                 let sql = "UPDATE parked SET due = MIN(due, ?1) WHERE id = ?2 AND \
                            (?3 IS NULL OR destination = (SELECT number FROM destination WHERE name = ?3))";
@@ -142,7 +142,7 @@ impl Deliveries for Embedded {
         now: Timestamp,
     ) -> Result<usize, StorageError> {
         let name = destination.map(str::to_owned);
-        self.writer()?
+        self.writer
             .write("dropping a parked delivery", move |session| {
                 let mut query = Conditions::new(SELECT_PARKED);
                 query.and("id = ?", Some(*id.as_bytes()));
@@ -189,7 +189,7 @@ impl Deliveries for Embedded {
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
         let numbers = numbers.to_vec();
-        self.writer()?
+        self.writer
             .write("redriving dead letters", move |session| {
                 let mut found = 0;
                 for number in numbers {
@@ -202,7 +202,7 @@ impl Deliveries for Embedded {
 
     async fn drop_dead(&self, numbers: &[u64]) -> Result<usize, StorageError> {
         let numbers = numbers.to_vec();
-        self.writer()?
+        self.writer
             .write("deleting dead letters", move |session| {
                 let mut delete = session.connection.prepare_cached("DELETE FROM dead WHERE number = ?")?;
                 numbers.iter().map(|number| delete.execute([number.cast_signed()])).sum()

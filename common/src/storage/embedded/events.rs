@@ -25,7 +25,7 @@ pub(super) const CONFLICT: &str = "dedup_conflict";
 impl EventLog for Embedded {
     async fn append(&self, event: Event, on_conflict: OnConflict) -> Result<Appended, StorageError> {
         let weight = event.weight_bytes();
-        self.writer()?
+        self.writer
             .write_or_refuse("storing an event", weight, move |session| append(session, &event, on_conflict))
             .await
     }
@@ -33,7 +33,7 @@ impl EventLog for Embedded {
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
         let (reason, detail) = (reason.to_owned(), detail.to_owned());
         let weight = event.weight_bytes();
-        self.writer()?
+        self.writer
             .write_or_refuse("keeping a quarantined event", weight, move |session| {
                 quarantine(session, &event, &reason, &detail)
             })
@@ -52,7 +52,7 @@ impl EventLog for Embedded {
     ) -> Result<Subscription, StorageError> {
         let opened = cursor.clone();
         let (mark, until, settled) = self
-            .writer()?
+            .writer
             .write("opening a cursor", move |session| open_cursor(session, &opened, start))
             .await?;
         let (batches, receiver) = mpsc::channel(1);
@@ -76,7 +76,7 @@ impl EventLog for Embedded {
         delivered: Vec<Delivered>,
     ) -> Result<(), StorageError> {
         let cursor = cursor.clone();
-        self.writer()?
+        self.writer
             .write("settling", move |session| {
                 let destination = number_of(&session.connection, &cursor.destination)?;
                 for delivered in &delivered {
@@ -100,9 +100,7 @@ impl EventLog for Embedded {
         to: Timestamp,
     ) -> Result<(Cursor, u64), StorageError> {
         let name: Arc<str> = destination.into();
-        self.writer()?
-            .write("beginning a replay", move |session| begin_replay(session, &name, from, to))
-            .await
+        self.writer.write("beginning a replay", move |session| begin_replay(session, &name, from, to)).await
     }
 
     async fn replays(&self) -> Result<Vec<Replay>, StorageError> {
@@ -121,7 +119,7 @@ impl EventLog for Embedded {
 
     async fn end_replay(&self, cursor: &Cursor) -> Result<(), StorageError> {
         let cursor = cursor.clone();
-        self.writer()?
+        self.writer
             .write("ending a replay", move |session| {
                 let destination = number_of(&session.connection, &cursor.destination)?;
                 session.connection.execute(
@@ -135,7 +133,7 @@ impl EventLog for Embedded {
 
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
         let name = destination.to_owned();
-        self.writer()?
+        self.writer
             .write("pausing or resuming", move |session| {
                 let destination = number_of(&session.connection, &name)?;
                 session.connection.execute(
@@ -167,7 +165,7 @@ impl EventLog for Embedded {
         limit: usize,
     ) -> Result<usize, StorageError> {
         let destinations = destinations.to_vec();
-        self.writer()?.write("pruning", move |session| prune(session, before, &destinations, limit)).await
+        self.writer.write("pruning", move |session| prune(session, before, &destinations, limit)).await
     }
 
     async fn census(&self) -> Result<Census, StorageError> {

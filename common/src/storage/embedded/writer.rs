@@ -33,6 +33,12 @@ const ROW_BYTES: u64 = 512;
 type Job = Box<dyn FnOnce(Option<&Session>) -> Answer + Send>;
 type Answer = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
+enum Order {
+    Run(Job),
+    /// The last one that is sure to be looked at.
+    Stop,
+}
+
 /// What a write sees: the connection inside the group's transaction.
 pub(super) struct Session {
     pub(super) connection: Connection,
@@ -71,24 +77,24 @@ impl Session {
 /// A hand on the writing thread. Cloning gives another.
 #[derive(Clone)]
 pub(super) struct Writer {
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Order>,
     /// Bytes handed to the engine since the start, so that the checkpointer knows whether there is work.
     pub(super) written_bytes: Arc<AtomicU64>,
 }
 
 impl Writer {
-    /// Starts the thread. It ends when the last hand is gone and the queue is empty.
+    /// Starts the thread. It ends when it is told to, or when the last hand is gone.
     pub(super) fn start(
         connection: Connection,
         head: watch::Sender<Position>,
         path: String,
         telemetry: Arc<Telemetry>,
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
-        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let (queue, orders) = mpsc::channel(QUEUE_MAX);
         let written_bytes = Arc::new(AtomicU64::new(0));
         let session =
             Session { connection, path, head: Cell::new(head.borrow().0), failure: RefCell::new(None) };
-        let thread = Thread { session, jobs, head, telemetry, poisoned: None };
+        let thread = Thread { session, orders, head, telemetry, poisoned: None };
         let handle = std::thread::Builder::new()
             .name("chaski-writer".to_owned())
             .spawn(move || thread.run())
@@ -106,9 +112,15 @@ impl Writer {
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let (job, answer) = job(doing, Isolation::Savepoint, work);
-        self.queue.send(job).await.map_err(|_| StorageError::Closed)?;
+        self.queue.send(Order::Run(job)).await.map_err(|_| StorageError::Closed)?;
         self.written_bytes.fetch_add(ROW_BYTES, Ordering::Relaxed);
         answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// Ends the thread once everything ordered before is done. Later writes get [`StorageError::Closed`].
+    pub(super) async fn stop(&self) {
+        // A queue that is closed already has been stopped.
+        let _ = self.queue.send(Order::Stop).await;
     }
 
     /// As [`Writer::write`], for a single statement that undoes itself when it fails; refuses at once when
@@ -120,7 +132,7 @@ impl Writer {
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let (job, answer) = job(doing, Isolation::Statement, work);
-        self.queue.try_send(job).map_err(|refused| match refused {
+        self.queue.try_send(Order::Run(job)).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StorageError::Busy,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
         })?;
@@ -186,7 +198,7 @@ pub(super) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageErr
 
 struct Thread {
     session: Session,
-    jobs: mpsc::Receiver<Job>,
+    orders: mpsc::Receiver<Order>,
     head: watch::Sender<Position>,
     telemetry: Arc<Telemetry>,
     poisoned: Option<StorageError>,
@@ -195,7 +207,7 @@ struct Thread {
 impl Thread {
     fn run(mut self) {
         let mut answers = Vec::with_capacity(GROUP_MAX);
-        while let Some(first) = self.jobs.blocking_recv() {
+        while let Some(Order::Run(first)) = self.orders.blocking_recv() {
             let outcome = if let Some(failure) = &self.poisoned {
                 self.telemetry.refused_while_poisoned();
                 answers.push(first(None));
@@ -222,9 +234,15 @@ impl Thread {
         // outside of any.
         while answers.len() < GROUP_MAX
             && !self.session.connection.is_autocommit()
-            && let Ok(job) = self.jobs.try_recv()
+            && let Ok(order) = self.orders.try_recv()
         {
-            answers.push(job(Some(&self.session)));
+            match order {
+                Order::Run(job) => answers.push(job(Some(&self.session))),
+                Order::Stop => {
+                    self.orders.close();
+                    break;
+                }
+            }
         }
         if self.session.connection.is_autocommit() {
             return Err(self.session.failure.take().unwrap_or(StorageError::Closed));
