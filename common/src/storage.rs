@@ -10,7 +10,9 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+mod tables;
 pub mod embedded;
+// pub mod kafka;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,11 +26,41 @@ use crate::event::{Event, EventId};
 
 /// Most entries one page of a list holds; a longer list is read page by page.
 pub const PAGE_MAX: usize = 1000;
+/// The reason of a letter whose id was stored with other content, and what a person reads beside it.
+const CONFLICT: &str = "dedup_conflict";
+const CONFLICT_DETAIL: &str = "the id is stored with other content";
 
-/// A place in the log. Later events have greater positions; gaps are allowed.
+/// A place in the log. Of one partition, later events have greater positions; gaps are allowed. The number
+/// of the partition is in the upper bits, so that a position names its partition: a storage with a single
+/// one counts 1, 2, 3 and never shows it. Every position is a whole number for JSON, too (below 2^53).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Position(pub u64);
+
+impl Position {
+    /// Bits of the place within its partition: ten thousand events a second for 27 years.
+    const PLACE_BITS: u32 = 43;
+    /// Partitions that positions can tell apart.
+    pub const PARTITIONS_MAX: u32 = 1 << (53 - Self::PLACE_BITS);
+
+    /// The place behind `before` others in a partition; 0 is in front of its first event.
+    #[must_use]
+    pub const fn new(partition: u32, before: u64) -> Self {
+        Self(((partition as u64) << Self::PLACE_BITS) | before)
+    }
+
+    /// Its partition.
+    #[must_use]
+    pub const fn partition(self) -> u32 {
+        (self.0 >> Self::PLACE_BITS) as u32
+    }
+
+    /// Its place within the partition.
+    #[must_use]
+    pub const fn place(self) -> u64 {
+        self.0 & ((1 << Self::PLACE_BITS) - 1)
+    }
+}
 
 /// A storage that is open: both sides of the seam.
 #[derive(Clone)]
@@ -75,6 +107,12 @@ pub enum StorageError {
         found: i64,
         /// The newest version known here.
         known: i64,
+    },
+    /// The partition has gone to another reader, who settles it from now on.
+    #[error("partition {partition} has gone to another reader")]
+    Revoked {
+        /// Which.
+        partition: u32,
     },
     /// The storage is closing.
     #[error("the storage is closed")]
@@ -166,18 +204,42 @@ pub struct BatchLimit {
     pub bytes: usize,
 }
 
-/// A cursor that has been opened, and its records from there on.
+/// A cursor that has been opened. Its partitions are shared among all that read the same cursor, wherever
+/// they run: they come and go. Dropping it ends the reading.
 #[derive(Debug)]
 pub struct Subscription {
+    /// Each partition that comes or goes. Closed when no more will come: at once where there is only one
+    /// reader, for a replay when all of it is settled, or when the storage closes.
+    pub changes: mpsc::Receiver<Change>,
+}
+
+/// A partition comes or goes.
+#[derive(Debug)]
+pub enum Change {
+    /// This reader has the partition, and nobody else.
+    Gained(Track),
+    /// Another reader may have it: nothing of it may begin any more, and what is not settled by now begins
+    /// anew over there.
+    Lost {
+        /// Which.
+        partition: u32,
+    },
+}
+
+/// A partition's records from where its cursor stands.
+#[derive(Debug)]
+pub struct Track {
+    /// Its number, as its positions name it.
+    pub partition: u32,
     /// All positions up to here are settled.
     pub mark: Position,
     /// Positions past the mark that are known to be settled: skip them.
     pub settled: Vec<Position>,
     /// The last position to read, for a replay.
     pub until: Option<Position>,
-    /// Batches in log order, beginning behind the mark; closed when `until` is reached or the store closes.
-    /// An error is followed by another try, so a reader need only report it. Dropping the receiver ends the
-    /// reading.
+    /// Batches in log order, beginning behind the mark; closed when `until` is reached, the partition is lost
+    /// or the store closes. An error is followed by another try, so a reader need only report it. Dropping the
+    /// receiver ends the reading of this partition.
     pub batches: mpsc::Receiver<Result<Vec<Record>, StorageError>>,
 }
 
@@ -208,7 +270,7 @@ pub trait EventLog: Send + Sync {
     /// answered `false`.
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError>;
 
-    /// The position of the last durable event; changes when there is something to read.
+    /// The position of the last event that was made durable here; changes when there is something to read.
     fn head(&self) -> watch::Receiver<Position>;
 
     /// Opens a cursor: where it was left, or at `start` if it is new. The choice of a new cursor's start is
@@ -220,8 +282,8 @@ pub trait EventLog: Send + Sync {
         limit: BatchLimit,
     ) -> Result<Subscription, StorageError>;
 
-    /// Records that everything up to `mark` is settled and that these were delivered. A mark behind the
-    /// stored one moves nothing back. `Ok` means durable.
+    /// Records that everything up to `mark` is settled in its partition, and that these, of the same
+    /// partition, were delivered. A mark behind the stored one moves nothing back. `Ok` means durable.
     async fn settle(
         &self,
         cursor: &Cursor,
@@ -277,7 +339,7 @@ pub trait EventLog: Send + Sync {
 pub struct Replay {
     /// Its cursor.
     pub cursor: Cursor,
-    /// Settled up to here.
+    /// Settled up to here; with several partitions, in the one that is furthest behind.
     pub mark: Position,
     /// Ends here.
     pub until: Position,
@@ -288,9 +350,9 @@ pub struct Replay {
 pub struct Progress {
     /// The destination's name.
     pub destination: Arc<str>,
-    /// Settled up to here.
+    /// Settled up to here; with several partitions, in the one that is furthest behind.
     pub mark: Position,
-    /// Events past the mark.
+    /// Events past the mark, in all partitions.
     pub lag: u64,
     /// When the oldest event past the mark was received.
     pub oldest_unsettled: Option<Timestamp>,

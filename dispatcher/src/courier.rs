@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use chaski_common::storage::{Position, Record, StorageError};
+use chaski_common::storage::{Change, Cursor, Position, Record, StorageError};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +34,7 @@ use crate::metrics::DestinationMetrics;
 use crate::outcome::{AttemptResult, Outcome};
 use crate::parked::Book;
 use crate::rate::Rate;
+use crate::reading::{Reading, next_change};
 use crate::route::Route;
 use crate::store::{Keep, Look, Store};
 use crate::subjects::Subjects;
@@ -53,7 +54,7 @@ pub(crate) enum Command {
     /// The parked deliveries were changed from outside.
     Look,
     /// A replay.
-    Lane(Box<Lane>),
+    Read(Box<Reading>),
 }
 
 /// What the tasks of a courier report.
@@ -62,7 +63,7 @@ enum Report {
     Kept { delivery: Box<Delivery>, what: Keep, result: Result<(), StorageError> },
     Looked(Result<Look, StorageError>),
     Saved { lane: u64, mark: Position, result: Result<(), StorageError> },
-    Ended { lane: u64, result: Result<(), StorageError> },
+    Ended { cursor: Cursor, result: Result<(), StorageError> },
 }
 
 /// What the courier and its tasks look at and nobody changes.
@@ -78,7 +79,10 @@ struct Fixed {
 /// See the module.
 pub(crate) struct Courier {
     fixed: Arc<Fixed>,
+    readings: Vec<Reading>,
     lanes: Vec<Lane>,
+    /// Lanes there ever were.
+    lanes_numbered: u64,
     book: Book,
     subjects: Subjects,
     breaker: Breaker,
@@ -110,7 +114,7 @@ impl Courier {
         store: Store,
         metrics: DestinationMetrics,
         clock: Clock,
-        lanes: Vec<Lane>,
+        readings: Vec<Reading>,
         mut book: Book,
         paused: bool,
     ) -> Self {
@@ -121,7 +125,9 @@ impl Courier {
         let view = View::new(metrics, paused);
         Self {
             fixed: Arc::new(Fixed { route: Route::new(&spec), spec, sender, store, clock, view }),
-            lanes,
+            readings,
+            lanes: Vec::new(),
+            lanes_numbered: 0,
             book,
             subjects,
             breaker: Breaker::new(),
@@ -179,6 +185,7 @@ impl Courier {
                         self.report(report);
                     }
                 }
+                (reading, change) = next_change(&mut self.readings) => self.change(reading, change),
                 (lane, records) = next_batch(&mut self.lanes, readable) => self.read(lane, records),
                 () = &mut timer, if wake.is_some() => {}
             }
@@ -212,14 +219,46 @@ impl Courier {
         if self.settle_at.is_none() && self.lanes.iter().any(Lane::is_unsaved) {
             self.settle_at = Some(now + SETTLE_EVERY);
         }
-        for index in 0..self.lanes.len() {
-            if self.lanes[index].ends() {
-                let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
+        for index in 0..self.readings.len() {
+            let reading = &mut self.readings[index];
+            let over = self.lanes.iter().all(|lane| lane.cursor != reading.cursor || lane.is_over());
+            if reading.ends(over) {
+                let (fixed, cursor) = (self.fixed.clone(), reading.cursor.clone());
                 self.spawn(async move {
                     let result = fixed.store.end_replay(&cursor).await;
-                    Report::Ended { lane: cursor.replay, result }
+                    Report::Ended { cursor, result }
                 });
             }
+        }
+    }
+
+    /// A partition comes or goes.
+    fn change(&mut self, index: usize, change: Option<Change>) {
+        let reading = &self.readings[index];
+        match change {
+            Some(Change::Gained(track)) => {
+                self.lanes_numbered += 1;
+                let lane = Lane::new(self.lanes_numbered, reading.cursor.clone(), track, reading.limits);
+                self.lanes.push(lane);
+            }
+            Some(Change::Lost { partition }) => {
+                let lost = |lane: &Lane| lane.cursor == reading.cursor && lane.partition == partition;
+                if let Some(index) = self.lanes.iter().position(lost) {
+                    let lane = self.lanes.remove(index);
+                    self.abandon(lane);
+                }
+            }
+            None => return,
+        }
+        // With the partition comes or goes what is parked of it.
+        self.look_again();
+    }
+
+    /// Forgets what a lane has begun and not settled: another reader begins it anew.
+    fn abandon(&mut self, lane: Lane) {
+        self.subjects.forget(lane.number);
+        for delivery in lane.abandon() {
+            self.release(&delivery);
         }
     }
 
@@ -293,13 +332,15 @@ impl Courier {
     fn obey(&mut self, order: Command) {
         match order {
             Command::Pause(paused) => self.paused = paused,
-            Command::Lane(lane) => self.lanes.push(*lane),
-            Command::Look => {
-                for delivery in self.book.changed(self.fixed.clock.now()) {
-                    let next = self.subjects.release(&delivery.event);
-                    self.take_turn(next);
-                }
-            }
+            Command::Read(reading) => self.readings.push(*reading),
+            Command::Look => self.look_again(),
+        }
+    }
+
+    fn look_again(&mut self) {
+        for delivery in self.book.changed(self.fixed.clock.now()) {
+            let next = self.subjects.release(&delivery.event);
+            self.take_turn(next);
         }
     }
 
@@ -357,9 +398,10 @@ impl Courier {
             if self.lanes[index].is_unsaved() {
                 let (mark, delivered) = self.lanes[index].save();
                 let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
+                let lane = self.lanes[index].number;
                 self.spawn(async move {
                     let result = fixed.store.settle(&cursor, mark, &delivered).await;
-                    Report::Saved { lane: cursor.replay, mark, result }
+                    Report::Saved { lane, mark, result }
                 });
             }
         }
@@ -376,6 +418,7 @@ impl Courier {
     /// Lets attempts and writes under way end, parks what waits so that its time is kept, and settles.
     async fn stop(&mut self, deadline: Instant) {
         self.stopping = true;
+        // The subscriptions are kept, so that the partitions are still ours to settle.
         let now = Instant::now();
         for index in 0..self.lanes.len() {
             self.lanes[index].stop_reading();

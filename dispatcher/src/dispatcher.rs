@@ -16,9 +16,10 @@ use crate::courier::{self, Command, Courier};
 use crate::deliver::Sender;
 use crate::deliver::client::Dialer;
 use crate::destination::DestinationSpec;
-use crate::lane::{self, Lane};
+use crate::lane;
 use crate::metrics::Metrics;
 use crate::parked::Book;
+use crate::reading::Reading;
 use crate::status::DestinationStatus;
 use crate::store::Store;
 
@@ -177,8 +178,8 @@ impl Dispatcher {
         let handle = self.0.handle(destination)?;
         let (cursor, events) = self.0.storage.events.begin_replay(destination, from, to).await?;
         let number = cursor.replay;
-        let lane = self.0.open(cursor, Start::Beginning).await?;
-        handle.tell(Command::Lane(Box::new(lane))).await;
+        let reading = self.0.open(cursor, Start::Beginning).await?;
+        handle.tell(Command::Read(Box::new(reading))).await;
         Ok(ReplayStarted { number, events })
     }
 
@@ -230,19 +231,19 @@ impl Inner {
         self.couriers().get(name).cloned().ok_or_else(|| Error::UnknownDestination { name: name.to_owned() })
     }
 
-    async fn open(&self, cursor: Cursor, start: Start) -> Result<Lane, StorageError> {
+    async fn open(&self, cursor: Cursor, start: Start) -> Result<Reading, StorageError> {
         let limits = lane::Limits::within(self.config.parked_max);
         let subscription = self.storage.events.subscribe(&cursor, start, limits.batch).await?;
-        Ok(Lane::new(cursor, subscription, limits))
+        Ok(Reading::new(cursor, subscription, limits))
     }
 
     /// Everything a courier must know before its first step, read from the storage.
     async fn prepare(&self, spec: Arc<DestinationSpec>) -> Result<Courier, StorageError> {
         let name = spec.name.clone();
-        let mut lanes = vec![self.open(Cursor::of(name.clone()), spec.start).await?];
+        let mut readings = vec![self.open(Cursor::of(name.clone()), spec.start).await?];
         for replay in self.storage.events.replays().await? {
             if replay.cursor.destination == name {
-                lanes.push(self.open(replay.cursor, Start::Beginning).await?);
+                readings.push(self.open(replay.cursor, Start::Beginning).await?);
             }
         }
         let paused =
@@ -251,7 +252,7 @@ impl Inner {
         let book = Book::new(store.look(self.clock.now(), 0).await?, self.config.parked_max);
         let metrics = self.metrics.of(&name);
         let sender = Sender::new(&spec, &self.dialer, self.clock.clone(), metrics.header_dropped.clone());
-        Ok(Courier::new(spec, sender, store, metrics, self.clock.clone(), lanes, book, paused))
+        Ok(Courier::new(spec, sender, store, metrics, self.clock.clone(), readings, book, paused))
     }
 
     fn set_off(&self, courier: Courier) {

@@ -1,4 +1,5 @@
-//! One cursor's way through the log: a destination's own, or a replay's. No I/O beyond taking batches.
+//! One partition of a cursor's way through the log: a destination's own, or a replay's. No I/O beyond taking
+//! batches.
 //!
 //! A lane knows what it has read and not finished, what is ready, and what waits inside the window. Who goes
 //! when is the courier's decision, because the lanes of a destination share its limits.
@@ -6,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::task::{Context, Poll};
 
-use chaski_common::storage::{BatchLimit, Cursor, Delivered, Position, Record, StorageError, Subscription};
+use chaski_common::storage::{BatchLimit, Cursor, Delivered, Position, Record, StorageError, Track};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -36,11 +37,12 @@ impl Limits {
     }
 }
 
-/// One cursor.
+/// One partition of one cursor, for as long as it is here.
 pub(crate) struct Lane {
-    /// 0 is the destination's own way through the log.
+    /// Given once in a courier's life, so that what comes home late finds its own lane or none.
     pub(crate) number: u64,
     pub(crate) cursor: Cursor,
+    pub(crate) partition: u32,
     /// None once the end was reached.
     batches: Option<mpsc::Receiver<Result<Vec<Record>, StorageError>>>,
     limits: Limits,
@@ -56,8 +58,6 @@ pub(crate) struct Lane {
     saved: Position,
     /// A settle is being written.
     saving: bool,
-    /// The end of the replay is being written.
-    ending: bool,
 }
 
 /// A delivery that waits for its next attempt inside the window.
@@ -68,21 +68,21 @@ struct Wait {
 }
 
 impl Lane {
-    pub(crate) fn new(cursor: Cursor, subscription: Subscription, limits: Limits) -> Self {
+    pub(crate) fn new(number: u64, cursor: Cursor, track: Track, limits: Limits) -> Self {
         Self {
-            number: cursor.replay,
+            number,
             cursor,
-            batches: Some(subscription.batches),
+            partition: track.partition,
+            batches: Some(track.batches),
             limits,
-            window: Window::new(subscription.mark),
-            settled: subscription.settled.into_iter().collect(),
+            window: Window::new(track.mark),
+            settled: track.settled.into_iter().collect(),
             open: true,
             ready: VecDeque::new(),
             waits: BTreeMap::new(),
             delivered: Vec::new(),
-            saved: subscription.mark,
+            saved: track.mark,
             saving: false,
-            ending: false,
         }
     }
 
@@ -226,14 +226,14 @@ impl Lane {
         self.saving
     }
 
-    /// Whether all of a replay is settled, durably; true once.
-    pub(crate) fn ends(&mut self) -> bool {
-        let over = self.number != 0
-            && self.batches.is_none()
-            && self.unsettled() == 0
-            && !self.saving
-            && !self.is_unsaved();
-        over && !std::mem::replace(&mut self.ending, true)
+    /// Whether all that there was to read is settled, durably.
+    pub(crate) fn is_over(&self) -> bool {
+        self.batches.is_none() && self.unsettled() == 0 && !self.saving && !self.is_unsaved()
+    }
+
+    /// What is ready or waits, when the partition is lost: another reader begins it anew.
+    pub(crate) fn abandon(self) -> impl Iterator<Item = Box<Delivery>> {
+        self.ready.into_iter().chain(self.waits.into_values().map(|wait| wait.delivery))
     }
 }
 
@@ -246,9 +246,9 @@ mod tests {
 
     fn lane(parked_max: u64) -> Lane {
         let (_, batches) = mpsc::channel(1);
-        let subscription =
-            Subscription { mark: Position(0), settled: vec![Position(2)], until: None, batches };
-        Lane::new(Cursor::of("erp"), subscription, Limits::within(parked_max))
+        let track =
+            Track { partition: 0, mark: Position(0), settled: vec![Position(2)], until: None, batches };
+        Lane::new(1, Cursor::of("erp"), track, Limits::within(parked_max))
     }
 
     fn record(position: u64) -> Record {

@@ -17,6 +17,7 @@ mod dispatcher;
 pub mod status;
 mod route;
 mod courier;
+mod reading;
 mod lane;
 mod window;
 mod subjects;

@@ -85,7 +85,7 @@ impl Store {
         .await
     }
 
-    /// Makes a lane's progress durable. Fails only when the storage is closed.
+    /// Makes a lane's progress durable. Fails only when the storage is closed or the partition is lost.
     pub(crate) async fn settle(
         &self,
         cursor: &Cursor,
@@ -115,7 +115,7 @@ impl Store {
         write
             .retry(backoff)
             .sleep(tokio::time::sleep)
-            .when(|error| !matches!(error, StorageError::Closed))
+            .when(|error| !matches!(error, StorageError::Closed | StorageError::Revoked { .. }))
             .notify(|error, _| {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use chaski_common::event::Event;
 
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Origin};
 use crate::destination::Ordering;
 
 /// The subjects that have something under way at a destination.
@@ -105,6 +105,15 @@ impl Subjects {
         self.key(event).and_then(|subject| self.holds.get(subject)).is_some_and(|hold| hold.parked > 0)
     }
 
+    /// What stands in line from a lane that is gone stands there no more.
+    pub(crate) fn forget(&mut self, lane: u64) {
+        for hold in self.holds.values_mut() {
+            let before = hold.line.len();
+            hold.line.retain(|delivery| delivery.origin != Origin::Lane(lane));
+            self.in_line -= before - hold.line.len();
+        }
+    }
+
     /// The turn is over: who is next.
     pub(crate) fn release(&mut self, event: &Event) -> Option<Turn> {
         let subject = self.key(event)?;
@@ -164,6 +173,22 @@ mod tests {
         subjects.parked(&a);
         assert_eq!(subjects.release(&a), None);
         assert!(subjects.claim(&a));
+    }
+
+    #[test]
+    fn what_a_lost_lane_had_in_line_is_forgotten_and_nothing_else() {
+        let from = |lane, position| {
+            let mut delivery = delivery(position, Some("s"));
+            delivery.origin = Origin::Lane(lane);
+            delivery
+        };
+        let mut subjects = Subjects::new(Ordering::Key);
+        assert!(matches!(subjects.admit(from(1, 1)), Some(Turn::Go(_))));
+        assert_eq!(subjects.admit(from(1, 2)), None);
+        assert_eq!(subjects.admit(from(2, 3)), None);
+        subjects.forget(1);
+        assert_eq!(subjects.in_line(), 1);
+        assert_eq!(subjects.release(&from(1, 1).event), Some(Turn::Go(from(2, 3))));
     }
 
     proptest! {

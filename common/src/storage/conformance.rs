@@ -11,6 +11,7 @@
 )]
 
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,9 +19,9 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::{
-    Appended, BatchLimit, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, Failure, Fate, FateState,
-    OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record, Start, Storage, StorageError,
-    Subscription,
+    Appended, BatchLimit, Change, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, Failure, Fate,
+    FateState, OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record, Start, Storage,
+    StorageError, Subscription, Track,
 };
 use crate::event::{Event, EventId, Fingerprint};
 
@@ -110,12 +111,40 @@ async fn fill(storage: &Storage, keys: std::ops::Range<u64>) -> Vec<Position> {
     positions
 }
 
-async fn subscribe(storage: &Storage, destination: &str, start: Start) -> Subscription {
-    storage.events.subscribe(&Cursor::of(destination), start, EVERYTHING).await.unwrap()
+/// A subscription and its only partition.
+struct Reader {
+    _subscription: Subscription,
+    track: Track,
+}
+
+impl Deref for Reader {
+    type Target = Track;
+
+    fn deref(&self) -> &Track {
+        &self.track
+    }
+}
+
+impl DerefMut for Reader {
+    fn deref_mut(&mut self) -> &mut Track {
+        &mut self.track
+    }
+}
+
+async fn subscribe(storage: &Storage, destination: &str, start: Start) -> Reader {
+    read(storage, &Cursor::of(destination), start, EVERYTHING).await
+}
+
+async fn read(storage: &Storage, cursor: &Cursor, start: Start, limit: BatchLimit) -> Reader {
+    let mut subscription = storage.events.subscribe(cursor, start, limit).await.unwrap();
+    match subscription.changes.recv().await {
+        Some(Change::Gained(track)) => Reader { _subscription: subscription, track },
+        other => panic!("a reader on its own has every partition, not {other:?}"),
+    }
 }
 
 /// The next `count` records of a subscription.
-async fn take(subscription: &mut Subscription, count: usize) -> Vec<Record> {
+async fn take(subscription: &mut Reader, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
     while records.len() < count {
         records.extend(subscription.batches.recv().await.unwrap().unwrap());
@@ -315,7 +344,7 @@ pub async fn what_was_settled_past_the_mark_is_known_after_reopening(backend: &i
     storage.events.close().await;
     let storage = backend.open().await;
     let subscription = subscribe(&storage, "erp", Start::Now).await;
-    assert_eq!((subscription.mark, subscription.settled), (positions[0], positions[1..4].to_vec()));
+    assert_eq!((subscription.mark, &*subscription.settled), (positions[0], &positions[1..4]));
     storage.events.close().await;
 }
 
@@ -329,7 +358,7 @@ pub async fn a_batch_keeps_to_its_limits(backend: &impl Backend) {
         (BatchLimit { records: 100, bytes: 0 }, 1),
     ] {
         let cursor = Cursor::of(format!("limit-{expected}"));
-        let mut subscription = storage.events.subscribe(&cursor, Start::Beginning, limit).await.unwrap();
+        let mut subscription = read(&storage, &cursor, Start::Beginning, limit).await;
         let mut seen = 0;
         while seen < 7 {
             let batch = subscription.batches.recv().await.unwrap().unwrap();
@@ -530,7 +559,7 @@ pub async fn a_replay_covers_its_span_and_leaves_the_cursor_alone(backend: &impl
     let replays = storage.events.replays().await.unwrap();
     assert_eq!(replays.len(), 1);
     assert_eq!((&replays[0].cursor, replays[0].until), (&cursor, positions[3]));
-    let mut subscription = storage.events.subscribe(&cursor, Start::Now, EVERYTHING).await.unwrap();
+    let mut subscription = read(&storage, &cursor, Start::Now, EVERYTHING).await;
     assert_eq!(subscription.until, Some(positions[3]));
     let seen: Vec<Event> = take(&mut subscription, 3).await.into_iter().map(|record| record.event).collect();
     assert_eq!(seen, [event(2), event(3), event(4)]);
@@ -543,7 +572,10 @@ pub async fn a_replay_covers_its_span_and_leaves_the_cursor_alone(backend: &impl
     let (empty, count) = storage.events.begin_replay("erp", at(900), at(901)).await.unwrap();
     assert_eq!(count, 0);
     let mut nothing = storage.events.subscribe(&empty, Start::Now, EVERYTHING).await.unwrap();
-    assert!(nothing.batches.recv().await.is_none());
+    while let Some(change) = nothing.changes.recv().await {
+        let Change::Gained(mut track) = change else { panic!("nobody else reads: {change:?}") };
+        assert!(track.batches.recv().await.is_none());
+    }
     storage.events.close().await;
 }
 

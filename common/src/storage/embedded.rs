@@ -5,13 +5,11 @@
 //! opened anew; opening first copies the whole log into the database file and syncs *that*, so that
 //! nothing is built on pages of which nobody knows whether the disk has them. A second process is refused.
 //!
-//! The schema, with what each table is for, is in `embedded/schema.sql`.
+//! The schema, with what each table is for, is in `tables/schema.sql`.
 
 mod checkpoint;
 mod deliveries;
 mod events;
-mod readers;
-mod rows;
 mod subscription;
 mod telemetry;
 mod writer;
@@ -28,9 +26,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::checkpoint::Checkpointer;
-use self::readers::Readers;
 use self::telemetry::Telemetry;
-use self::writer::{Writer, engine};
+use self::writer::Writer;
+use super::tables::readers::{Readers, engine};
+use super::tables::{SCHEMA, rows};
 use super::{Position, Storage, StorageError};
 
 /// The database file inside the store's folder.
@@ -41,7 +40,6 @@ const LOCK_FILE: &str = "chaski.lock";
 const APPLICATION_ID: i32 = 0x4348_534b;
 /// The schema this code reads and writes.
 const SCHEMA_VERSION: i64 = 1;
-const SCHEMA: &str = include_str!("embedded/schema.sql");
 /// How long the writer waits for a checkpoint that holds it.
 const WRITER_WAIT: Duration = Duration::from_secs(10);
 /// How long a checkpoint waits for readers before it lets the writer go on.
@@ -70,8 +68,8 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
     let (writer, writer_thread) = Writer::start(connection, head.clone(), path, Arc::clone(&telemetry))?;
-    let readers =
-        Readers::open(&database, Arc::clone(&telemetry)).map_err(|error| engine("opening readers", error))?;
+    let readers = Readers::open(&database, telemetry.read_failures())
+        .map_err(|error| engine("opening readers", error))?;
 
     let (stop_checkpoints, stopped) = std::sync::mpsc::channel();
     let checkpointer = Checkpointer {

@@ -38,14 +38,17 @@ impl Courier {
                 tracing::warn!(destination = %self.fixed.spec.name, %error, "parked deliveries could not be read; trying again");
                 if matches!(error, StorageError::Closed) { Err(error) } else { Ok(()) }
             }
+            // The lane goes as soon as the courier hears of its loss.
+            Report::Saved { result: Err(StorageError::Revoked { .. }), .. } => Ok(()),
             Report::Saved { lane, mark, result } => result.map(|()| {
                 if let Some(lane) = self.lane(lane) {
                     lane.saved(mark);
                 }
             }),
-            Report::Ended { lane, result } => {
-                result.map(|()| self.lanes.retain(|known| known.number != lane))
-            }
+            Report::Ended { cursor, result } => result.map(|()| {
+                self.readings.retain(|known| known.cursor != cursor);
+                self.lanes.retain(|known| known.cursor != cursor);
+            }),
         };
         self.closed |= closed.is_err();
     }
@@ -74,6 +77,13 @@ impl Courier {
         let (name, time) = (&self.fixed.spec.name, self.fixed.clock.now());
         let result = outcome.result.label();
         tracing::debug!(destination = %name, event = %delivery.event.id, attempt = delivery.attempts, result, "attempted");
+        if let Origin::Lane(number) = delivery.origin
+            && !self.lanes.iter().any(|lane| lane.number == number)
+            && !outcome.is_success()
+        {
+            // Its partition has been lost meanwhile.
+            return self.release(&delivery);
+        }
         let uncounted = self.breaker.is_open() && outcome.is_outage() && outcome.retry_after.is_none();
         if uncounted && let Origin::Lane(number) = delivery.origin {
             delivery.uncount();
@@ -156,11 +166,11 @@ impl Courier {
 
     /// A lane's position is settled.
     fn settled(&mut self, number: u64, delivery: &Delivery, delivered: Option<Delivered>, what: Replayed) {
-        if number != 0 {
-            self.fixed.view.metrics.replayed(what);
-        }
         if let Some(lane) = self.lane(number) {
             lane.settle(delivery.position, delivered);
+            if lane.cursor.replay != 0 {
+                self.fixed.view.metrics.replayed(what);
+            }
         }
     }
 

@@ -4,35 +4,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+use rusqlite::{Connection, params};
 use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
-use super::events::{Conditions, append, number_of, record_delivery};
-use super::rows::{self, event_columns, event_values, history_text, millis, seq};
+use super::events::append;
 use super::writer::Session;
 use crate::event::EventId;
+use crate::storage::tables::deliveries::{
+    self, dropped, forget, keep_letter, number_of, park, parked_of, record_delivery,
+};
+use crate::storage::tables::rows::millis;
 use crate::storage::{
     Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Position,
     Quarantined, StorageError,
 };
-
-/// The reason of a delivery that an operator ended.
-const DROPPED: &str = "dropped";
-
-const SELECT_PARKED: &str = concat!(
-    "SELECT name, seq, due, attempts, first_attempt, history, ",
-    event_columns!(),
-    " FROM parked JOIN destination ON destination.number = destination"
-);
-const SELECT_DEAD: &str = concat!(
-    "SELECT dead.number, name, seq, reason, detail, at, attempts, history, ",
-    event_columns!(),
-    " FROM dead LEFT JOIN destination ON destination.number = destination"
-);
-/// Of each subject only the earliest in the log.
-const NOTHING_BEFORE: &str = "(subject IS NULL OR NOT EXISTS (SELECT 1 FROM parked AS earlier \
-    WHERE earlier.destination = parked.destination AND earlier.subject = parked.subject AND earlier.seq < parked.seq))";
 
 #[async_trait]
 impl Deliveries for Embedded {
@@ -47,23 +33,11 @@ impl Deliveries for Embedded {
         ordered: bool,
         limit: usize,
     ) -> Result<Vec<Parked>, StorageError> {
-        let mut query = waiting(destination, ordered);
-        query.and("due <= ?", Some(millis(now)));
-        self.readers
-            .read("reading due deliveries", move |connection| {
-                query.run(connection, "ORDER BY due, seq LIMIT ?", limit, rows::parked)
-            })
-            .await
+        self.readers.due(destination, None, now, ordered, limit).await
     }
 
     async fn next_due(&self, destination: &str, ordered: bool) -> Result<Option<Timestamp>, StorageError> {
-        let query = waiting(destination, ordered);
-        self.readers
-            .read("reading the next due time", move |connection| {
-                let first = query.run(connection, "ORDER BY due, seq LIMIT ?", 1, rows::parked)?;
-                Ok(first.first().map(|parked| parked.due))
-            })
-            .await
+        self.readers.next_due(destination, None, ordered).await
     }
 
     async fn complete(
@@ -87,36 +61,15 @@ impl Deliveries for Embedded {
     }
 
     async fn held_subjects(&self, destination: &str) -> Result<Vec<(Arc<str>, u64)>, StorageError> {
-        let name = destination.to_owned();
-        self.readers
-            .read("reading the held subjects", move |connection| {
-                let sql = "SELECT subject, COUNT(*) FROM parked JOIN destination ON destination.number = destination \
-                           WHERE name = ? AND subject IS NOT NULL GROUP BY subject";
-                rows::all(connection, sql, [name], |row| Ok((row.get::<_, String>(0)?.into(), rows::unsigned(row, 1)?)))
-            })
-            .await
+        self.readers.held_subjects(destination, None).await
     }
 
     async fn parked_count(&self, destination: &str) -> Result<u64, StorageError> {
-        let name = destination.to_owned();
-        self.readers
-            .read("counting parked deliveries", move |connection| {
-                let sql = "SELECT COUNT(*) FROM parked JOIN destination ON destination.number = destination WHERE name = ?";
-                connection.prepare_cached(sql)?.query_row([name], |row| rows::unsigned(row, 0))
-            })
-            .await
+        self.readers.parked_count(destination, None).await
     }
 
     async fn parked(&self, filter: ParkedFilter) -> Result<Vec<Parked>, StorageError> {
-        self.readers
-            .read("listing parked deliveries", move |connection| {
-                let mut query = Conditions::new(SELECT_PARKED);
-                query.and("name = ?", filter.destination);
-                query.and("id = ?", filter.id.map(|id| *id.as_bytes()));
-                let tail = format!("ORDER BY due, seq LIMIT ? OFFSET {}", filter.offset);
-                query.run(connection, &tail, filter.limit, rows::parked)
-            })
-            .await
+        self.readers.parked(filter).await
     }
 
     async fn hurry(
@@ -144,10 +97,7 @@ impl Deliveries for Embedded {
         let name = destination.map(str::to_owned);
         self.writer
             .write("dropping a parked delivery", move |session| {
-                let mut query = Conditions::new(SELECT_PARKED);
-                query.and("id = ?", Some(*id.as_bytes()));
-                query.and("name = ?", name);
-                let found = query.run(&session.connection, "LIMIT ?", 0, rows::parked)?;
+                let found = parked_of(&session.connection, id, name)?;
                 for parked in &found {
                     bury(&session.connection, &dropped(parked, now))?;
                 }
@@ -157,34 +107,11 @@ impl Deliveries for Embedded {
     }
 
     async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError> {
-        self.readers
-            .read("listing dead letters", move |connection| {
-                let mut query = Conditions::new(SELECT_DEAD);
-                match filter.destination {
-                    Some(name) if name.is_empty() => query.require("destination IS NULL"),
-                    name => query.and("name = ?", name),
-                }
-                query.and("id = ?", filter.id.map(|id| *id.as_bytes()));
-                query.and("reason = ?", filter.reason);
-                query.and("at >= ?", filter.since.map(millis));
-                query.and("at < ?", filter.until.map(millis));
-                query.and("dead.number > ?", filter.after.map(u64::cast_signed));
-                query.run(connection, "ORDER BY dead.number LIMIT ?", filter.limit, rows::dead_letter)
-            })
-            .await
+        self.readers.dead(filter).await
     }
 
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
-        self.readers
-            .read("counting quarantined events", |connection| {
-                let sql = "SELECT source, COUNT(*), MIN(received_at) FROM dead WHERE destination IS NULL GROUP BY source";
-                rows::all(connection, sql, [], |row| {
-                    let source: String = row.get(0)?;
-                    let oldest = rows::time(row, 2)?;
-                    Ok(Quarantined { source: source.into(), events: rows::unsigned(row, 1)?, oldest })
-                })
-            })
-            .await
+        self.readers.quarantined().await
     }
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
@@ -193,7 +120,7 @@ impl Deliveries for Embedded {
             .write("redriving dead letters", move |session| {
                 let mut found = 0;
                 for number in numbers {
-                    found += usize::from(redrive(session, number.cast_signed(), now)?);
+                    found += usize::from(redrive(session, number, now)?);
                 }
                 Ok(found)
             })
@@ -211,85 +138,17 @@ impl Deliveries for Embedded {
     }
 }
 
-fn waiting(destination: &str, ordered: bool) -> Conditions {
-    let mut query = Conditions::new(SELECT_PARKED);
-    query.and("destination = (SELECT number FROM destination WHERE name = ?)", Some(destination.to_owned()));
-    if ordered {
-        query.require(NOTHING_BEFORE);
-    }
-    query
-}
-
-fn park(connection: &Connection, parked: &Parked) -> rusqlite::Result<()> {
-    const INSERT: &str = concat!(
-        "INSERT OR REPLACE INTO parked (destination, seq, due, attempts, first_attempt, history, ",
-        event_columns!(),
-        ") VALUES (?, ?, ?, ?, ?, ?, ",
-        event_values!(),
-        ")"
-    );
-    let head: [&dyn ToSql; 6] = [
-        &number_of(connection, &parked.destination)?,
-        &seq(parked.position),
-        &millis(parked.due),
-        &parked.attempts,
-        &parked.first_attempt.map(millis),
-        &history_text(&parked.history)?,
-    ];
-    rows::execute_with_event(&mut *connection.prepare_cached(INSERT)?, &head, &parked.event).map(|_| ())
-}
-
-fn forget(connection: &Connection, destination: i64, id: EventId) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM parked WHERE destination = ? AND id = ?")?
-        .execute(params![destination, id.as_bytes()])
-        .map(|_| ())
-}
-
+/// Keeps a letter and forgets the parked delivery it may have come from.
 fn bury(connection: &Connection, letter: &DeadLetter) -> rusqlite::Result<()> {
-    const INSERT: &str = concat!(
-        "INSERT OR REPLACE INTO dead (destination, seq, reason, detail, at, attempts, history, ",
-        event_columns!(),
-        ") VALUES (?, ?, ?, ?, ?, ?, ?, ",
-        event_values!(),
-        ")"
-    );
-    let destination = letter.destination.as_deref().map(|name| number_of(connection, name)).transpose()?;
-    let head: [&dyn ToSql; 7] = [
-        &destination,
-        &letter.position.map(seq),
-        &&*letter.reason,
-        &&*letter.detail,
-        &millis(letter.at),
-        &letter.attempts,
-        &history_text(&letter.history)?,
-    ];
-    rows::execute_with_event(&mut *connection.prepare_cached(INSERT)?, &head, &letter.event)?;
-    destination.map_or(Ok(()), |destination| forget(connection, destination, letter.event.id))
-}
-
-fn dropped(parked: &Parked, now: Timestamp) -> DeadLetter {
-    DeadLetter {
-        number: 0,
-        destination: Some(Arc::clone(&parked.destination)),
-        position: Some(parked.position),
-        event: parked.event.clone(),
-        reason: DROPPED.into(),
-        detail: "ended by an operator".into(),
-        at: now,
-        attempts: parked.attempts,
-        history: parked.history.clone(),
-    }
+    keep_letter(connection, letter)?;
+    let Some(name) = &letter.destination else { return Ok(()) };
+    forget(connection, number_of(connection, name)?, letter.event.id)
 }
 
 /// Sends one letter on its way again; false if there is none of that number.
-fn redrive(session: &Session, number: i64, now: Timestamp) -> rusqlite::Result<bool> {
+fn redrive(session: &Session, number: u64, now: Timestamp) -> rusqlite::Result<bool> {
     let connection = &session.connection;
-    let sql = format!("{SELECT_DEAD} WHERE dead.number = ?");
-    let Some(letter) = connection.prepare_cached(&sql)?.query_row([number], rows::dead_letter).optional()?
-    else {
-        return Ok(false);
-    };
+    let Some(letter) = deliveries::letter(connection, number)? else { return Ok(false) };
     match letter.destination {
         Some(destination) => park(
             connection,
@@ -305,7 +164,7 @@ fn redrive(session: &Session, number: i64, now: Timestamp) -> rusqlite::Result<b
         )?,
         None => admit(session, letter, now)?,
     }
-    connection.execute("DELETE FROM dead WHERE number = ?", [number])?;
+    connection.execute("DELETE FROM dead WHERE number = ?", [number.cast_signed()])?;
     Ok(true)
 }
 

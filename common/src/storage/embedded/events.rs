@@ -9,17 +9,17 @@ use tokio::sync::{mpsc, watch};
 
 use super::Embedded;
 use super::checkpoint::length;
-use super::rows::{self, event_columns, event_values, millis, seq};
 use super::subscription::Feed;
 use super::writer::Session;
 use crate::event::{Event, EventId};
+use crate::storage::tables::deliveries::{number_of, record_delivery};
+use crate::storage::tables::query::Conditions;
+use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
-    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, FateState, OnConflict,
-    PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Change, Cursor, Delivered, EventFilter, EventLog, Fate, FateState,
+    OnConflict, Position, Progress, Record, Replay, Start, StorageError, Subscription, Track,
 };
-
-/// The reason of a letter whose id was stored with other content.
-pub(super) const CONFLICT: &str = "dedup_conflict";
+use crate::storage::{CONFLICT, CONFLICT_DETAIL};
 
 #[async_trait]
 impl EventLog for Embedded {
@@ -66,7 +66,11 @@ impl EventLog for Embedded {
             batches,
         };
         tokio::spawn(feed.run());
-        Ok(Subscription { mark, settled, until, batches: receiver })
+        let (announce, changes) = mpsc::channel(1);
+        // The only partition has the only reader: it comes at once and never goes. There is room for it.
+        let track = Track { partition: mark.partition(), mark, settled, until, batches: receiver };
+        let _ = announce.try_send(Change::Gained(track));
+        Ok(Subscription { changes })
     }
 
     async fn settle(
@@ -214,7 +218,7 @@ pub(super) fn append(
     if stored == *event.fingerprint.as_bytes() || on_conflict == OnConflict::Duplicate {
         return Ok(Appended::Duplicate);
     }
-    quarantine(session, event, CONFLICT, "the id is stored with other content")?;
+    quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
     Ok(Appended::Conflict)
 }
 
@@ -229,33 +233,6 @@ fn quarantine(session: &Session, event: &Event, reason: &str, detail: &str) -> r
     let mut insert = session.connection.prepare_cached(INSERT)?;
     let head: [&dyn ToSql; 5] = [&reason, &detail, &millis(event.received_at), &0, &"[]"];
     Ok(rows::execute_with_event(&mut insert, &head, event)? == 1)
-}
-
-/// The destination's number, given at first sight.
-pub(super) fn number_of(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
-    let known = connection
-        .prepare_cached("SELECT number FROM destination WHERE name = ?")?
-        .query_row([name], |row| row.get(0))
-        .optional()?;
-    if let Some(number) = known {
-        return Ok(number);
-    }
-    connection.execute("INSERT INTO destination (name) VALUES (?)", [name])?;
-    Ok(connection.last_insert_rowid())
-}
-
-/// Records that a destination took an event, replacing what an earlier delivery of it left.
-pub(super) fn record_delivery(
-    connection: &Connection,
-    destination: i64,
-    delivered: &Delivered,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO delivered (destination, seq, at, attempts) VALUES (?, ?, ?, ?)",
-        )?
-        .execute(params![destination, seq(delivered.position), millis(delivered.at), delivered.attempts])?;
-    Ok(())
 }
 
 type OpenCursor = (Position, Option<Position>, Vec<Position>);
@@ -423,47 +400,4 @@ fn prune(
         )?;
     }
     Ok(deleted)
-}
-
-/// A query that grows by the conditions that were asked for.
-pub(super) struct Conditions {
-    sql: String,
-    parameters: Vec<Box<dyn ToSql + Send>>,
-    joint: &'static str,
-}
-
-impl Conditions {
-    pub(super) fn new(sql: &str) -> Self {
-        Self { sql: sql.to_owned(), parameters: Vec::new(), joint: " WHERE " }
-    }
-
-    /// Adds a condition without a placeholder.
-    pub(super) fn require(&mut self, condition: &str) {
-        self.sql.push_str(self.joint);
-        self.sql.push_str(condition);
-        self.joint = " AND ";
-    }
-
-    /// Adds a condition with one placeholder, if there is a value for it.
-    pub(super) fn and(&mut self, condition: &str, value: Option<impl ToSql + Send + 'static>) {
-        if let Some(value) = value {
-            self.require(condition);
-            self.parameters.push(Box::new(value));
-        }
-    }
-
-    /// Runs it with `tail`, whose only placeholder is the limit.
-    pub(super) fn run<T>(
-        mut self,
-        connection: &Connection,
-        tail: &str,
-        limit: usize,
-        from_row: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Vec<T>> {
-        self.sql.push(' ');
-        self.sql.push_str(tail);
-        let limit = if limit == 0 { PAGE_MAX } else { limit.min(PAGE_MAX) };
-        self.parameters.push(Box::new(i64::try_from(limit).unwrap_or(i64::MAX)));
-        rows::all(connection, &self.sql, rusqlite::params_from_iter(self.parameters.iter()), from_row)
-    }
 }

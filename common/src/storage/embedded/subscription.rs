@@ -4,8 +4,8 @@ use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::readers::Readers;
-use super::rows::{self, event_columns};
+use crate::storage::tables::readers::Readers;
+use crate::storage::tables::rows::{self, event_columns};
 use crate::storage::{BatchLimit, Position, READ_RETRY, Record, StorageError};
 
 pub(super) struct Feed {

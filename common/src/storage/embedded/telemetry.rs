@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounterVec, IntGauge, Registry};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use crate::metrics::{FAST_SECONDS, Metrics};
 use crate::storage::StorageError;
@@ -64,8 +64,9 @@ impl Telemetry {
         self.errors.with_label_values(&["refused"]).inc();
     }
 
-    pub(super) fn read_failed(&self) {
-        self.errors.with_label_values(&["read"]).inc();
+    /// Counts reads that failed.
+    pub(super) fn read_failures(&self) -> IntCounter {
+        self.errors.with_label_values(&["read"])
     }
 
     pub(super) fn checkpoint_failed(&self) {

@@ -18,6 +18,7 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::telemetry::Telemetry;
+use crate::storage::tables::readers::engine;
 use crate::storage::{Position, StorageError};
 
 /// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
@@ -189,11 +190,6 @@ fn in_savepoint<T>(
     }
     session.connection.execute_batch("RELEASE job")?;
     result
-}
-
-/// An error of the engine, as the seam reports it.
-pub(super) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageError {
-    StorageError::Engine { doing, source: Arc::new(source) }
 }
 
 struct Thread {

@@ -6,27 +6,27 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus::IntCounter;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 
-use super::telemetry::Telemetry;
-use super::writer::engine;
 use crate::storage::StorageError;
 
 /// Queries under way at once; more wait their turn.
 const CONNECTIONS: usize = 4;
 
 #[derive(Clone)]
-pub(super) struct Readers(Arc<Pool>);
+pub(in crate::storage) struct Readers(Arc<Pool>);
 
 struct Pool {
     idle: Mutex<Vec<Connection>>,
     turns: Semaphore,
-    telemetry: Arc<Telemetry>,
+    failures: IntCounter,
 }
 
 impl Readers {
-    pub(super) fn open(file: &Path, telemetry: Arc<Telemetry>) -> rusqlite::Result<Self> {
+    /// `failures` counts queries that failed.
+    pub(in crate::storage) fn open(file: &Path, failures: IntCounter) -> rusqlite::Result<Self> {
         let idle = (0..CONNECTIONS)
             .map(|_| {
                 let connection = Connection::open_with_flags(
@@ -38,11 +38,11 @@ impl Readers {
                 Ok(connection)
             })
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok(Self(Arc::new(Pool { idle: Mutex::new(idle), turns: Semaphore::new(CONNECTIONS), telemetry })))
+        Ok(Self(Arc::new(Pool { idle: Mutex::new(idle), turns: Semaphore::new(CONNECTIONS), failures })))
     }
 
     /// Runs a query. A dropped future lets the query finish and throws its answer away.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(in crate::storage) async fn read<T: Send + 'static>(
         &self,
         doing: &'static str,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -57,7 +57,7 @@ impl Readers {
             pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
             pool.turns.add_permits(1);
             result.map_err(|source| {
-                pool.telemetry.read_failed();
+                pool.failures.inc();
                 engine(doing, source)
             })
         });
@@ -65,8 +65,13 @@ impl Readers {
     }
 
     /// No further query begins, and the connections close once the running ones are done.
-    pub(super) fn close(&self) {
+    pub(in crate::storage) fn close(&self) {
         self.0.turns.close();
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+/// An error of the engine, as the seam reports it.
+pub(in crate::storage) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageError {
+    StorageError::Engine { doing, source: Arc::new(source) }
 }

@@ -1,4 +1,4 @@
--- The embedded store, schema version 1. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- Schema version 1 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
 -- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
 
 -- The log. `seq` is the position; AUTOINCREMENT, because a position must never be given twice: a cursor

@@ -24,9 +24,9 @@ macro_rules! event_values {
     };
 }
 
-pub(super) use {event_columns, event_values};
+pub(in crate::storage) use {event_columns, event_values};
 
-pub(super) fn millis(at: Timestamp) -> i64 {
+pub(in crate::storage) fn millis(at: Timestamp) -> i64 {
     at.as_millisecond()
 }
 
@@ -36,12 +36,12 @@ fn moment(millis: i64, column: usize) -> rusqlite::Result<Timestamp> {
 }
 
 /// A time column.
-pub(super) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+pub(in crate::storage) fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     moment(row.get(column)?, column)
 }
 
 /// A time column that may be NULL.
-pub(super) fn optional_time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
+pub(in crate::storage) fn optional_time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
     row.get::<_, Option<i64>>(column)?.map(|millis| moment(millis, column)).transpose()
 }
 
@@ -61,21 +61,24 @@ fn wrong(column: usize, error: FromSqlError) -> rusqlite::Error {
 }
 
 /// A SQLite integer as a position. Positions are given by SQLite, so they are never negative.
-pub(super) fn position(row: &Row<'_>, column: usize) -> rusqlite::Result<Position> {
+pub(in crate::storage) fn position(row: &Row<'_>, column: usize) -> rusqlite::Result<Position> {
     row.get::<_, i64>(column).map(|seq| Position(seq.unsigned_abs()))
 }
 
-pub(super) fn seq(position: Position) -> i64 {
+pub(in crate::storage) fn seq(position: Position) -> i64 {
     i64::try_from(position.0).unwrap_or(i64::MAX)
 }
 
 /// An unsigned column: a count, a number given by SQLite.
-pub(super) fn unsigned<T: TryFrom<i64> + Default>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+pub(in crate::storage) fn unsigned<T: TryFrom<i64> + Default>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<T> {
     row.get::<_, i64>(column).map(|value| T::try_from(value).unwrap_or_default())
 }
 
 /// Runs a statement whose last parameters are an event's columns, after `head`.
-pub(super) fn execute_with_event(
+pub(in crate::storage) fn execute_with_event(
     statement: &mut Statement<'_>,
     head: &[&dyn ToSql],
     event: &Event,
@@ -101,7 +104,7 @@ fn bind_event(statement: &mut Statement<'_>, first: usize, event: &Event) -> rus
 }
 
 /// The event whose columns begin at `first`.
-pub(super) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result<Event> {
+pub(in crate::storage) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result<Event> {
     Ok(Event {
         id: EventId::from_bytes(row.get(first)?),
         source: text(row, first + 1)?,
@@ -119,12 +122,12 @@ pub(super) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result<Event> {
 }
 
 /// `seq` and the event's columns.
-pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(in crate::storage) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record { position: position(row, 0)?, event: event(row, 1)? })
 }
 
 /// `name, seq, due, attempts, first_attempt, history` and the event's columns.
-pub(super) fn parked(row: &Row<'_>) -> rusqlite::Result<Parked> {
+pub(in crate::storage) fn parked(row: &Row<'_>) -> rusqlite::Result<Parked> {
     Ok(Parked {
         destination: text(row, 0)?,
         position: position(row, 1)?,
@@ -137,7 +140,7 @@ pub(super) fn parked(row: &Row<'_>) -> rusqlite::Result<Parked> {
 }
 
 /// `number, name, seq, reason, detail, at, attempts, history` and the event's columns.
-pub(super) fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+pub(in crate::storage) fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     Ok(DeadLetter {
         number: unsigned(row, 0)?,
         destination: optional_text(row, 1)?,
@@ -158,12 +161,12 @@ fn history(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<Failure>> {
 }
 
 /// A history as its column holds it.
-pub(super) fn history_text(history: &[Failure]) -> rusqlite::Result<String> {
+pub(in crate::storage) fn history_text(history: &[Failure]) -> rusqlite::Result<String> {
     serde_json::to_string(history).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
 /// All rows of a query.
-pub(super) fn all<T>(
+pub(in crate::storage) fn all<T>(
     connection: &rusqlite::Connection,
     sql: &str,
     parameters: impl Params,
