@@ -12,7 +12,6 @@
 pub mod conformance;
 mod tables;
 pub mod embedded;
-// pub mod kafka;
 
 use std::sync::Arc;
 use std::time::Duration;
