@@ -317,8 +317,8 @@ pub trait EventLog: Send + Sync {
     /// What became of one event at each destination that has something to say about it.
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError>;
 
-    /// Deletes events that are older than `before` and settled at each of `destinations` and for every
-    /// replay; at most `limit` of them. Returns how many.
+    /// Deletes events that are older than `before` and settled at each of `destinations`, replays of
+    /// theirs included; at most `limit` of them. Returns how many.
     async fn prune(
         &self,
         before: Timestamp,
@@ -328,6 +328,9 @@ pub trait EventLog: Send + Sync {
 
     /// What the store holds.
     async fn census(&self) -> Result<Census, StorageError>;
+
+    /// False in a state that only a restart cures.
+    fn is_writable(&self) -> bool;
 
     /// Writes what is queued, closes the files and stops the threads. Later calls get [`StorageError::Closed`].
     async fn close(&self);
@@ -361,6 +364,8 @@ pub struct Progress {
     pub parked: u64,
     /// Dead letters.
     pub dead: u64,
+    /// When the oldest of them died.
+    pub oldest_dead: Option<Timestamp>,
 }
 
 /// What a store holds.

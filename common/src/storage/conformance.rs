@@ -55,6 +55,7 @@ macro_rules! storage_conformance {
             dead_letters_are_found_by_what_they_are,
             a_redriven_letter_is_parked_and_due,
             a_redriven_quarantined_event_enters_the_log,
+            redriving_the_same_content_twice_is_still_one_event,
             a_replay_covers_its_span_and_leaves_the_cursor_alone,
             pruning_spares_what_anybody_still_needs,
             a_position_is_never_given_twice,
@@ -543,6 +544,21 @@ pub async fn a_redriven_quarantined_event_enters_the_log(backend: &impl Backend)
     assert_ne!(records[1].event.id, other.id);
     assert_eq!(records[2].event.id, event(2).id);
     assert!(storage.deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
+}
+
+pub async fn redriving_the_same_content_twice_is_still_one_event(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let other = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
+    fill(&storage, 1..2).await;
+    for _ in 0..2 {
+        storage.events.quarantine(event(2), "schema_amount", "").await.unwrap();
+        storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
+        let letters = storage.deliveries.dead(DeadFilter::default()).await.unwrap();
+        let numbers: Vec<u64> = letters.iter().map(|letter| letter.number).collect();
+        assert_eq!(storage.deliveries.redrive(&numbers, at(300)).await.unwrap(), 2);
+    }
+    assert_eq!(storage.events.find(EventFilter::default()).await.unwrap().len(), 3);
     storage.events.close().await;
 }
 

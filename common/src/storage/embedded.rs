@@ -14,7 +14,9 @@ mod subscription;
 mod telemetry;
 mod writer;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -139,21 +141,49 @@ impl Embedded {
     }
 }
 
+/// Takes the folder for this process and writes into the lock's file who has it. The folder and what is made
+/// in it is for this user only: it holds payloads.
 fn lock(folder: &Path) -> Result<File, StorageError> {
     let failed =
         |error: std::io::Error| StorageError::Engine { doing: "locking the folder", source: Arc::new(error) };
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(folder.join(LOCK_FILE))
-        .map_err(failed)?;
+    make_folder(folder).map_err(failed)?;
+    private().open(folder.join(FILE)).map_err(failed)?;
+    let mut file = private().open(folder.join(LOCK_FILE)).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StorageError::Locked { path: folder.display().to_string() }),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(StorageError::Locked { path: folder.display().to_string() });
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    file.set_len(0)
+        .and_then(|()| write!(file, "{}-{}", std::process::id(), since.as_nanos()))
+        .map_err(failed)?;
+    Ok(file)
+}
+
+/// What the process that has, or last had, the store in this folder has written into its lock's file: differs
+/// from process to process. None if there is no store.
+#[must_use]
+pub fn holder(folder: &Path) -> Option<String> {
+    std::fs::read_to_string(folder.join(LOCK_FILE)).ok()
+}
+
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options
+}
+
+/// Makes the folder if it is missing, and its name durable.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
 }
 
 fn connect(database: &Path, wait: Duration) -> rusqlite::Result<Connection> {

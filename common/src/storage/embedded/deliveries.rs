@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
-use super::events::append;
+use super::events::{append, stored_fingerprint};
 use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::tables::deliveries::{
@@ -168,12 +168,14 @@ fn redrive(session: &Session, number: u64, now: Timestamp) -> rusqlite::Result<b
     Ok(true)
 }
 
-/// Puts a quarantined event into the log. Where its id belongs to another event it gets one that is derived
+/// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
 /// from its own bytes, so that redriving the same letter twice is still one event.
 fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Result<()> {
     let mut event = letter.event;
     event.received_at = now;
-    if append(session, &event, OnConflict::Duplicate)? == Appended::Duplicate {
+    if append(session, &event, OnConflict::Duplicate)? == Appended::Duplicate
+        && stored_fingerprint(session, event.id)? != event.fingerprint
+    {
         event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
         append(session, &event, OnConflict::Duplicate)?;
     }

@@ -11,7 +11,7 @@ use super::Embedded;
 use super::checkpoint::length;
 use super::subscription::Feed;
 use super::writer::Session;
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::tables::deliveries::{number_of, record_delivery};
 use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
@@ -187,6 +187,10 @@ impl EventLog for Embedded {
             .await
     }
 
+    fn is_writable(&self) -> bool {
+        self.writer.is_writable()
+    }
+
     async fn close(&self) {
         self.shut().await;
     }
@@ -211,15 +215,19 @@ pub(super) fn append(
         session.stored(position.0);
         return Ok(Appended::Stored(position));
     }
-    let stored: [u8; 16] = session
-        .connection
-        .prepare_cached("SELECT fingerprint FROM event WHERE id = ?")?
-        .query_row([event.id.as_bytes()], |row| row.get(0))?;
-    if stored == *event.fingerprint.as_bytes() || on_conflict == OnConflict::Duplicate {
+    if on_conflict == OnConflict::Duplicate || stored_fingerprint(session, event.id)? == event.fingerprint {
         return Ok(Appended::Duplicate);
     }
     quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
     Ok(Appended::Conflict)
+}
+
+/// Of the event that is in the log under this id.
+pub(super) fn stored_fingerprint(session: &Session, id: EventId) -> rusqlite::Result<Fingerprint> {
+    session
+        .connection
+        .prepare_cached("SELECT fingerprint FROM event WHERE id = ?")?
+        .query_row([id.as_bytes()], |row| row.get(0).map(Fingerprint::from_bytes))
 }
 
 fn quarantine(session: &Session, event: &Event, reason: &str, detail: &str) -> rusqlite::Result<bool> {
@@ -309,7 +317,8 @@ fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Pro
     let sql = "SELECT name, mark, paused, \
                  (SELECT received_at FROM event WHERE seq > mark ORDER BY seq LIMIT 1), \
                  (SELECT COUNT(*) FROM parked WHERE parked.destination = destination.number), \
-                 (SELECT COUNT(*) FROM dead WHERE dead.destination = destination.number) \
+                 (SELECT COUNT(*) FROM dead WHERE dead.destination = destination.number), \
+                 (SELECT MIN(at) FROM dead WHERE dead.destination = destination.number) \
                FROM destination JOIN cursor ON number = cursor.destination WHERE replay = 0 ORDER BY name";
     rows::all(connection, sql, [], |row| {
         let name: String = row.get(0)?;
@@ -322,6 +331,7 @@ fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Pro
             paused: row.get(2)?,
             parked: rows::unsigned(row, 4)?,
             dead: rows::unsigned(row, 5)?,
+            oldest_dead: rows::optional_time(row, 6)?,
         })
     })
 }
@@ -374,15 +384,11 @@ fn prune(
     let connection = &session.connection;
     let mut bound = seq(Position(session.head()));
     for name in destinations {
-        let sql =
-            "SELECT mark FROM cursor JOIN destination ON number = destination WHERE name = ? AND replay = 0";
+        let sql = "SELECT MIN(mark) FROM cursor JOIN destination ON number = destination WHERE name = ?";
         // A destination that has not opened its cursor yet may want everything.
-        let mark = connection.query_row(sql, [&**name], |row| row.get(0)).optional()?.unwrap_or(0);
-        bound = bound.min(mark);
+        let mark: Option<i64> = connection.query_row(sql, [&**name], |row| row.get(0))?;
+        bound = bound.min(mark.unwrap_or(0));
     }
-    let replays: Option<i64> =
-        connection.query_row("SELECT MIN(mark) FROM cursor WHERE until IS NOT NULL", [], |row| row.get(0))?;
-    bound = bound.min(replays.unwrap_or(i64::MAX));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     // The oldest few by position, and of these the ones that are old enough: however long the log is, only
     // `limit` rows are looked at.

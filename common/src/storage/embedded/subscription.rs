@@ -38,10 +38,13 @@ impl Feed {
             }
             let at = self.at;
             let reader = self.batches.clone();
-            tokio::select! {
+            let head = tokio::select! {
                 () = reader.closed() => return,
-                head = self.head.wait_for(|head| *head > at) => if head.is_err() { return },
-            }
+                head = self.head.wait_for(|head| *head > at) => match head {
+                    Ok(head) => *head,
+                    Err(_) => return,
+                },
+            };
             let limit = self.limit;
             match self
                 .readers
@@ -53,7 +56,8 @@ impl Feed {
                     if self.until.is_some() {
                         return;
                     }
-                    self.at = *self.head.borrow();
+                    // What was durable before this read is not there any more; later events are another read's.
+                    self.at = head;
                 }
                 Ok(records) => {
                     self.at = records.last().map_or(at, |record| record.position);

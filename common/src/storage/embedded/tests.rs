@@ -3,8 +3,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::{FILE, Options, SCHEMA_VERSION, open};
-use crate::storage::conformance::Backend;
-use crate::storage::{Storage, StorageError};
+use crate::storage::conformance::{Backend, event};
+use crate::storage::{BatchLimit, Change, Cursor, OnConflict, Position, Start, Storage, StorageError};
 
 struct InFolder(TempDir);
 
@@ -57,4 +57,51 @@ async fn a_file_that_is_no_database_is_an_error_and_stays_as_it_is() {
     std::fs::write(folder.0.path().join(FILE), &noise).unwrap();
     assert!(matches!(open(&folder.options(), &Registry::new()), Err(StorageError::Engine { .. })));
     assert_eq!(std::fs::read(folder.0.path().join(FILE)).unwrap(), noise);
+}
+
+#[tokio::test]
+async fn a_write_that_is_undone_leaves_no_gap_that_swallows_the_next_event() {
+    let folder = InFolder::new();
+    let storage = folder.open().await;
+    let mut track = match storage
+        .events
+        .subscribe(&Cursor::of("orders"), Start::Now, BatchLimit { records: 10, bytes: 1 << 20 })
+        .await
+        .unwrap()
+        .changes
+        .recv()
+        .await
+    {
+        Some(Change::Gained(track)) => track,
+        other => panic!("the only partition comes at once, not {other:?}"),
+    };
+    for key in [1, 2] {
+        storage.events.quarantine(event(key), "schema_amount", "").await.unwrap();
+    }
+    // The second letter cannot be read, so the redrive of both is undone after the first was admitted.
+    folder.database().execute("UPDATE dead SET history = 'no JSON' WHERE number = 2", []).unwrap();
+    let refused = storage.deliveries.redrive(&[1, 2], event(1).received_at).await;
+    assert!(matches!(refused, Err(StorageError::Engine { .. })));
+    assert_eq!(*storage.events.head().borrow(), Position(0));
+    storage.events.append(event(3), OnConflict::Quarantine).await.unwrap();
+    let records = track.batches.recv().await.unwrap().unwrap();
+    assert_eq!(records.iter().map(|record| record.event.clone()).collect::<Vec<_>>(), [event(3)]);
+    storage.events.close().await;
+}
+
+#[tokio::test]
+async fn payloads_are_for_this_user_only_and_the_lock_tells_processes_apart() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = InFolder::new();
+    let path = folder.0.path().join("made");
+    let storage = open(&Options { path: path.clone() }, &Registry::new()).unwrap();
+    let first = super::holder(&path);
+    storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
+    for file in [path.clone(), path.join(FILE), path.join(format!("{FILE}-wal"))] {
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} is open to others", file.display());
+    }
+    storage.events.close().await;
+    open(&Options { path: path.clone() }, &Registry::new()).unwrap().events.close().await;
+    assert!(first.is_some() && super::holder(&path) != first);
 }

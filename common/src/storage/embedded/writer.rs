@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -81,6 +81,7 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Order>,
     /// Bytes handed to the engine since the start, so that the checkpointer knows whether there is work.
     pub(super) written_bytes: Arc<AtomicU64>,
+    writable: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -95,7 +96,9 @@ impl Writer {
         let written_bytes = Arc::new(AtomicU64::new(0));
         let session =
             Session { connection, path, head: Cell::new(head.borrow().0), failure: RefCell::new(None) };
-        let thread = Thread { session, orders, head, telemetry, poisoned: None };
+        let writable = Arc::new(AtomicBool::new(true));
+        let thread =
+            Thread { session, orders, head, telemetry, poisoned: None, writable: Arc::clone(&writable) };
         let handle = std::thread::Builder::new()
             .name("chaski-writer".to_owned())
             .spawn(move || thread.run())
@@ -103,7 +106,7 @@ impl Writer {
                 doing: "starting the writer",
                 source: Arc::new(source),
             })?;
-        Ok((Self { queue, written_bytes }, handle))
+        Ok((Self { queue, written_bytes, writable }, handle))
     }
 
     /// Runs `work` in the next group; waits for a place in the queue. `Ok` means durable.
@@ -116,6 +119,11 @@ impl Writer {
         self.queue.send(Order::Run(job)).await.map_err(|_| StorageError::Closed)?;
         self.written_bytes.fetch_add(ROW_BYTES, Ordering::Relaxed);
         answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// False after a failed sync and once the thread has ended.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed) && !self.queue.is_closed()
     }
 
     /// Ends the thread once everything ordered before is done. Later writes get [`StorageError::Closed`].
@@ -183,10 +191,17 @@ fn in_savepoint<T>(
     session: &Session,
     work: impl FnOnce(&Session) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
+    let head = session.head.get();
     session.connection.execute_batch("SAVEPOINT job")?;
     let result = work(session);
     if result.is_err() {
-        session.connection.execute_batch("ROLLBACK TO job")?;
+        session.head.set(head);
+        if session.connection.execute_batch("ROLLBACK TO job").is_err() {
+            // Either the engine has undone the whole transaction already, or it has to: half a write must not
+            // be committed with its group. The error to tell is the first one.
+            let _ = session.connection.execute_batch("ROLLBACK");
+            return result;
+        }
     }
     session.connection.execute_batch("RELEASE job")?;
     result
@@ -198,6 +213,8 @@ struct Thread {
     head: watch::Sender<Position>,
     telemetry: Arc<Telemetry>,
     poisoned: Option<StorageError>,
+    /// Told to whoever asks whether the store can be written to.
+    writable: Arc<AtomicBool>,
 }
 
 impl Thread {
@@ -266,6 +283,7 @@ impl Thread {
                 if matches!(failure, StorageError::Poisoned { .. }) && self.poisoned.is_none() {
                     tracing::error!(path = %self.session.path, "a sync failed: nothing is accepted until a restart");
                     self.poisoned = Some(failure.clone());
+                    self.writable.store(false, Ordering::Relaxed);
                 } else {
                     tracing::warn!(error = %failure, "a group of writes was refused as a whole");
                 }

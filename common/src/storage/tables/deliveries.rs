@@ -250,7 +250,7 @@ impl Readers {
             let mut query = Conditions::new(SELECT_DEAD);
             match filter.destination {
                 Some(name) if name.is_empty() => query.require("destination IS NULL"),
-                name => query.and("name = ?", name),
+                name => query.and("destination = (SELECT number FROM destination WHERE name = ?)", name),
             }
             query.and("id = ?", filter.id.map(|id| *id.as_bytes()));
             query.and("reason = ?", filter.reason);

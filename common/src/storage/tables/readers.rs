@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::IntCounter;
 use rusqlite::{Connection, OpenFlags};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::storage::StorageError;
 
@@ -20,7 +20,7 @@ pub(in crate::storage) struct Readers(Arc<Pool>);
 
 struct Pool {
     idle: Mutex<Vec<Connection>>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     failures: IntCounter,
 }
 
@@ -38,7 +38,11 @@ impl Readers {
                 Ok(connection)
             })
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok(Self(Arc::new(Pool { idle: Mutex::new(idle), turns: Semaphore::new(CONNECTIONS), failures })))
+        Ok(Self(Arc::new(Pool {
+            idle: Mutex::new(idle),
+            turns: Arc::new(Semaphore::new(CONNECTIONS)),
+            failures,
+        })))
     }
 
     /// Runs a query. A dropped future lets the query finish and throws its answer away.
@@ -48,15 +52,11 @@ impl Readers {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let pool = self.0.clone();
-        let turn = pool.turns.acquire().await.map_err(|_| StorageError::Closed)?;
-        turn.forget();
+        let turn = Arc::clone(&pool.turns).acquire_owned().await.map_err(|_| StorageError::Closed)?;
         let ran = tokio::task::spawn_blocking(move || {
-            let connection = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(connection) = connection else { return Err(StorageError::Closed) };
-            let result = query(&connection);
-            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-            pool.turns.add_permits(1);
-            result.map_err(|source| {
+            let lent = Lent::take(&pool, turn);
+            let connection = lent.connection.as_ref().ok_or(StorageError::Closed)?;
+            query(connection).map_err(|source| {
                 pool.failures.inc();
                 engine(doing, source)
             })
@@ -68,6 +68,27 @@ impl Readers {
     pub(in crate::storage) fn close(&self) {
         self.0.turns.close();
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// A connection on loan, and the turn to use it; both go back even if the query panics.
+struct Lent<'a> {
+    pool: &'a Pool,
+    /// There until it goes back.
+    connection: Option<Connection>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl<'a> Lent<'a> {
+    fn take(pool: &'a Pool, turn: OwnedSemaphorePermit) -> Self {
+        let connection = pool.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { pool, connection, _turn: turn }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(self.connection.take());
     }
 }
 

@@ -64,6 +64,7 @@ CREATE TABLE parked (
     UNIQUE (destination, id)
 );
 CREATE INDEX parked_due ON parked (destination, due);
+CREATE INDEX parked_id ON parked (id);
 CREATE INDEX parked_subject ON parked (destination, subject, seq);
 
 -- Deliveries that ended without success, and events that were signed but cannot be used (destination NULL).
@@ -89,3 +90,6 @@ CREATE TABLE dead (
 );
 -- IFNULL, because SQL takes every NULL for a different value.
 CREATE UNIQUE INDEX dead_letter ON dead (IFNULL(destination, 0), id, fingerprint);
+CREATE INDEX dead_id ON dead (id);
+CREATE INDEX dead_position ON dead (destination, seq);
+CREATE INDEX dead_age ON dead (destination, at);
