@@ -14,6 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use crate::admin::STORE_HEADER;
 use crate::api::{ApiError, CALL_TIMEOUT, Call, Operations};
 use crate::config::AccessConfig;
 
@@ -40,8 +41,15 @@ impl Access {
     /// Asks for a running process first; without one, opens the store of the configuration.
     pub(crate) async fn find(config: &AccessConfig) -> anyhow::Result<Self> {
         let remote = Remote::new(config)?;
-        if remote.is_there().await {
-            return Ok(Self::Remote(remote));
+        if let Some(has) = remote.store().await {
+            match embedded::holder(&config.store) {
+                Some(holder) if holder != has => bail!(
+                    "the process at {} has another store than {}; is this the right configuration (-c)?",
+                    remote.base,
+                    config.store.display()
+                ),
+                _ => return Ok(Self::Remote(remote)),
+            }
         }
         let path: PathBuf = config.store.clone();
         if !path.join(embedded::FILE).exists() {
@@ -94,13 +102,12 @@ impl Remote {
         })
     }
 
-    async fn is_there(&self) -> bool {
-        let Ok(request) = Request::get(format!("{}/healthz", self.base)).body(Full::default()) else {
-            return false;
-        };
-        tokio::time::timeout(CONNECT_TIMEOUT, self.client.request(request))
-            .await
-            .is_ok_and(|answered| answered.is_ok())
+    /// The store of the process that answers; none if none does, or it is no chaski.
+    async fn store(&self) -> Option<String> {
+        let request = Request::get(format!("{}/healthz", self.base)).body(Full::default()).ok()?;
+        let answered =
+            tokio::time::timeout(CONNECT_TIMEOUT, self.client.request(request)).await.ok()?.ok()?;
+        Some(answered.headers().get(STORE_HEADER)?.to_str().ok()?.to_owned())
     }
 
     async fn call<C: Call>(&self, call: C) -> anyhow::Result<C::Answer> {

@@ -2,16 +2,17 @@
 //!
 //! `/metrics`, `/healthz` and `/readyz` show numbers and names and are open to whoever reaches the address.
 //! `/api/…` shows payloads and changes things: it asks for the bearer token where one is configured, and for
-//! a JSON content type always, so that no web page can post to it by accident.
+//! a JSON content type always. A request that a web page made is refused: it names an `Origin`, or reaches
+//! this address under a name of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chaski_common::secret::Secret;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -30,6 +31,8 @@ use crate::gauges::Gauges;
 const CONNECTIONS_MAX: usize = 64;
 /// The largest question.
 const QUESTION_BYTES_MAX: usize = 1 << 20;
+/// In the answer of `/healthz`: what [`holder`](chaski_common::storage::embedded::holder) of the store says.
+pub(crate) const STORE_HEADER: &str = "chaski-store";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The listener, bound and not yet serving.
@@ -38,25 +41,21 @@ pub(crate) struct Admin {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    registry: Registry,
-    gauges: Gauges,
-    operations: Operations,
-    token: Option<Secret>,
-    ready: Arc<AtomicBool>,
+/// What the listener answers from.
+pub(crate) struct Shared {
+    pub(crate) registry: Registry,
+    /// Refreshed by one scrape at a time.
+    pub(crate) gauges: tokio::sync::Mutex<Gauges>,
+    pub(crate) operations: Operations,
+    pub(crate) token: Option<Secret>,
+    pub(crate) ready: Arc<AtomicBool>,
+    /// Tells a command whether this process has the store it means.
+    pub(crate) store: String,
 }
 
 impl Admin {
-    pub(crate) async fn bind(
-        listen: SocketAddr,
-        token: Option<Secret>,
-        registry: Registry,
-        gauges: Gauges,
-        operations: Operations,
-        ready: Arc<AtomicBool>,
-    ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
-        Ok(Self { listener, shared: Arc::new(Shared { registry, gauges, operations, token, ready }) })
+    pub(crate) async fn bind(listen: SocketAddr, shared: Shared) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(listen).await?, shared: Arc::new(shared) })
     }
 
     pub(crate) fn local_addr(&self) -> std::io::Result<SocketAddr> {
@@ -101,8 +100,8 @@ type Answer = Response<Full<Bytes>>;
 async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, http::Error> {
     let path = request.uri().path().to_owned();
     match (request.method(), &*path) {
-        (&Method::GET, "/healthz") => plain(StatusCode::OK, "ok\n"),
-        (&Method::GET, "/readyz") if shared.ready.load(Ordering::Relaxed) => plain(StatusCode::OK, "ready\n"),
+        (&Method::GET, "/healthz") => health(&shared),
+        (&Method::GET, "/readyz") if shared.is_ready() => plain(StatusCode::OK, "ready\n"),
         (&Method::GET, "/readyz") => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         (&Method::GET, "/metrics") => metrics(&shared).await,
         (&Method::POST, path) if path.starts_with("/api/") => {
@@ -114,8 +113,20 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answ
     }
 }
 
+/// Alive unless only a restart helps; the header names the store's holder.
+fn health(shared: &Shared) -> Result<Answer, http::Error> {
+    let mut answer = if shared.operations.storage.events.is_writable() {
+        plain(StatusCode::OK, "ok\n")?
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written to until a restart\n")?
+    };
+    answer.headers_mut().insert(STORE_HEADER, shared.store.parse()?);
+    Ok(answer)
+}
+
 async fn metrics(shared: &Shared) -> Result<Answer, http::Error> {
-    shared.gauges.refresh(&shared.operations).await;
+    let gauges = shared.gauges.lock().await;
+    gauges.refresh(&shared.operations).await;
     match TextEncoder::new().encode_to_string(&shared.registry.gather()) {
         Ok(text) => Response::builder().header(CONTENT_TYPE, prometheus::TEXT_FORMAT).body(Full::from(text)),
         Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
@@ -123,6 +134,12 @@ async fn metrics(shared: &Shared) -> Result<Answer, http::Error> {
 }
 
 async fn call(shared: &Shared, name: &str, request: Request<Incoming>) -> Result<Answer, http::Error> {
+    if !is_from_a_program(&request) {
+        return json(
+            StatusCode::FORBIDDEN,
+            &serde_json::json!({ "error": "requests of web pages are not answered" }),
+        );
+    }
     if !shared.admits(&request) {
         return json(
             StatusCode::UNAUTHORIZED,
@@ -160,7 +177,23 @@ async fn call(shared: &Shared, name: &str, request: Request<Incoming>) -> Result
     }
 }
 
+/// Whether this is no request that a browser made for somebody's page: those carry an `Origin`, and after DNS
+/// rebinding a host name that is not ours.
+fn is_from_a_program(request: &Request<Incoming>) -> bool {
+    let host =
+        request.headers().get(HOST).and_then(|host| host.to_str().ok()).and_then(|host| host.parse().ok());
+    let is_ours = host.is_none_or(|host: http::uri::Authority| {
+        let name = host.host().trim_matches(['[', ']']);
+        name == "localhost" || name.parse::<IpAddr>().is_ok()
+    });
+    is_ours && !request.headers().contains_key(ORIGIN)
+}
+
 impl Shared {
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && self.operations.storage.events.is_writable()
+    }
+
     fn admits(&self, request: &Request<Incoming>) -> bool {
         let Some(token) = &self.token else { return true };
         let shown = request.headers().get(AUTHORIZATION).map(http::HeaderValue::as_bytes);

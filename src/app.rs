@@ -12,16 +12,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use chaski_common::clock::Clock;
-use chaski_common::storage::{EventFilter, Storage, embedded};
+use chaski_common::storage::{EventFilter, Progress, Storage, embedded};
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
+use chaski_ingest::source::SourceSpec;
 use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, TlsConfig};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Shared};
 use crate::api::{Operations, Reload, Reloaded};
-use crate::config::{Config, StorageConfig};
+use crate::config::{Config, IngestConfig, StorageConfig};
 use crate::gauges::Gauges;
 
 /// How long attempts under way may take when the process stops.
@@ -39,7 +40,7 @@ pub struct App {
     storage: Storage,
     ready: Arc<AtomicBool>,
     clock: Clock,
-    control: Arc<Control>,
+    control: Control,
     drain: Duration,
 }
 
@@ -97,8 +98,10 @@ impl App {
             .set(i64::try_from(retention(&config).as_secs()).unwrap_or(i64::MAX));
         let ready = Arc::new(AtomicBool::new(false));
         let admin_config = config.admin.clone();
+        let StorageConfig::Embedded { path, .. } = &config.storage;
+        let store = embedded::holder(path);
         let drain = config.ingest.drain_timeout;
-        let control = Arc::new(Control {
+        let control = Control(Arc::new(Running {
             file: file.to_owned(),
             edge: edge.handle(),
             dispatcher: dispatcher.clone(),
@@ -108,24 +111,25 @@ impl App {
             turn: tokio::sync::Mutex::new(()),
             successful: gauges.reload_successful.clone(),
             succeeded_at: gauges.reload_timestamp.clone(),
-        });
-        control.report(true, clock.now());
+        }));
+        control.0.report(true);
         let operations = Operations {
             storage: storage.clone(),
             dispatcher: Some(dispatcher.clone()),
             clock: clock.clone(),
-            reload: Some(Arc::clone(&control) as Arc<dyn Reload>),
+            reload: Some(Arc::new(control.clone())),
         };
-        let admin = Admin::bind(
-            admin_config.listen,
-            admin_config.token,
+        let shared = Shared {
             registry,
-            gauges,
+            gauges: tokio::sync::Mutex::new(gauges),
             operations,
-            Arc::clone(&ready),
-        )
-        .await
-        .with_context(|| format!("listening on {} ([admin] listen)", admin_config.listen))?;
+            token: admin_config.token,
+            ready: Arc::clone(&ready),
+            store: store.unwrap_or_default(),
+        };
+        let admin = Admin::bind(admin_config.listen, shared)
+            .await
+            .with_context(|| format!("listening on {} ([admin] listen)", admin_config.listen))?;
         Ok(Self { edge, admin, dispatcher, storage, ready, clock, control, drain })
     }
 
@@ -145,8 +149,8 @@ impl App {
 
     /// What can be asked of it while it runs.
     #[must_use]
-    pub fn control(&self) -> Arc<Control> {
-        Arc::clone(&self.control)
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// The store it runs on.
@@ -160,12 +164,8 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken) {
         let admin_stop = CancellationToken::new();
         let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
-        let pruning = tokio::spawn(prune(
-            self.storage.clone(),
-            Arc::clone(&self.control),
-            self.clock,
-            shutdown.clone(),
-        ));
+        let pruning =
+            tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()));
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
         let unready = shutdown.clone();
@@ -208,13 +208,17 @@ fn retention(config: &Config) -> Duration {
     *retention
 }
 
-/// Changes a running process.
-pub struct Control {
+/// Changes a running process. Cloning gives another hand on the same one.
+#[derive(Clone)]
+pub struct Control(Arc<Running>);
+
+struct Running {
     file: PathBuf,
     edge: EdgeHandle,
     dispatcher: Dispatcher,
     storage: Storage,
     clock: Clock,
+    /// What runs: after a reload the new sources and destinations, and the old rest.
     in_force: Mutex<Config>,
     /// Reloads go one after the other.
     turn: tokio::sync::Mutex<()>,
@@ -224,10 +228,19 @@ pub struct Control {
 
 #[async_trait]
 impl Reload for Control {
+    /// Goes on to its end when the caller has lost patience: half a reload is nobody's configuration.
+    async fn reload(&self) -> Result<Reloaded, String> {
+        let running = Arc::clone(&self.0);
+        let reload = tokio::spawn(async move { running.reload().await });
+        reload.await.unwrap_or_else(|_| Err("the reload panicked; restart chaski".to_owned()))
+    }
+}
+
+impl Running {
     async fn reload(&self) -> Result<Reloaded, String> {
         let _turn = self.turn.lock().await;
         let outcome = self.try_reload().await;
-        self.report(outcome.is_ok(), self.clock.now());
+        self.report(outcome.is_ok());
         match &outcome {
             Ok(reloaded) => tracing::info!(
                 sources = reloaded.sources,
@@ -241,9 +254,7 @@ impl Reload for Control {
         }
         outcome
     }
-}
 
-impl Control {
     async fn try_reload(&self) -> Result<Reloaded, String> {
         let file = self.file.clone();
         let new = tokio::task::spawn_blocking(move || Config::load(&file))
@@ -252,14 +263,31 @@ impl Control {
             .map_err(|problems| problems.to_string())?;
         let old = self.in_force();
         self.refuse_orphans(&old, &new).await?;
+        self.put_in_force(&old, &new).await?;
         let needs_restart = needs_restart(&old, &new);
-        self.edge.reload(new.sources.clone()).map_err(|error| crate::chain(&error))?;
-        self.edge.set_max_body(new.ingest.body_bytes_max);
-        self.dispatcher.reload(new.destinations.clone()).await.map_err(|error| crate::chain(&error))?;
         let reloaded =
             Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        let ingest = IngestConfig { body_bytes_max: new.ingest.body_bytes_max, ..old.ingest };
+        let in_force = Config { ingest, admin: old.admin, storage: old.storage, log: old.log, ..new };
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = in_force;
         Ok(reloaded)
+    }
+
+    /// A source that goes is taken from the edge before the destinations forget it, one that comes is known to
+    /// them before the edge takes its first event.
+    async fn put_in_force(&self, old: &Config, new: &Config) -> Result<(), String> {
+        let stays = |source: &&SourceSpec| new.sources.iter().any(|kept| kept.name == source.name);
+        let staying = old.sources.iter().filter(stays).cloned().collect();
+        self.edge.reload(staying).map_err(|error| crate::chain(&error))?;
+        let delivered = self.dispatcher.reload(new.destinations.clone()).await;
+        if let Err(error) = delivered {
+            // The old sources were in force a moment ago, so they are in order.
+            let _ = self.edge.reload(old.sources.clone());
+            return Err(crate::chain(&error));
+        }
+        self.edge.reload(new.sources.clone()).map_err(|error| crate::chain(&error))?;
+        self.edge.set_max_body(new.ingest.body_bytes_max);
+        Ok(())
     }
 
     fn in_force(&self) -> Config {
@@ -269,6 +297,7 @@ impl Control {
     /// A source whose events are still on their way cannot be taken out: nobody would be routed to them.
     async fn refuse_orphans(&self, old: &Config, new: &Config) -> Result<(), String> {
         let failed = |error| crate::chain(&error);
+        let progress = self.storage.events.progress().await.map_err(failed)?;
         for source in &old.sources {
             if new.sources.iter().any(|kept| kept.name == source.name) {
                 continue;
@@ -278,29 +307,42 @@ impl Control {
             let Some(newest) = self.storage.events.find(newest).await.map_err(failed)?.pop() else {
                 continue;
             };
-            let progress = self.storage.events.progress().await.map_err(failed)?;
-            if let Some(behind) = progress.iter().find(|progress| progress.mark < newest.position) {
+            let is_behind = |progress: &&Progress| {
+                progress.mark < newest.position
+                    && old.destinations.iter().any(|destination| destination.name == progress.destination)
+            };
+            if let Some(behind) = progress.iter().find(is_behind) {
                 return Err(format!(
                     "source {} has events that {} has not settled; keep the source until its backlog is empty",
                     source.name, behind.destination
                 ));
             }
         }
+        for destination in &old.destinations {
+            let gone = !new.destinations.iter().any(|kept| kept.name == destination.name);
+            let left = progress.iter().find(|progress| progress.destination == destination.name);
+            if let Some(left) = left.filter(|left| gone && left.lag + left.parked > 0) {
+                tracing::warn!(
+                    destination = %destination.name, lag = left.lag, parked = left.parked,
+                    "a destination was removed that had not taken everything; what is parked stays in the store, \
+                     the backlog until the retention ends"
+                );
+            }
+        }
         Ok(())
     }
 
-    fn report(&self, successful: bool, at: Timestamp) {
+    fn report(&self, successful: bool) {
         self.successful.set(i64::from(successful));
         if successful {
-            self.succeeded_at.set(at.as_duration().as_secs_f64());
+            self.succeeded_at.set(self.clock.now().as_duration().as_secs_f64());
         }
     }
 }
 
 /// The settings a running process cannot change.
 fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
-    let fixed =
-        crate::config::IngestConfig { body_bytes_max: old.ingest.body_bytes_max, ..new.ingest.clone() };
+    let fixed = IngestConfig { body_bytes_max: old.ingest.body_bytes_max, ..new.ingest.clone() };
     [
         ("[ingest]", old.ingest != fixed),
         ("[admin]", old.admin != new.admin),
@@ -314,14 +356,14 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
 }
 
 /// Deletes what is older than the retention and settled everywhere, little by little.
-async fn prune(storage: Storage, control: Arc<Control>, clock: Clock, shutdown: CancellationToken) {
+async fn prune(storage: Storage, control: Control, clock: Clock, shutdown: CancellationToken) {
     let mut period = tokio::time::interval(PRUNE_PERIOD);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = period.tick() => {}
         }
-        let config = control.in_force();
+        let config = control.0.in_force();
         let Ok(age) = SignedDuration::try_from(retention(&config)) else { continue };
         let Ok(before) = clock.now().checked_sub(age) else { continue };
         let destinations: Vec<_> =

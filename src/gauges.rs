@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chaski_common::metrics::Metrics;
-use chaski_common::storage::DeadFilter;
+use chaski_dispatcher::Dispatcher;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
@@ -91,14 +91,20 @@ impl Gauges {
 
     async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
         let storage = &operations.storage;
+        // A destination that is not configured any more has nobody to wait for it.
+        for gauge in [&self.lag, &self.oldest_unsettled, &self.dead, &self.dead_oldest] {
+            gauge.reset();
+        }
+        let configured = operations.dispatcher.as_ref().map(Dispatcher::status).unwrap_or_default();
         for progress in storage.events.progress().await? {
             let name = &*progress.destination;
+            if !configured.iter().any(|destination| destination.name == progress.destination) {
+                continue;
+            }
             self.lag.with_label_values(&[name, "events"]).set(signed(progress.lag));
             self.oldest_unsettled.with_label_values(&[name]).set(seconds(progress.oldest_unsettled));
             self.dead.with_label_values(&[name]).set(signed(progress.dead));
-            let oldest = DeadFilter { destination: Some(name.to_owned()), limit: 1, ..DeadFilter::default() };
-            let oldest = storage.deliveries.dead(oldest).await?.first().map(|letter| letter.at);
-            self.dead_oldest.with_label_values(&[name]).set(seconds(oldest));
+            self.dead_oldest.with_label_values(&[name]).set(seconds(progress.oldest_dead));
         }
         let quarantined = storage.deliveries.quarantined().await?;
         for source in &self.sources {

@@ -9,7 +9,8 @@ use crate::config::{LogConfig, LogFormat};
 /// Starts logging; a second call changes nothing. `RUST_LOG` overrides the level.
 pub(crate) fn start(config: &LogConfig) {
     let level = config.level;
-    let ours = ["chaski", "chaski_common", "chaski_ingest", "chaski_dispatcher"].map(|name| format!("{name}={level}"));
+    let ours = ["chaski", "chaski_common", "chaski_ingest", "chaski_dispatcher"]
+        .map(|name| format!("{name}={level}"));
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("warn,{}", ours.join(","))));
     let on_terminal = std::io::stderr().is_terminal();

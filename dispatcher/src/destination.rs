@@ -40,6 +40,15 @@ pub struct DestinationSpec {
     pub allow_private: bool,
 }
 
+impl DestinationSpec {
+    /// Where it is posted to, for people: without the query, which may carry a credential.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        let scheme = self.url.scheme_str().unwrap_or("http");
+        format!("{scheme}://{}{}", self.url.authority().map_or("", http::uri::Authority::as_str), self.url.path())
+    }
+}
+
 /// A credential sent with every attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Auth {

@@ -215,7 +215,7 @@ fn explain_destination(destination: &DestinationSpec) -> Destination {
     let times = destination.retry.latest_times(RETRIES_LISTED_MAX);
     Destination {
         name: destination.name.to_string(),
-        url: destination.url.to_string(),
+        url: destination.shown_url(),
         sources: destination.sources.iter().map(ToString::to_string).collect(),
         events: destination.events.clone(),
         signing_secrets: destination.signing.len(),

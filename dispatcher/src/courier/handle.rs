@@ -61,15 +61,9 @@ impl Handle {
         let (spec, view) = (&self.fixed.spec, &self.fixed.view);
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
         let at = view.last_success_ms.load(Relaxed);
-        let url = &spec.url;
         DestinationStatus {
             name: spec.name.clone(),
-            url: format!(
-                "{}://{}{}",
-                url.scheme_str().unwrap_or("http"),
-                url.authority().map_or("", |a| a.as_str()),
-                url.path()
-            ),
+            url: spec.shown_url(),
             paused: self.is_paused(),
             breaker: match view.breaker.load(Relaxed) {
                 0 => BreakerState::Closed,
