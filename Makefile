@@ -13,7 +13,7 @@ help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: tools-build ## build, then show a payment day on loopback: callbacks, repeats, forgeries, an ERP that refuses
-	cargo run --release --quiet --bin chaski -- demo
+	cargo run --release --bin chaski -- demo
 
 build: tools-build ## the release binary, target/release/chaski
 	cargo build --release --bin chaski
@@ -29,7 +29,8 @@ check: tools-build $(DENY) ## format, lints, documentation, dependencies
 	$(DENY) --log-level error check bans licenses sources
 
 bench: tools-build ## what chaski costs beside its own baseline, measured in one run
-	cargo run --release --quiet --package chaski-benches --bin chaski-bench
+	cargo build --release --package chaski --package chaski-benches --bins
+	target/release/chaski-bench --json benches/results.json
 
 fmt: ## format the code
 	cargo fmt --all

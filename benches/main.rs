@@ -1,1 +1,134 @@
-fn main() {}
+//! `chaski-bench`: what chaski costs, as ratios to a bare baseline that is measured in the same minutes.
+//!
+//! Every side under measurement is a process of its own, so that its CPU time is its own: the release binary
+//! `chaski run`, a bare hyper server, a bare hyper client. This process makes the load and keeps the books. A
+//! case is measured between two runs of its baseline and divided by their mean, because the same machine is a
+//! different one a minute later. Whatever a run claims to have done is looked for afterwards, in the store and
+//! at the receiver, byte by byte; a run whose work is not found there fails and has no figures.
+//!
+//! Nothing here judges a time: goals are printed beside the figures.
+
+mod callback;
+mod tally;
+mod wire;
+mod load;
+mod null;
+mod bare;
+mod process;
+mod gateway;
+mod machine;
+mod scenario;
+mod report;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::Report;
+use crate::scenario::{Bench, Scenario, Size};
+
+/// Measures chaski beside its baseline and prints a table.
+#[derive(Parser)]
+#[command(name = "chaski-bench", version)]
+struct Cli {
+    /// How much to do: figures come from `full`, a look from `quick`; `tiny` only shows that everything works.
+    #[arg(long, value_enum, default_value_t = Size::Full)]
+    size: Size,
+    /// The same as `--size quick`.
+    #[arg(long, conflicts_with = "size")]
+    quick: bool,
+    /// Only these scenarios; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Scenario>,
+    /// How often each case is measured, instead of what the size says.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Where the stores are made: the disk whose syncs count. By default beside this program.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Also write all figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// The processes of a run; started by `chaski-bench` itself.
+#[derive(Subcommand)]
+enum Part {
+    /// A server that reads the body and answers 200.
+    #[command(hide = true)]
+    NullServer {
+        /// What it does with a body.
+        #[arg(value_enum)]
+        manner: null::Manner,
+    },
+    /// A client that posts callbacks.
+    #[command(hide = true)]
+    BareClient {
+        /// To whom.
+        #[arg(long)]
+        to: SocketAddr,
+        /// How many are measured.
+        #[arg(long)]
+        count: usize,
+        /// How many go before them.
+        #[arg(long)]
+        warm_up: usize,
+        /// How many at once.
+        #[arg(long)]
+        concurrency: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("chaski-bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    match cli.part {
+        // As chaski does it: one worker per core.
+        Some(Part::NullServer { manner }) => tokio::runtime::Runtime::new()?.block_on(null::serve(manner)),
+        Some(Part::BareClient { to, count, warm_up, concurrency }) => {
+            let sample =
+                tokio::runtime::Runtime::new()?.block_on(bare::post_all(to, count, warm_up, concurrency))?;
+            print(&serde_json::to_string(&sample)?);
+            Ok(())
+        }
+        // The load comes from one thread, so that it takes as little as possible from what is measured.
+        None => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(cli)),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let size = if cli.quick { Size::Quick } else { cli.size };
+    let bench = Bench::new(size, cli.rounds, cli.dir)?;
+    let mut report = Report::new(size, bench.folder())?;
+    bench.run(&cli.only, &mut report).await?;
+    report.finish()?;
+    print(&report.markdown());
+    if let Some(file) = cli.json {
+        std::fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    Ok(())
+}
+
+/// Prints data.
+fn print(text: &str) {
+    // A reader that has gone away has had enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says how far it is.
+fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

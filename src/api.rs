@@ -568,11 +568,12 @@ pub struct Reloaded {
 #[async_trait]
 impl Call for ReloadConfiguration {
     const NAME: &'static str = "reload";
-    type Answer = Reloaded;
+    /// Or why the old configuration stays in force.
+    type Answer = Result<Reloaded, String>;
 
-    async fn run(self, on: &Operations) -> Result<Reloaded, ApiError> {
+    async fn run(self, on: &Operations) -> Result<Self::Answer, ApiError> {
         match &on.reload {
-            Some(reload) => reload.reload().await.map_err(ApiError::Refused),
+            Some(reload) => Ok(reload.reload().await),
             None => Err(ApiError::Refused("nothing is running that could reload".to_owned())),
         }
     }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 /// A webhook gateway for payments: it answers 200 only when the event is durable, and then delivers it until
 /// each destination has taken it or a person has been told.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(version, max_term_width = 110)]
 pub struct Cli {
     /// The configuration
     #[arg(short, long, global = true, value_name = "FILE", default_value = "chaski.toml")]

@@ -14,12 +14,26 @@ mod send;
 
 use std::process::ExitCode;
 
+use crate::access::Access;
+use crate::api::ListDestinations;
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{AccessConfig, Config, ConfigErrors};
 use crate::output;
 
+/// The command line asks for what makes no sense.
+const EXIT_USAGE: u8 = 2;
 /// The configuration was refused.
 const EXIT_CONFIG: u8 = 78;
+
+/// What was asked for makes no sense; the message names the flag that mends it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Ends a command for what was asked of it.
+fn usage(message: impl Into<String>) -> anyhow::Error {
+    Usage(message.into()).into()
+}
 
 /// Runs a command to its end.
 #[must_use]
@@ -39,7 +53,7 @@ pub fn main(cli: Cli) -> ExitCode {
         }
         Err(error) => {
             output::say(format_args!("chaski: {error:#}"));
-            ExitCode::FAILURE
+            if error.is::<Usage>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -51,7 +65,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run => run::run(&file).await?,
         Command::Ingest | Command::Dispatch { .. } => return run::refuse_half(&file),
         Command::Demo => return demo::run(json).await,
-        Command::Check => output::line(check::run(&Config::load(&file)?, json).trim_end()),
+        Command::Check => output::line(check::run(&load_to_check(&file, json)?, json).trim_end()),
         Command::Send(send) => return send::run(&Config::load(&file)?, send, json).await,
         Command::Events { filter, command } => events::run(&access()?, filter, command, json).await?,
         Command::Parked { filter, command } => parked::run(&access()?, filter, command, json).await?,
@@ -60,9 +74,38 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             replay::run(&access()?, destination, from..to, yes, json).await?;
         }
         Command::Destinations { command } => destinations::run(&access()?, command, json).await?,
-        Command::Reload => reload::run(&access()?, json).await?,
+        Command::Reload => return reload::run(&access()?, json).await,
         Command::Config { command: ConfigCommand::Reference } => output::line(config::reference().trim_end()),
         Command::Config { command: ConfigCommand::Schema } => output::line(config::schema().trim_end()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a name that no destination has: an empty list would look like good news.
+async fn known_destination(access: &Access, name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    let views = access.call(ListDestinations {}).await?;
+    if views.iter().any(|view| &*view.progress.destination == name) {
+        return Ok(());
+    }
+    let names: Vec<&str> = views.iter().map(|view| &*view.progress.destination).collect();
+    anyhow::bail!("there is no destination named {name} (--destination); there are: {}", names.join(", "))
+}
+
+/// Loads a file whose problems are data, too.
+fn load_to_check(file: &std::path::Path, json: bool) -> anyhow::Result<Config> {
+    let loaded = Config::load(file);
+    if let (Err(ConfigErrors(problems)), true) = (&loaded, json) {
+        let problems: Vec<_> = problems
+            .iter()
+            .map(|problem| {
+                serde_json::json!({
+                    "file": problem.file, "line": problem.line, "key": problem.key,
+                    "reason": problem.reason.label(), "message": problem.message, "hint": problem.hint,
+                })
+            })
+            .collect();
+        output::json(&serde_json::json!({ "problems": problems }))?;
+    }
+    Ok(loaded?)
 }

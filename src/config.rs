@@ -368,12 +368,18 @@ impl Checker<'_> {
         let mut secrets = Vec::new();
         for (index, reference) in references.iter().enumerate() {
             let at = Place { line: reference.line, key: at.key.clone() };
-            match secret::Reference::parse(&reference.text) {
-                Some(secret::Reference::Env(name)) if index > 0 && (self.env)(name).is_none() => {
-                    self.report.warn(
-                        &at,
-                        format!("the environment variable {name} is not set; going on without this secret"),
-                    );
+            let missing = match secret::Reference::parse(&reference.text) {
+                Some(secret::Reference::Env(name)) if (self.env)(name).is_none() => {
+                    Some(format!("the environment variable {name} is not set"))
+                }
+                Some(secret::Reference::File(path)) if !self.folder.join(path).exists() => {
+                    Some(format!("there is no file {}", path.display()))
+                }
+                _ => None,
+            };
+            match missing {
+                Some(missing) if index > 0 => {
+                    self.report.warn(&at, format!("{missing}; going on without this secret"));
                 }
                 _ => secrets.extend(self.secret(&at, &reference.text)),
             }

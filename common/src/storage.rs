@@ -317,8 +317,9 @@ pub trait EventLog: Send + Sync {
     /// What became of one event at each destination that has something to say about it.
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError>;
 
-    /// Deletes events that are older than `before` and settled at each of `destinations`, replays of
-    /// theirs included; at most `limit` of them. Returns how many.
+    /// Deletes events that are older than `before` and settled at each of `destinations`, replays of theirs
+    /// included; at most `limit` of them, and not the newest, if the storage needs it to remember its
+    /// position. Returns how many.
     async fn prune(
         &self,
         before: Timestamp,

@@ -8,6 +8,7 @@ use chaski_common::storage::{DeadFilter, PAGE_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::events::body;
+use super::{known_destination, usage};
 use crate::access::Access;
 use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
 use crate::cli::{DeadCommand, DeadList, DeadSelection};
@@ -27,8 +28,8 @@ pub(super) async fn run(
     let outcome = match command.unwrap_or(DeadCommand::List(filter)) {
         DeadCommand::List(filter) => list(&access, filter, json).await,
         DeadCommand::Show { id } => show(&access, id, json).await,
-        DeadCommand::Redrive { selection, yes } => change(&access, Change::Redrive, selection, yes).await,
-        DeadCommand::Drop { selection, yes } => change(&access, Change::Drop, selection, yes).await,
+        DeadCommand::Redrive { selection, yes } => change(&access, Change::Redrive, selection, yes, json).await,
+        DeadCommand::Drop { selection, yes } => change(&access, Change::Drop, selection, yes, json).await,
     };
     access.close().await;
     outcome
@@ -99,7 +100,7 @@ enum Change {
     Drop,
 }
 
-async fn change(access: &Access, change: Change, selection: DeadSelection, yes: bool) -> anyhow::Result<()> {
+async fn change(access: &Access, change: Change, selection: DeadSelection, yes: bool, json: bool) -> anyhow::Result<()> {
     let letters = select(access, selection).await?;
     if letters.is_empty() {
         bail!("no dead letter matches");
@@ -130,10 +131,14 @@ async fn change(access: &Access, change: Change, selection: DeadSelection, yes: 
         bar.inc(step.len() as u64);
     }
     bar.finish_and_clear();
-    output::line(match change {
-        Change::Redrive => format!("{done} letters are on their way again"),
-        Change::Drop => format!("{done} letters were deleted"),
-    });
+    let told = match change {
+        Change::Redrive => "redriven",
+        Change::Drop => "deleted",
+    };
+    if json {
+        return output::json(&serde_json::json!({ told: done }));
+    }
+    output::line(format_args!("{told}: {done}"));
     Ok(())
 }
 
@@ -148,8 +153,9 @@ async fn select(access: &Access, selection: DeadSelection) -> anyhow::Result<Vec
         && since.is_none()
         && until.is_none()
     {
-        bail!("which ones? name an event id, --destination, --quarantined, --reason, --since or --until");
+        return Err(usage("which ones? name an event id, --destination, --quarantined, --reason, --since or --until"));
     }
+    known_destination(access, destination.as_deref()).await?;
     let destination = if quarantined { Some(String::new()) } else { destination };
     let mut letters = Vec::new();
     let mut filter = DeadFilter { destination, id, reason, since, until, after: None, limit: PAGE_MAX };

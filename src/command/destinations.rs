@@ -14,8 +14,8 @@ pub(super) async fn run(
     let access = Access::find(config).await?;
     let outcome = match command.unwrap_or(DestinationsCommand::List) {
         DestinationsCommand::List => list(&access, json).await,
-        DestinationsCommand::Pause { destination } => pause(&access, destination, true).await,
-        DestinationsCommand::Resume { destination } => pause(&access, destination, false).await,
+        DestinationsCommand::Pause { destination } => pause(&access, destination, true, json).await,
+        DestinationsCommand::Resume { destination } => pause(&access, destination, false, json).await,
     };
     access.close().await;
     outcome
@@ -63,9 +63,12 @@ fn state(view: &DestinationView) -> String {
     state
 }
 
-async fn pause(access: &Access, destination: String, paused: bool) -> anyhow::Result<()> {
+async fn pause(access: &Access, destination: String, paused: bool, json: bool) -> anyhow::Result<()> {
     let done = format!("{destination} is {}", if paused { "paused" } else { "delivered to again" });
-    access.call(SetPaused { destination, paused }).await?;
+    access.call(SetPaused { destination: destination.clone(), paused }).await?;
+    if json {
+        return output::json(&serde_json::json!({ "destination": destination, "paused": paused }));
+    }
     output::line(done);
     Ok(())
 }

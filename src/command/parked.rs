@@ -4,6 +4,7 @@ use anyhow::bail;
 use chaski_common::event::EventId;
 use chaski_common::storage::ParkedFilter;
 
+use super::known_destination;
 use crate::access::Access;
 use crate::api::{DropParked, HurryParked};
 use crate::cli::{ParkedCommand, ParkedList};
@@ -19,8 +20,8 @@ pub(super) async fn run(
     let access = Access::find(config).await?;
     let outcome = match command.unwrap_or(ParkedCommand::List(filter)) {
         ParkedCommand::List(filter) => list(&access, filter, json).await,
-        ParkedCommand::Now { id, destination } => hurry(&access, id, destination).await,
-        ParkedCommand::Drop { id, destination, yes } => drop_parked(&access, id, destination, yes).await,
+        ParkedCommand::Now { id, destination } => hurry(&access, id, destination, json).await,
+        ParkedCommand::Drop { id, destination, yes } => drop_parked(&access, id, destination, yes, json).await,
     };
     access.close().await;
     outcome
@@ -28,6 +29,7 @@ pub(super) async fn run(
 
 async fn list(access: &Access, filter: ParkedList, json: bool) -> anyhow::Result<()> {
     let ParkedList { destination, limit } = filter;
+    known_destination(access, destination.as_deref()).await?;
     let parked = access.call(ParkedFilter { destination, limit, ..ParkedFilter::default() }).await?;
     if json {
         return output::json(&parked);
@@ -53,10 +55,11 @@ async fn list(access: &Access, filter: ParkedList, json: bool) -> anyhow::Result
     Ok(())
 }
 
-async fn hurry(access: &Access, id: EventId, destination: Option<String>) -> anyhow::Result<()> {
+async fn hurry(access: &Access, id: EventId, destination: Option<String>, json: bool) -> anyhow::Result<()> {
     match access.call(HurryParked { id, destination }).await? {
         0 => bail!("nothing is parked of event {id}"),
-        hurried => output::line(format_args!("{hurried} deliveries of {id} are due now")),
+        hurried if json => output::json(&serde_json::json!({ "due_now": hurried }))?,
+        hurried => output::line(format_args!("deliveries of {id} that are due now: {hurried}")),
     }
     Ok(())
 }
@@ -66,6 +69,7 @@ async fn drop_parked(
     id: EventId,
     destination: Option<String>,
     yes: bool,
+    json: bool,
 ) -> anyhow::Result<()> {
     let mut touched = access
         .call(ParkedFilter { id: Some(id), destination: destination.clone(), ..ParkedFilter::default() })
@@ -83,6 +87,9 @@ async fn drop_parked(
         bail!("nothing was done");
     }
     let dropped = access.call(DropParked { id, destination }).await?;
-    output::line(format_args!("{dropped} deliveries of {id} were dropped"));
+    if json {
+        return output::json(&serde_json::json!({ "dropped": dropped }));
+    }
+    output::line(format_args!("dropped deliveries of {id}: {dropped}"));
     Ok(())
 }

@@ -1,17 +1,26 @@
 //! `chaski reload`: a running process reads its configuration again.
 
+use std::process::ExitCode;
+
 use crate::access::Access;
 use crate::api::ReloadConfiguration;
 use crate::config::AccessConfig;
 use crate::output;
 
-pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<()> {
+pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<ExitCode> {
     let access = Access::find(config).await?;
     let reloaded = access.call(ReloadConfiguration {}).await;
     access.close().await;
-    let reloaded = reloaded?;
+    let reloaded = match reloaded? {
+        Ok(reloaded) => reloaded,
+        Err(problems) => {
+            output::say(problems);
+            return Ok(ExitCode::from(super::EXIT_CONFIG));
+        }
+    };
     if json {
-        return output::json(&reloaded);
+        output::json(&reloaded)?;
+        return Ok(ExitCode::SUCCESS);
     }
     output::line(format_args!(
         "reloaded: {} sources, {} destinations",
@@ -23,5 +32,5 @@ pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<()>
             reloaded.needs_restart.join(", ")
         ));
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

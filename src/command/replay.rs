@@ -7,6 +7,7 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 
+use super::{known_destination, usage};
 use crate::access::Access;
 use crate::api::{BeginReplay, ListDestinations};
 use crate::config::AccessConfig;
@@ -23,17 +24,28 @@ pub(super) async fn run(
     json: bool,
 ) -> anyhow::Result<()> {
     if span.start >= span.end {
-        bail!("--from must be earlier than --to");
+        return Err(usage("--from must be earlier than --to"));
     }
+    let access = Access::find(config).await?;
+    let outcome = ask_and_replay(&access, destination, span, yes, json).await;
+    access.close().await;
+    outcome
+}
+
+async fn ask_and_replay(
+    access: &Access,
+    destination: String,
+    span: Range<Timestamp>,
+    yes: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    known_destination(access, Some(&destination)).await?;
     let question =
         format!("Deliver everything received from {} to {} to {destination} again?", span.start, span.end);
     if !yes && !output::confirm(&question)? {
         bail!("nothing was done");
     }
-    let access = Access::find(config).await?;
-    let outcome = replay(&access, destination, span, json).await;
-    access.close().await;
-    outcome
+    replay(access, destination, span, json).await
 }
 
 async fn replay(

@@ -15,6 +15,7 @@ use http::StatusCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::usage;
 use crate::cli::Send;
 use crate::config::Config;
 use crate::output;
@@ -38,7 +39,7 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
         bail!("there is no source named {}; there are: {}", send.source, names.join(", "));
     };
     if send.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 100_000.0)) {
-        bail!("--rate must be a number from above 0 to 100000");
+        return Err(usage("--rate must be a number from above 0 to 100000"));
     }
     let url = send.url.clone().unwrap_or_else(|| edge_url(config, source));
     let given = send.body.as_deref().map(read_body).transpose()?;
@@ -55,7 +56,7 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
         let answer = post(source, &send, &poster, &url, &body).await?;
         *by_status.entry(answer.status.as_u16()).or_default() += 1;
         bar.inc(1);
-        if send.count <= PRINT_MAX {
+        if json || send.count <= PRINT_MAX {
             answers.push(Said { status: answer.status.as_u16(), body: answer.body });
         }
     }

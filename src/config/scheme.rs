@@ -170,7 +170,8 @@ fn place_of(node: &Node, field: &str) -> Place {
     match field.split_once('.') {
         Some((section, rest)) => match node.find(section) {
             Some(inner) => place_of(inner, rest),
-            None => node.at(section),
+            // A table of free names (`const`) has no nodes of its own: the field is named all the same.
+            None => Place { key: node.at(field).key, ..node.at(section) },
         },
         // The secrets stand at the source or at its key.
         None if field == "secrets" && !node.has("secrets") => {

@@ -1,1 +1,29 @@
-fn main(){}
+//! Journeys through the real binary over real sockets: one file per promise, and `crash.rs`, which kills it.
+//!
+//! Every test has a process, a store, a configuration and receivers of its own, and waits for states, never for
+//! durations. A tool that is missing (curl, python3, openssl, cc) fails the test that needs it.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and ends")]
+
+mod harness;
+
+mod durable;
+mod settled;
+mod authentic;
+mod once;
+mod our_fault;
+mod isolated;
+mod bounded;
+
+mod outbound;
+mod patient;
+mod ordered;
+
+mod commands;
+mod configuration;
+mod reload;
+mod process;
+mod tls;
+mod demo;
+
+mod crash;

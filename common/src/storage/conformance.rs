@@ -621,7 +621,8 @@ pub async fn pruning_spares_what_anybody_still_needs(backend: &impl Backend) {
 pub async fn a_position_is_never_given_twice(backend: &impl Backend) {
     let storage = backend.open().await;
     let positions = fill(&storage, 1..4).await;
-    assert_eq!(storage.events.prune(at(99), &[], 100).await.unwrap(), 3);
+    // A storage may have to keep the newest to remember its position.
+    assert!(storage.events.prune(at(99), &[], 100).await.unwrap() >= 2);
     storage.events.close().await;
     let storage = backend.open().await;
     assert_eq!(*storage.events.head().borrow(), positions[2]);

@@ -230,13 +230,9 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// The last position ever given, pruned or not.
+/// The last position given: that of the newest event, which is never pruned.
 fn last_position(connection: &Connection) -> rusqlite::Result<Position> {
-    connection.query_row(
-        "SELECT IFNULL((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)",
-        [],
-        |row| rows::position(row, 0),
-    )
+    connection.query_row("SELECT IFNULL(MAX(seq), 0) FROM event", [], |row| rows::position(row, 0))
 }
 
 #[cfg(test)]

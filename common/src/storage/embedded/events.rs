@@ -203,16 +203,16 @@ pub(super) fn append(
     on_conflict: OnConflict,
 ) -> rusqlite::Result<Appended> {
     const INSERT: &str = concat!(
-        "INSERT INTO event (",
+        "INSERT INTO event (seq, ",
         event_columns!(),
-        ") VALUES (",
+        ") VALUES (?, ",
         event_values!(),
         ") ON CONFLICT (id) DO NOTHING"
     );
+    let position = Position(session.head() + 1);
     let mut insert = session.connection.prepare_cached(INSERT)?;
-    if rows::execute_with_event(&mut insert, &[], event)? == 1 {
-        let position = Position(session.connection.last_insert_rowid().unsigned_abs());
-        session.stored(position.0);
+    if rows::execute_with_event(&mut insert, &[&seq(position)], event)? == 1 {
+        session.stored(position);
         return Ok(Appended::Stored(position));
     }
     if on_conflict == OnConflict::Duplicate || stored_fingerprint(session, event.id)? == event.fingerprint {
@@ -382,7 +382,8 @@ fn prune(
     limit: usize,
 ) -> rusqlite::Result<usize> {
     let connection = &session.connection;
-    let mut bound = seq(Position(session.head()));
+    // The newest event stays: its position is how the store knows, when it is opened, which are given.
+    let mut bound = seq(Position(session.head().saturating_sub(1)));
     for name in destinations {
         let sql = "SELECT MIN(mark) FROM cursor JOIN destination ON number = destination WHERE name = ?";
         // A destination that has not opened its cursor yet may want everything.

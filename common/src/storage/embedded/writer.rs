@@ -51,8 +51,8 @@ pub(super) struct Session {
 
 impl Session {
     /// Notes that an event was stored; the head moves when the group is durable.
-    pub(super) fn stored(&self, seq: u64) {
-        self.head.set(self.head.get().max(seq));
+    pub(super) fn stored(&self, position: Position) {
+        self.head.set(position.0);
     }
 
     /// The position of the last event stored, including this group's.

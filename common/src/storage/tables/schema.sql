@@ -1,10 +1,11 @@
 -- Schema version 1 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
 -- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
 
--- The log. `seq` is the position; AUTOINCREMENT, because a position must never be given twice: a cursor
--- behind which the last event was pruned would otherwise skip the next one.
+-- The log. `seq` is the position, counted by the writer without gaps. It must never be given twice: a cursor
+-- behind which the last event was pruned would otherwise skip the next one. So the newest event is never
+-- pruned, and the next position is always one more than the greatest here.
 CREATE TABLE event (
-    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq          INTEGER PRIMARY KEY,
     id           BLOB    NOT NULL UNIQUE,   -- the deduplication: one event per id, for as long as it is kept
     source       TEXT    NOT NULL,
     type         TEXT    NOT NULL,

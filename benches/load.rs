@@ -1,0 +1,122 @@
+//! The load: a fixed number of connections, each sending its next request when its last one is answered, until
+//! a count is reached. Every answer is looked at; one that was not expected ends the run.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tokio::task::JoinSet;
+
+use crate::callback::Callbacks;
+use crate::wire::{Answer, Connection};
+
+/// The longest a load may take; beyond it something stands still.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What every answer must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expected {
+    Ok,
+    Accepted,
+    Duplicate,
+    Refused,
+}
+
+impl Expected {
+    fn is(self, answer: &Answer<'_>) -> bool {
+        let (status, end): (&[u8], &[u8]) = match self {
+            Self::Ok => (b"200", b""),
+            Self::Accepted => (b"200", b"\"accepted\"}"),
+            Self::Duplicate => (b"200", b"\"duplicate\"}"),
+            Self::Refused => (b"401", b""),
+        };
+        answer.status == status && answer.body.ends_with(end)
+    }
+}
+
+/// What a load saw.
+pub(crate) struct Seen {
+    pub(crate) elapsed: Duration,
+    /// From the first byte sent to the last byte read, in microseconds, ascending.
+    latencies_us: Vec<u32>,
+}
+
+impl Seen {
+    pub(crate) fn count(&self) -> usize {
+        self.latencies_us.len()
+    }
+
+    /// The latency that this share of all requests did not exceed, in milliseconds.
+    pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
+        let index = (self.count() as f64 * share) as usize;
+        self.latencies_us.get(index).or(self.latencies_us.last()).map_or(0.0, |us| f64::from(*us) / 1000.0)
+    }
+}
+
+/// Open connections to one server.
+pub(crate) struct Senders(Vec<Connection>);
+
+impl Senders {
+    pub(crate) async fn connect(to: SocketAddr, connections: usize) -> anyhow::Result<Self> {
+        let mut open = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            open.push(Connection::open(to).await?);
+        }
+        Ok(Self(open))
+    }
+
+    /// Posts `count` callbacks, from the first on.
+    pub(crate) async fn post(
+        &mut self,
+        callbacks: &Arc<Callbacks>,
+        count: usize,
+        expected: Expected,
+    ) -> anyhow::Result<Seen> {
+        let next = Arc::new(AtomicUsize::new(0));
+        let begun = Instant::now();
+        let mut tasks = JoinSet::new();
+        for connection in self.0.drain(..) {
+            let (callbacks, next) = (Arc::clone(callbacks), Arc::clone(&next));
+            tasks.spawn(send(connection, callbacks, next, count, expected));
+        }
+        let mut latencies_us = Vec::with_capacity(count);
+        let finished = async {
+            while let Some(sent) = tasks.join_next().await {
+                let (connection, latencies) = sent??;
+                latencies_us.extend(latencies);
+                self.0.push(connection);
+            }
+            anyhow::Ok(begun.elapsed())
+        };
+        let elapsed = tokio::time::timeout(PATIENCE, finished)
+            .await
+            .with_context(|| format!("{count} requests were not answered within {PATIENCE:?}"))??;
+        latencies_us.sort_unstable();
+        Ok(Seen { elapsed, latencies_us })
+    }
+}
+
+async fn send(
+    mut connection: Connection,
+    callbacks: Arc<Callbacks>,
+    next: Arc<AtomicUsize>,
+    count: usize,
+    expected: Expected,
+) -> anyhow::Result<(Connection, Vec<u32>)> {
+    let mut latencies_us = Vec::new();
+    loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= count {
+            return Ok((connection, latencies_us));
+        }
+        let begun = Instant::now();
+        let answer = connection.exchange(callbacks.request(index)).await?;
+        if !expected.is(&answer) {
+            let (status, body) = (answer.status.escape_ascii(), answer.body.escape_ascii());
+            bail!("{expected:?} was expected, {status} {body} came");
+        }
+        latencies_us.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
+    }
+}

@@ -1,0 +1,102 @@
+//! What Linux tells about processes and the machine, and what one sync of the disk takes.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// `/proc` counts in these: USER_HZ is 100 on every Linux that chaski is built for.
+const TICK: Duration = Duration::from_millis(10);
+/// Syncs that are timed.
+const SYNCS: usize = 200;
+
+/// User and system time of a process (a pid, or "self") since its start.
+pub(crate) fn cpu_of(process: &str) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name stands in parentheses and may hold anything; behind it come state and ten more fields.
+    let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
+    let ticks =
+        fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
+    Ok(TICK * ticks)
+}
+
+/// What a process has in memory.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Resident {
+    pub(crate) now_mib: f64,
+    pub(crate) peak_mib: f64,
+}
+
+/// Resident memory of a process.
+pub(crate) fn memory_of(process: &str) -> anyhow::Result<Resident> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let mib = |name: &str| -> anyhow::Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
+        let kib: f64 = line.trim_start_matches(':').trim_end_matches("kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    };
+    Ok(Resident { now_mib: mib("VmRSS")?, peak_mib: mib("VmHWM")? })
+}
+
+/// Where the machine's time went since its start.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    all: u64,
+    stolen: u64,
+}
+
+impl Times {
+    pub(crate) fn now() -> anyhow::Result<Self> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().context("the first line is the sum of all cores")?;
+        let fields = line.split_ascii_whitespace().skip(1).take(8).map(str::parse);
+        let fields: Vec<u64> = fields.collect::<Result<_, _>>()?;
+        Ok(Self { all: fields.iter().sum(), stolen: fields.get(7).copied().unwrap_or(0) })
+    }
+
+    /// Of all time since then, how much the host took for others.
+    pub(crate) fn stolen_percent_since(self, then: Self) -> f64 {
+        100.0 * (self.stolen - then.stolen) as f64 / (self.all - then.all).max(1) as f64
+    }
+}
+
+/// What the figures were measured on.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) kernel: String,
+    /// Appending 4 KiB and `fdatasync`, in the folder of the stores; the median.
+    pub(crate) fsync_us: f64,
+}
+
+impl Machine {
+    pub(crate) fn look(folder: &Path) -> anyhow::Result<Self> {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Ok(Self {
+            cpu: model.map_or("unknown", |(_, model)| model).to_owned(),
+            cores: std::thread::available_parallelism()?.get(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            fsync_us: sync_time(folder)?.as_secs_f64() * 1e6,
+        })
+    }
+}
+
+fn sync_time(folder: &Path) -> anyhow::Result<Duration> {
+    let path = folder.join("sync");
+    let mut file = File::create(&path)?;
+    let mut times = Vec::with_capacity(SYNCS);
+    for _ in 0..SYNCS {
+        let begun = Instant::now();
+        file.write_all(&[0x5a; 4096])?;
+        file.sync_data()?;
+        times.push(begun.elapsed());
+    }
+    fs::remove_file(path)?;
+    times.sort_unstable();
+    Ok(times[SYNCS / 2])
+}

@@ -1,0 +1,129 @@
+//! The processes of a run. Each is ended when its owner is done with it, however that comes about.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::ValueEnum as _;
+use tokio::time::{Instant, sleep};
+
+use crate::machine::{self, Resident};
+use crate::null::Manner;
+use crate::report::Sample;
+use crate::tally::Tally;
+use crate::wire::Connection;
+
+/// Between two looks at something that is waited for.
+pub(crate) const LOOK: Duration = Duration::from_millis(10);
+/// How long an end in order may take.
+const END: Duration = Duration::from_secs(30);
+
+/// A child that is killed by its own pid when it is dropped.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let program = command.get_program().to_owned();
+        let child = command.stdin(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| format!("starting {}", program.display()))?))
+    }
+
+    /// CPU time it has used.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        machine::cpu_of(&self.0.id().to_string())
+    }
+
+    pub(crate) fn memory(&self) -> anyhow::Result<Resident> {
+        machine::memory_of(&self.0.id().to_string())
+    }
+
+    pub(crate) fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+
+    /// SIGTERM, and an end in order.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        // The child is not reaped before this: the pid is its own.
+        let told = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.0.id().to_string()]).status()?;
+        ensure!(told.success(), "the process could not be told to end");
+        let deadline = Instant::now() + END;
+        while !self.has_ended()? {
+            ensure!(Instant::now() < deadline, "the process did not end within {END:?}");
+            sleep(LOOK).await;
+        }
+        let status = self.0.wait()?;
+        ensure!(status.success(), "the process ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn part(name: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(name).stdout(Stdio::piped());
+    Ok(command)
+}
+
+/// A null server that runs.
+pub(crate) struct Null {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+}
+
+impl Null {
+    pub(crate) fn start(manner: Manner) -> anyhow::Result<Self> {
+        let name = manner.to_possible_value().context("every manner has a name")?;
+        let mut command = part("null-server")?;
+        let mut process = Process::start(command.arg(name.get_name()))?;
+        let stdout = process.0.stdout.take().context("the output is piped")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().context("the null server did not say where it listens")?;
+        Ok(Self { process, address })
+    }
+
+    /// What it has received.
+    pub(crate) async fn tally(&self) -> anyhow::Result<Tally> {
+        let mut connection = Connection::open(self.address).await?;
+        let answer = connection.exchange(b"GET / HTTP/1.1\r\nhost: null\r\n\r\n").await?;
+        Tally::read(std::str::from_utf8(answer.body)?)
+    }
+
+    /// Waits until it has received so many.
+    pub(crate) async fn wait_for(&self, count: u64, patience: Duration) -> anyhow::Result<Tally> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let tally = self.tally().await?;
+            if tally.count >= count {
+                return Ok(tally);
+            }
+            ensure!(Instant::now() < deadline, "{} of {count} arrived within {patience:?}", tally.count);
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Runs the bare client to its end; its own figures.
+pub(crate) async fn bare_client(
+    to: SocketAddr,
+    count: usize,
+    warm_up: usize,
+    concurrency: usize,
+) -> anyhow::Result<Sample> {
+    let mut command = part("bare-client")?;
+    for (name, value) in [("--count", count), ("--warm-up", warm_up), ("--concurrency", concurrency)] {
+        command.args([name, &value.to_string()]);
+    }
+    command.args(["--to", &to.to_string()]);
+    let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await??;
+    ensure!(output.status.success(), "the bare client ended with {}", output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}

@@ -1,0 +1,93 @@
+//! The least of an HTTP/1.1 client: bytes out, one answer in, on a connection that stays.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// The longest answer taken.
+const ANSWER_BYTES_MAX: usize = 16 << 10;
+
+/// A connection to a server; opened anew when the server has closed it behind an answer.
+pub(crate) struct Connection {
+    to: SocketAddr,
+    stream: TcpStream,
+    closed: bool,
+    buffer: Vec<u8>,
+}
+
+/// What came back.
+pub(crate) struct Answer<'a> {
+    pub(crate) status: &'a [u8],
+    pub(crate) body: &'a [u8],
+}
+
+impl Connection {
+    pub(crate) async fn open(to: SocketAddr) -> anyhow::Result<Self> {
+        Ok(Self { to, stream: connect(to).await?, closed: false, buffer: vec![0; ANSWER_BYTES_MAX] })
+    }
+
+    /// Sends a rendered request and reads its answer to the end.
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
+        if self.closed {
+            self.stream = connect(self.to).await?;
+        }
+        self.stream.write_all(request).await?;
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut self.buffer[filled..]).await?;
+            filled += read;
+            if let Some((head, end)) = frame(&self.buffer[..filled]) {
+                if filled > end {
+                    bail!("more bytes than one answer");
+                }
+                if filled == end {
+                    self.closed = value(&self.buffer[..head], b"connection: ") == Some("close");
+                    return Ok(Answer { status: &self.buffer[9..12], body: &self.buffer[head..end] });
+                }
+            }
+            if read == 0 {
+                bail!("the connection ended inside an answer: {}", self.buffer[..filled].escape_ascii());
+            }
+        }
+    }
+}
+
+async fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Where the head of an answer and where its body end.
+fn frame(answer: &[u8]) -> Option<(usize, usize)> {
+    let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
+    let length: usize = value(&answer[..head], b"content-length: ")?.parse().ok()?;
+    Some((head, head + length))
+}
+
+/// The value of a header; `name` ends in a colon and a space, as every server here writes it.
+fn value<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a str> {
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (found, value) = line.split_at_checked(name.len())?;
+        if !found.eq_ignore_ascii_case(name) {
+            return None;
+        }
+        std::str::from_utf8(value).ok().map(str::trim_end)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_where_its_length_says() {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\ndate: x\r\n\r\nabc";
+        assert_eq!(frame(answer), Some((47, 50)));
+        assert_eq!(frame(&answer[..40]), None);
+        assert_eq!(value(answer, b"date: "), Some("x"));
+        assert_eq!(value(answer, b"connection: "), None);
+    }
+}

@@ -1,0 +1,135 @@
+//! TLS at the edge, and who may come in: with certificates made by openssl and posts made by curl.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use crate::harness::{
+    Callback, Destination, Layout, PE_PATH, Receiver, Site, payment, text, tool, tool_output,
+};
+
+/// The certificate `NAME.pem` with the key `NAME.key` in the site's folder, signed by itself or by `issuer`.
+fn certificate(site: &Site, name: &str, issuer: Option<&str>, extensions: &[&str]) {
+    let file = |name: &str, kind: &str| text(&site.path(&format!("{name}.{kind}"))).to_owned();
+    let config = site.path("openssl.cnf");
+    std::fs::write(&config, "[req]\ndistinguished_name = dn\n[dn]\n").unwrap();
+    let (subject, cert, key) = (format!("/CN={name}"), file(name, "pem"), file(name, "key"));
+    let mut arguments = vec![
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ];
+    arguments.extend(["-config", text(&config), "-subj", &subject, "-keyout", &key, "-out", &cert]);
+    let issuer = issuer.map(|issuer| (file(issuer, "pem"), file(issuer, "key")));
+    if let Some((cert, key)) = &issuer {
+        arguments.extend(["-CA", cert, "-CAkey", key]);
+    }
+    for extension in extensions {
+        arguments.extend(["-addext", extension]);
+    }
+    tool("openssl", &arguments);
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+}
+
+fn site(tls: &str) -> (Site, Receiver) {
+    let receiver = Receiver::start();
+    let layout = Layout {
+        more: format!("[ingest.tls]\n{tls}\n"),
+        ..Layout::to([Destination::new("orders", &receiver)])
+    };
+    let site = Site::new(&layout);
+    let authority = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"];
+    let client = [
+        "basicConstraints=critical,CA:FALSE",
+        "extendedKeyUsage=clientAuth",
+        "subjectAltName=DNS:client.test",
+    ];
+    certificate(&site, "server", None, &["subjectAltName=IP:127.0.0.1"]);
+    certificate(&site, "clients", None, &authority);
+    certificate(&site, "client", Some("clients"), &client);
+    certificate(&site, "strangers", None, &authority);
+    certificate(&site, "stranger", Some("strangers"), &client);
+    (site, receiver)
+}
+
+fn curl(site: &Site, Callback { body, signature }: &Callback, more: &[&str]) -> Output {
+    let (ca, url) = (site.path("server.pem"), format!("https://{}{PE_PATH}", site.edge));
+    let signature = format!("PE-Signature: {signature}");
+    let mut arguments = vec![
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "20",
+        "--cacert",
+        text(&ca),
+        "-H",
+        &signature,
+        "--data-binary",
+        body,
+    ];
+    arguments.extend(more);
+    arguments.push(&url);
+    tool_output("curl", &arguments)
+}
+
+#[track_caller]
+fn is_accepted(output: &Output) {
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    assert_eq!(answer["status"], "accepted", "{output:?}");
+}
+
+#[test]
+fn the_edge_speaks_tls_and_nothing_else_where_it_is_told_to() {
+    let (site, receiver) = site("cert = \"server.pem\"\nkey = \"server.key\"");
+    let gateway = site.start();
+    is_accepted(&curl(&site, &payment(1), &["--tlsv1.3"]));
+    is_accepted(&curl(&site, &payment(2), &["--tls-max", "1.2"]));
+    assert!(!gateway.try_send(&payment(3)).is_ok_and(|answer| answer.status == 200), "in clear text");
+    receiver.wait_for_count(2);
+    gateway.stop();
+    assert_eq!(receiver.receipts().len(), 2);
+}
+
+#[test]
+fn a_sender_without_the_right_client_certificate_is_refused() {
+    let (site, receiver) = site("cert = \"server.pem\"\nkey = \"server.key\"\nclient_ca = \"clients.pem\"");
+    let gateway = site.start();
+    let shown = |name: &str| {
+        [
+            text(&site.path(&format!("{name}.pem"))).to_owned(),
+            text(&site.path(&format!("{name}.key"))).to_owned(),
+        ]
+    };
+    let with = |name: &str, callback: &Callback| {
+        let [cert, key] = shown(name);
+        curl(&site, callback, &["--cert", &cert, "--key", &key])
+    };
+    let none = curl(&site, &payment(1), &[]);
+    assert!(!none.status.success() && none.stdout.is_empty(), "{none:?}");
+    let stranger = with("stranger", &payment(2));
+    assert!(!stranger.status.success() && stranger.stdout.is_empty(), "{stranger:?}");
+    is_accepted(&with("client", &payment(3)));
+    receiver.wait_for_count(1);
+    gateway.stop();
+    assert_eq!(receiver.receipts().len(), 1);
+}
+
+#[test]
+fn a_key_that_others_can_read_and_a_certificate_that_is_none_are_refused() {
+    let (site, _receiver) = site("cert = \"server.pem\"\nkey = \"server.key\"");
+    std::fs::set_permissions(site.path("server.key"), Permissions::from_mode(0o644)).unwrap();
+    let told = site.command(&["run"]);
+    told.exits(78);
+    assert!(told.stderr.contains("ingest.tls.key"), "{told:?}");
+    std::fs::set_permissions(site.path("server.key"), Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(site.path("server.pem"), "no certificate").unwrap();
+    let told = site.command(&["run"]);
+    told.exits(78);
+    assert!(told.stderr.contains("ingest.tls.cert"), "{told:?}");
+}
