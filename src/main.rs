@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// Each event is a handful of small allocations made in one thread and freed in another; this allocator is
+/// good at those.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     chaski::command::main(chaski::cli::Cli::parse())
 }

@@ -36,21 +36,29 @@ pub(crate) enum Reason {
     Gone,
     /// The receiver called it wrong three times.
     Rejected,
-    /// The destination's address may not be connected to.
-    Blocked,
     /// The schedule came to its end.
     GaveUp,
+    /// No configured source has its source's name, so nobody has said whether it goes there.
+    Unrouted,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 4] = [Self::Gone, Self::Rejected, Self::Blocked, Self::GaveUp];
+    pub(crate) const ALL: [Self; 4] = [Self::Gone, Self::Rejected, Self::GaveUp, Self::Unrouted];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Gone => "gone",
             Self::Rejected => "rejected",
-            Self::Blocked => "blocked",
             Self::GaveUp => "gave_up",
+            Self::Unrouted => "unrouted",
+        }
+    }
+
+    /// What a person reads where no failed attempt says more.
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::Unrouted => "no configured source has this name",
+            Self::Gone | Self::Rejected | Self::GaveUp => "",
         }
     }
 }
@@ -78,7 +86,6 @@ pub(crate) fn next(attempt: &Attempted<'_>, outcome: &Outcome, now: Timestamp, s
     match outcome.result {
         AttemptResult::Success => return Next::Done,
         AttemptResult::Gone => return Next::Bury(Reason::Gone),
-        AttemptResult::SsrfBlocked => return Next::Bury(Reason::Blocked),
         _ => {}
     }
     if outcome.is_rejection() && rejections(attempt.history) + 1 >= REJECTIONS_MAX {
@@ -161,8 +168,9 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(decide(1, &[], Some(0), &answer(200, None), second), Next::Done);
         assert_eq!(decide(1, &[], Some(0), &answer(410, None), second), Next::Bury(Reason::Gone));
+        // One wrong answer of a resolver is no reason to give an event up.
         let blocked = Outcome::failure(AttemptResult::SsrfBlocked, "");
-        assert_eq!(decide(1, &[], Some(0), &blocked, second), Next::Bury(Reason::Blocked));
+        assert!(matches!(decide(9, &[], None, &blocked, second), Next::Park(_)));
         for status in [400, 413, 415, 422] {
             let outcome = answer(status, None);
             assert!(!matches!(decide(1, &[], Some(0), &outcome, second), Next::Bury(_)));

@@ -132,6 +132,16 @@ impl Breaker {
         }
     }
 
+    /// An attempt told nothing of the destination. If it was the probe, another follows after the same wait.
+    pub(crate) fn unknown(&mut self, was_probe: bool, now: Instant) -> Change {
+        if let State::Probing { wait } = self.state
+            && was_probe
+        {
+            self.state = State::Open { probe_at: now + wait, wait };
+        }
+        Change::None
+    }
+
     /// An attempt failed as all attempts fail while the destination is down.
     pub(crate) fn outage(&mut self, event: EventId, was_probe: bool, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
@@ -213,6 +223,23 @@ mod tests {
             breaker.outage(id(n), true, now);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn a_fault_of_ours_says_neither_that_it_is_up_nor_that_it_is_down() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        breaker.unknown(false, now);
+        assert!(breaker.is_open());
+        breaker.probe();
+        breaker.unknown(true, now);
+        assert_eq!(breaker.gate(now, 8), Gate::Shut(Some(now + PROBE_FIRST)), "another probe follows");
+        let mut breaker = Breaker::new();
+        for n in 0..u64::from(OPENS_AFTER) - 1 {
+            breaker.outage(id(n), false, now);
+            breaker.unknown(false, now);
+        }
+        assert_eq!(breaker.outage(id(99), false, now), Change::Opened, "the failures around it still count");
     }
 
     #[test]

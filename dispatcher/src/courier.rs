@@ -3,12 +3,15 @@
 //! Its lanes, parked deliveries, subjects, breaker and rate have this one owner, so there is no lock and no
 //! race between them. Attempts and writes run in tasks of their own and report back; a delivery is moved into
 //! them and comes home with the report. The courier decides, in [`Courier::step`], what begins, and, in
-//! [`Courier::report`], what follows.
+//! [`Courier::report`], what follows. Its tasks end with it: no attempt and no write of a courier that is gone
+//! meets those of the next one.
 //!
 //! Promise: a lane's position is settled when the delivery succeeded, or when the storage has acknowledged it
 //! as parked or dead. A courier that is dropped anywhere settles nothing that is not.
 
+mod relay;
 mod follow;
+mod stop;
 mod handle;
 
 use std::panic::AssertUnwindSafe;
@@ -17,34 +20,36 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use chaski_common::storage::{Change, Cursor, Position, Record, StorageError};
+use chaski_common::storage::{Change, Cursor, Position, Record, Storage, StorageError};
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::handle::Handle;
 use self::handle::View;
+pub(crate) use self::relay::Opening;
+use self::relay::told_to_stop;
+use crate::attempt::Reason;
 use crate::breaker::{Breaker, Gate};
 use crate::deliver::Sender;
+use crate::deliver::client::Dialer;
 use crate::delivery::{Delivery, Origin};
 use crate::destination::DestinationSpec;
 use crate::lane::Lane;
-use crate::metrics::DestinationMetrics;
+use crate::metrics::{DestinationMetrics, Task};
 use crate::outcome::{AttemptResult, Outcome};
 use crate::parked::Book;
 use crate::rate::Rate;
 use crate::reading::{Reading, next_change};
-use crate::route::Route;
+use crate::route::{Route, Way};
 use crate::store::{Keep, Look, Store};
 use crate::subjects::Subjects;
 
 /// How often a lane's progress is made durable.
 const SETTLE_EVERY: Duration = Duration::from_millis(200);
-/// Time kept for the last settle when the deadline of a stop has passed.
-const LAST_SETTLE: Duration = Duration::from_secs(2);
-/// Reports on their way to the courier, and how many it takes in one go.
-const REPORTS_MAX: usize = 1024;
+/// Reports taken in one go.
 const REPORTS_AT_ONCE: usize = 128;
 
 /// What an operator says to a courier.
@@ -66,14 +71,36 @@ enum Report {
     Ended { cursor: Cursor, result: Result<(), StorageError> },
 }
 
-/// What the courier and its tasks look at and nobody changes.
-struct Fixed {
-    spec: Arc<DestinationSpec>,
+/// What the couriers of a destination and their tasks look at and nobody changes.
+pub(crate) struct Fixed {
+    pub(crate) spec: Arc<DestinationSpec>,
     route: Route,
     sender: Sender,
     store: Store,
     clock: Clock,
     view: View,
+    parked_max: u64,
+}
+
+impl Fixed {
+    pub(crate) fn new(
+        spec: DestinationSpec,
+        storage: Storage,
+        dialer: &Dialer,
+        metrics: DestinationMetrics,
+        clock: Clock,
+        parked_max: u64,
+    ) -> Self {
+        Self {
+            route: Route::new(&spec),
+            sender: Sender::new(&spec, dialer, clock.clone(), metrics.header_dropped.clone()),
+            store: Store::new(storage, &spec, parked_max),
+            spec: Arc::new(spec),
+            clock,
+            view: View::new(metrics),
+            parked_max,
+        }
+    }
 }
 
 /// See the module.
@@ -102,29 +129,20 @@ pub(crate) struct Courier {
     /// When the rate lets the next attempt begin; when progress is written next.
     rate_at: Option<Instant>,
     settle_at: Option<Instant>,
-    reports: mpsc::Receiver<Report>,
-    reporter: mpsc::Sender<Report>,
+    /// Attempts, writes and looks under way. They do not outlive their courier.
+    tasks: JoinSet<Report>,
 }
 
-#[allow(clippy::too_many_arguments, reason = "made in one place, each of another kind")]
 impl Courier {
-    pub(crate) fn new(
-        spec: Arc<DestinationSpec>,
-        sender: Sender,
-        store: Store,
-        metrics: DestinationMetrics,
-        clock: Clock,
-        readings: Vec<Reading>,
-        mut book: Book,
-        paused: bool,
-    ) -> Self {
+    fn new(fixed: Arc<Fixed>, opening: Opening) -> Self {
+        let Opening { readings, mut parked, paused } = opening;
+        let spec = &fixed.spec;
         let mut subjects = Subjects::new(spec.ordering);
-        subjects.set_parked(book.take_held());
+        subjects.set_parked(std::mem::take(&mut parked.held));
         let rate = spec.rate_per_second.map(|per_second| Rate::new(per_second, Instant::now().into_std()));
-        let (reporter, reports) = mpsc::channel(REPORTS_MAX);
-        let view = View::new(metrics, paused);
+        let book = Book::new(&parked, fixed.parked_max);
         Self {
-            fixed: Arc::new(Fixed { route: Route::new(&spec), spec, sender, store, clock, view }),
+            fixed,
             readings,
             lanes: Vec::new(),
             lanes_numbered: 0,
@@ -142,28 +160,16 @@ impl Courier {
             probe_parked: false,
             rate_at: None,
             settle_at: None,
-            reports,
-            reporter,
+            tasks: JoinSet::new(),
         }
     }
 
-    /// Begins to work, in a task of its own.
-    pub(crate) fn set_off(self) -> Handle {
-        self.show();
-        let (commands, orders) = mpsc::channel(16);
-        let (stop, stopped) = watch::channel(None);
-        let fixed = self.fixed.clone();
-        let name = fixed.spec.name.clone();
-        tokio::spawn(async move {
-            if AssertUnwindSafe(self.run(orders, stopped)).catch_unwind().await.is_err() {
-                tracing::error!(destination = %name, "the courier panicked; nothing is delivered there until a restart");
-            }
-        });
-        Handle::new(fixed, commands, stop)
-    }
-
-    async fn run(mut self, mut orders: mpsc::Receiver<Command>, mut stop: watch::Receiver<Option<Instant>>) {
-        let mut batch = Vec::with_capacity(REPORTS_AT_ONCE);
+    /// Works until it is told to stop. An error means that the storage is closed.
+    async fn run(
+        mut self,
+        orders: &mut mpsc::Receiver<Command>,
+        stop: &mut watch::Receiver<Option<Instant>>,
+    ) -> Result<(), StorageError> {
         let mut timer = std::pin::pin!(sleep_until(Instant::now()));
         while !self.closed {
             let now = Instant::now();
@@ -178,11 +184,16 @@ impl Courier {
             }
             tokio::select! {
                 biased;
-                _ = stop.wait_for(Option::is_some) => break,
+                deadline = told_to_stop(stop) => {
+                    self.stop(deadline).await;
+                    return Ok(());
+                }
                 Some(order) = orders.recv() => self.obey(order),
-                _ = self.reports.recv_many(&mut batch, REPORTS_AT_ONCE) => {
-                    for report in batch.drain(..) {
-                        self.report(report);
+                Some(ended) = self.tasks.join_next() => {
+                    self.ended(ended);
+                    for _ in 1..REPORTS_AT_ONCE {
+                        let Some(ended) = self.tasks.try_join_next() else { break };
+                        self.ended(ended);
                     }
                 }
                 (reading, change) = next_change(&mut self.readings) => self.change(reading, change),
@@ -190,9 +201,7 @@ impl Courier {
                 () = &mut timer, if wake.is_some() => {}
             }
         }
-        let deadline = stop.borrow().unwrap_or_else(Instant::now);
-        self.stop(deadline).await;
-        self.show();
+        Err(StorageError::Closed)
     }
 
     /// Begins all that can begin now.
@@ -321,9 +330,10 @@ impl Courier {
             let began = Instant::now();
             let attempt =
                 AssertUnwindSafe(fixed.sender.attempt(&delivery.event, delivery.attempts)).catch_unwind();
-            let outcome = attempt
-                .await
-                .unwrap_or_else(|_| Outcome::failure(AttemptResult::Internal, "the attempt panicked"));
+            let outcome = attempt.await.unwrap_or_else(|_| {
+                fixed.view.metrics.panicked(Task::Attempt);
+                Outcome::failure(AttemptResult::Internal, "the attempt panicked")
+            });
             fixed.view.metrics.attempt(outcome.result, began.elapsed());
             Report::Attempted { delivery, outcome, probe }
         });
@@ -331,8 +341,16 @@ impl Courier {
 
     fn obey(&mut self, order: Command) {
         match order {
-            Command::Pause(paused) => self.paused = paused,
-            Command::Read(reading) => self.readings.push(*reading),
+            Command::Pause(paused) => {
+                self.paused = paused;
+                self.fixed.view.pause(paused);
+            }
+            // A courier that took over meanwhile has found the replay in the storage.
+            Command::Read(reading) => {
+                if self.readings.iter().all(|known| known.cursor != reading.cursor) {
+                    self.readings.push(*reading);
+                }
+            }
             Command::Look => self.look_again(),
         }
     }
@@ -354,11 +372,17 @@ impl Courier {
             }
         };
         for record in records {
-            if !self.fixed.route.takes(&record.event) {
-                self.lanes[index].pass(record.position);
-            } else if let Some(delivery) = self.lanes[index].admit(record) {
-                let turn = self.subjects.admit(delivery);
-                self.take_turn(turn);
+            let (way, lane) = (self.fixed.route.way(&record.event), &mut self.lanes[index]);
+            if way == Way::Past {
+                lane.pass(record.position);
+            } else if let Some(delivery) = lane.admit(record) {
+                if way == Way::Nowhere {
+                    let at = self.fixed.clock.now();
+                    self.keep(delivery, Keep::Dead { reason: Reason::Unrouted, at });
+                } else {
+                    let turn = self.subjects.admit(delivery);
+                    self.take_turn(turn);
+                }
             }
         }
     }
@@ -415,38 +439,17 @@ impl Courier {
         }
     }
 
-    /// Lets attempts and writes under way end, parks what waits so that its time is kept, and settles.
-    async fn stop(&mut self, deadline: Instant) {
-        self.stopping = true;
-        // The subscriptions are kept, so that the partitions are still ours to settle.
-        let now = Instant::now();
-        for index in 0..self.lanes.len() {
-            self.lanes[index].stop_reading();
-            self.park_waits(index, now);
-        }
-        self.until(deadline, |courier| courier.in_flight + courier.writing == 0).await;
-        let last = deadline.max(Instant::now() + LAST_SETTLE);
-        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
-        self.save();
-        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
+    fn spawn(&mut self, task: impl Future<Output = Report> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
-    /// Takes reports until the state is reached, the deadline has passed, or the storage is closed.
-    async fn until(&mut self, deadline: Instant, reached: impl Fn(&Self) -> bool) {
-        while !self.closed && !reached(self) {
-            match timeout_at(deadline, self.reports.recv()).await {
-                Ok(Some(report)) => self.report(report),
-                _ => return,
-            }
+    /// A task has ended. Attempts catch their own panics; one in a write is a panic of the courier.
+    fn ended(&mut self, task: Result<Report, JoinError>) {
+        match task.map_err(JoinError::try_into_panic) {
+            Ok(report) => self.report(report),
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Err(Err(_cancelled)) => {}
         }
-    }
-
-    fn spawn(&self, task: impl Future<Output = Report> + Send + 'static) {
-        let reporter = self.reporter.clone();
-        tokio::spawn(async move {
-            // A courier that has stopped needs no report: what it did not hear of is not settled.
-            let _ = reporter.send(task.await).await;
-        });
     }
 
     fn lane(&mut self, number: u64) -> Option<&mut Lane> {

@@ -107,7 +107,7 @@ impl Delivery {
             position: Some(self.position),
             event: self.event.clone(),
             reason: reason.label().into(),
-            detail: self.history.last().map_or("", |failure| &failure.detail).into(),
+            detail: self.history.last().map_or(reason.detail(), |failure| &failure.detail).into(),
             at,
             attempts: self.attempts,
             history: self.history.clone(),

@@ -17,6 +17,11 @@ pub struct DestinationSpec {
     /// The sources whose events it takes: always spelled out by the configuration, which also keeps the
     /// environments apart.
     pub sources: Vec<Arc<str>>,
+    /// The names of all configured sources, whether or not it takes their events. What comes from any other
+    /// one (renamed, removed) becomes a dead letter with reason `unrouted` instead of being passed over. A
+    /// reload that adds a source must therefore reach the dispatcher before the edge, and one that removes a
+    /// source the edge before the dispatcher.
+    pub known_sources: Vec<Arc<str>>,
     /// Event types it takes: exact, or ending in `*`; empty means all.
     pub events: Vec<String>,
     /// Keys that sign what we send (Standard Webhooks), current first; empty means unsigned.
@@ -45,7 +50,11 @@ impl DestinationSpec {
     #[must_use]
     pub fn shown_url(&self) -> String {
         let scheme = self.url.scheme_str().unwrap_or("http");
-        format!("{scheme}://{}{}", self.url.authority().map_or("", http::uri::Authority::as_str), self.url.path())
+        format!(
+            "{scheme}://{}{}",
+            self.url.authority().map_or("", http::uri::Authority::as_str),
+            self.url.path()
+        )
     }
 }
 

@@ -5,23 +5,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use chaski_common::storage::{Cursor, Start, Storage, StorageError};
+use chaski_common::storage::{Replay, Storage, StorageError};
 use jiff::Timestamp;
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use crate::courier::{self, Command, Courier};
-use crate::deliver::Sender;
+use crate::courier::{self, Command, Fixed, Opening};
 use crate::deliver::client::Dialer;
 use crate::destination::DestinationSpec;
-use crate::lane;
 use crate::metrics::Metrics;
-use crate::parked::Book;
-use crate::reading::Reading;
 use crate::status::DestinationStatus;
-use crate::store::Store;
+
+/// Most unfinished replays of one destination: each reads a window of its own.
+pub const REPLAYS_MAX: usize = 8;
 
 /// What holds for all destinations.
 #[derive(Clone, Debug)]
@@ -48,6 +47,14 @@ pub enum Error {
     UnknownDestination {
         /// The name asked for.
         name: String,
+    },
+    /// Each unfinished replay holds a window of its own.
+    #[error("{destination} has {max} replays under way, which is the most; let one end first")]
+    TooManyReplays {
+        /// The destination.
+        destination: String,
+        /// Most replays under way at one destination.
+        max: usize,
     },
     /// The storage did not do its part.
     #[error(transparent)]
@@ -105,12 +112,8 @@ impl Dispatcher {
             couriers: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         };
-        let mut ready = Vec::new();
-        for spec in specs {
-            ready.push(inner.prepare(Arc::new(spec)).await?);
-        }
-        for courier in ready {
-            inner.set_off(courier);
+        for (fixed, opening) in inner.open(specs).await? {
+            inner.set_off(fixed, Some(opening));
         }
         Ok(Self(Arc::new(inner)))
     }
@@ -139,12 +142,16 @@ impl Dispatcher {
     }
 
     async fn set_paused(&self, name: &str, paused: bool) -> Result<bool, Error> {
-        let _no_reload_meanwhile = self.0.changing.lock().await;
-        let handle = self.0.handle(name)?;
-        self.0.storage.events.set_paused(name, paused).await?;
-        let changed = handle.is_paused() != paused;
-        handle.tell(Command::Pause(paused)).await;
-        Ok(changed)
+        let (inner, name) = (self.0.clone(), name.to_owned());
+        to_its_end(async move {
+            let _no_reload_meanwhile = inner.changing.lock().await;
+            let handle = inner.handle(&name)?;
+            inner.storage.events.set_paused(&name, paused).await?;
+            let changed = handle.is_paused() != paused;
+            handle.tell(Command::Pause(paused)).await;
+            Ok(changed)
+        })
+        .await
     }
 
     /// Parked deliveries were changed from outside (hurried, dropped, redriven), at one destination or at
@@ -166,59 +173,67 @@ impl Dispatcher {
     /// Delivers the events received in `[from, to)` once more to one destination.
     ///
     /// # Errors
-    /// When there is no such destination, or the storage fails. A replay that was begun and could not be
-    /// opened goes on at the next start.
+    /// When there is no such destination, it has [`REPLAYS_MAX`] replays already, or the storage fails. A
+    /// replay that was begun and could not be opened goes on at the next start.
     pub async fn replay(
         &self,
         destination: &str,
         from: Timestamp,
         to: Timestamp,
     ) -> Result<ReplayStarted, Error> {
-        let _no_reload_meanwhile = self.0.changing.lock().await;
-        let handle = self.0.handle(destination)?;
-        let (cursor, events) = self.0.storage.events.begin_replay(destination, from, to).await?;
-        let number = cursor.replay;
-        let reading = self.0.open(cursor, Start::Beginning).await?;
-        handle.tell(Command::Read(Box::new(reading))).await;
-        Ok(ReplayStarted { number, events })
+        let (inner, destination) = (self.0.clone(), destination.to_owned());
+        to_its_end(async move {
+            let _no_reload_meanwhile = inner.changing.lock().await;
+            let handle = inner.handle(&destination)?;
+            let events = &inner.storage.events;
+            let mine = |replay: &Replay| *replay.cursor.destination == *destination;
+            if events.replays().await?.iter().filter(|replay| mine(replay)).count() >= REPLAYS_MAX {
+                return Err(Error::TooManyReplays { destination, max: REPLAYS_MAX });
+            }
+            let (cursor, events) = events.begin_replay(&destination, from, to).await?;
+            let number = cursor.replay;
+            let reading = handle.read(cursor).await?;
+            handle.tell(Command::Read(Box::new(reading))).await;
+            Ok(ReplayStarted { number, events })
+        })
+        .await
     }
 
     /// Takes over a new list of destinations: new ones start, missing ones drain and stop, changed ones do
     /// both, and those that are as before are not touched.
     ///
+    /// New ones are opened before anything is stopped. A changed one has its cursor already and is opened when
+    /// its old courier has let go of it; if the storage fails just then, its new courier tries on by itself.
+    ///
     /// # Errors
-    /// When the storage cannot open a cursor; the destinations before it in the list run, the new and
-    /// changed ones behind it do not, and another reload starts them.
+    /// When the storage cannot open the cursor of a new destination; nothing has changed then.
     pub async fn reload(&self, specs: Vec<DestinationSpec>) -> Result<(), StorageError> {
-        let _one_at_a_time = self.0.changing.lock().await;
-        self.stop(self.0.config.drain, |running| !specs.contains(running)).await;
-        for spec in specs {
-            if self.0.handle(&spec.name).is_err() {
-                let courier = self.0.prepare(Arc::new(spec)).await?;
-                self.0.set_off(courier);
+        let inner = self.0.clone();
+        to_its_end(async move {
+            let _one_at_a_time = inner.changing.lock().await;
+            let is_new = |spec: &&DestinationSpec| inner.handle(&spec.name).is_err();
+            let new = specs.iter().filter(is_new).cloned().collect();
+            for (fixed, opening) in inner.open(new).await? {
+                inner.set_off(fixed, Some(opening));
             }
-        }
-        Ok(())
+            inner.stop(inner.config.drain, |running| !specs.contains(running)).await;
+            for spec in specs {
+                if inner.handle(&spec.name).is_err() {
+                    let fixed = inner.fixed(spec);
+                    let opening = fixed.open().await.ok();
+                    inner.set_off(fixed, opening);
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Stops reading, lets attempts in flight finish for at most `deadline`, settles what is settled. What
     /// was not finished begins anew at the next start.
     pub async fn shutdown(&self, deadline: Duration) {
         let _one_at_a_time = self.0.changing.lock().await;
-        self.stop(deadline, |_| true).await;
-    }
-
-    async fn stop(&self, deadline: Duration, which: impl Fn(&DestinationSpec) -> bool) {
-        let mut stopped = Vec::new();
-        self.0.couriers().retain(|_, handle| {
-            let stops = which(handle.spec());
-            if stops {
-                stopped.push(handle.clone());
-            }
-            !stops
-        });
-        let until = Instant::now() + deadline;
-        futures_util::future::join_all(stopped.iter().map(|handle| handle.stop(until))).await;
+        self.0.stop(deadline, |_| true).await;
     }
 }
 
@@ -231,32 +246,48 @@ impl Inner {
         self.couriers().get(name).cloned().ok_or_else(|| Error::UnknownDestination { name: name.to_owned() })
     }
 
-    async fn open(&self, cursor: Cursor, start: Start) -> Result<Reading, StorageError> {
-        let limits = lane::Limits::within(self.config.parked_max);
-        let subscription = self.storage.events.subscribe(&cursor, start, limits.batch).await?;
-        Ok(Reading::new(cursor, subscription, limits))
+    fn fixed(&self, spec: DestinationSpec) -> Arc<Fixed> {
+        let metrics = self.metrics.of(&spec.name);
+        let (storage, clock) = (self.storage.clone(), self.clock.clone());
+        Arc::new(Fixed::new(spec, storage, &self.dialer, metrics, clock, self.config.parked_max))
     }
 
-    /// Everything a courier must know before its first step, read from the storage.
-    async fn prepare(&self, spec: Arc<DestinationSpec>) -> Result<Courier, StorageError> {
-        let name = spec.name.clone();
-        let mut readings = vec![self.open(Cursor::of(name.clone()), spec.start).await?];
-        for replay in self.storage.events.replays().await? {
-            if replay.cursor.destination == name {
-                readings.push(self.open(replay.cursor, Start::Beginning).await?);
-            }
+    /// Opens all of them, or none.
+    async fn open(&self, specs: Vec<DestinationSpec>) -> Result<Vec<(Arc<Fixed>, Opening)>, StorageError> {
+        let mut opened = Vec::with_capacity(specs.len());
+        for fixed in specs.into_iter().map(|spec| self.fixed(spec)) {
+            let opening = fixed.open().await?;
+            opened.push((fixed, opening));
         }
-        let paused =
-            self.storage.events.progress().await?.iter().any(|at| at.destination == name && at.paused);
-        let store = Store::new(self.storage.clone(), &spec);
-        let book = Book::new(store.look(self.clock.now(), 0).await?, self.config.parked_max);
-        let metrics = self.metrics.of(&name);
-        let sender = Sender::new(&spec, &self.dialer, self.clock.clone(), metrics.header_dropped.clone());
-        Ok(Courier::new(spec, sender, store, metrics, self.clock.clone(), readings, book, paused))
+        Ok(opened)
     }
 
-    fn set_off(&self, courier: Courier) {
-        let handle = courier.set_off();
+    fn set_off(&self, fixed: Arc<Fixed>, opening: Option<Opening>) {
+        let handle = courier::Handle::set_off(fixed, opening);
         self.couriers().insert(handle.name(), handle);
+    }
+
+    async fn stop(&self, deadline: Duration, which: impl Fn(&DestinationSpec) -> bool) {
+        let mut stopped = Vec::new();
+        self.couriers().retain(|_, handle| {
+            let stops = which(handle.spec());
+            if stops {
+                stopped.push(handle.clone());
+            }
+            !stops
+        });
+        let until = Instant::now() + deadline;
+        futures_util::future::join_all(stopped.iter().map(|handle| handle.stop(until))).await;
+    }
+}
+
+/// Does the work to its end even if the caller goes away in the middle, so that a storage and a courier that
+/// are to be told the same thing both hear it.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and this future with it.
+        Err(Err(_cancelled)) => std::future::pending().await,
     }
 }

@@ -6,6 +6,7 @@ mod receiver;
 mod answers;
 mod failing;
 mod order;
+mod steering;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -175,6 +176,9 @@ async fn an_event_is_delivered_once_as_it_came_and_with_all_its_headers() {
         .unwrap();
     assert_eq!(bench.status().consecutive_failures, 0);
     assert!(bench.status().last_success.is_some());
+    let families = bench.registry.gather();
+    let took = families.iter().find(|family| family.name() == "chaski_dispatch_end_to_end_seconds").unwrap();
+    assert_eq!(took.get_metric()[0].get_histogram().get_sample_count(), 2);
 }
 
 #[tokio::test]
@@ -186,6 +190,34 @@ async fn what_a_destination_does_not_take_is_settled_without_a_delivery() {
     let position = bench.append(event(1)).await;
     bench.settled("erp", position).await;
     assert!(receiver.got().is_empty());
+}
+
+#[tokio::test]
+async fn an_event_of_a_source_that_is_not_configured_is_kept_as_a_dead_letter() {
+    let first = event(0).id.to_string();
+    let receiver = Receiver::start(move |got| {
+        if got.id() == first && got.attempt() == 1 { Answer::Silence } else { Answer::Status(200) }
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.ordering = crate::destination::Ordering::Key;
+    spec.timeout = Duration::from_millis(300);
+    spec.known_sources.push("pe-sandbox".into());
+    let bench = Bench::start(vec![spec]).await;
+    let mut last = Position(0);
+    for (n, source) in ["pe", "removed", "pe-sandbox", "removed", "pe"].into_iter().enumerate() {
+        let mut event = event(n as u64);
+        (event.source, event.subject) = (source.into(), Some("CIP-1".into()));
+        last = bench.append(event).await;
+    }
+    bench.settled("erp", last).await;
+    let dead = bench.dead().await;
+    assert!(dead.iter().all(|letter| &*letter.reason == "unrouted" && !letter.detail.is_empty()));
+    let buried: Vec<_> = dead.iter().map(|letter| letter.event.id).collect();
+    assert_eq!(buried, [event(1).id, event(3).id]);
+    let got: Vec<_> = receiver.got().iter().map(|got| got.id().to_owned()).collect();
+    assert_eq!(got, [0, 0, 4].map(|n| event(n).id.to_string()), "and gives nobody the turn of its subject");
+    assert!((bench.metric("chaski_dlq_added_total", "unrouted") - 2.0).abs() < 0.1);
 }
 
 #[tokio::test]
@@ -321,54 +353,6 @@ async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_paused_destination_gets_nothing_until_it_is_resumed_even_after_a_restart() {
-    let receiver = Receiver::start(|_| Answer::Status(200)).await;
-    let specs = vec![spec("erp", &receiver.url())];
-    let bench = Bench::start(specs.clone()).await;
-    assert!(bench.dispatcher.pause("erp").await.unwrap());
-    assert!(!bench.dispatcher.pause("erp").await.unwrap());
-    assert!(bench.dispatcher.pause("nobody").await.is_err());
-    let bench = bench.restart(specs).await;
-    assert!(bench.status().paused);
-    let position = bench.append(event(1)).await;
-    // Another destination tells that time has passed: it has taken the event.
-    let other = Receiver::start(|_| Answer::Status(200)).await;
-    bench.dispatcher.reload(vec![spec("erp", &receiver.url()), spec("orders", &other.url())]).await.unwrap();
-    bench.settled("orders", position).await;
-    assert!(receiver.got().is_empty());
-    assert!(bench.dispatcher.resume("erp").await.unwrap());
-    bench.settled("erp", position).await;
-    assert_eq!(receiver.got().len(), 1);
-}
-
-#[tokio::test]
-async fn a_replay_delivers_a_span_once_more_and_ends() {
-    let receiver = Receiver::start(|_| Answer::Status(200)).await;
-    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
-    let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-    for n in 0..10 {
-        let mut event = event(n);
-        event.received_at = begin + Duration::from_secs(n);
-        bench.append(event).await;
-    }
-    bench.settled("erp", Position(10)).await;
-    let started = bench
-        .dispatcher
-        .replay("erp", begin + Duration::from_secs(2), begin + Duration::from_secs(6))
-        .await
-        .unwrap();
-    assert_eq!(started.events, 4);
-    let got = receiver.has(14).await;
-    let mut again: Vec<_> = got[10..].iter().map(|got| got.id().to_owned()).collect();
-    again.sort();
-    let mut expected: Vec<_> = (2..6).map(|n| event(n).id.to_string()).collect();
-    expected.sort();
-    assert_eq!(again, expected);
-    until("ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
-    assert!((bench.metric("chaski_replay_events_total", "delivered") - 4.0).abs() < 0.1);
-}
-
-#[tokio::test]
 async fn a_restart_goes_on_where_it_was_and_what_was_parked_is_delivered() {
     let sick = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (is_sick, poison) = (sick.clone(), event(1).id.to_string());
@@ -408,22 +392,6 @@ async fn a_restart_goes_on_where_it_was_and_what_was_parked_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_reload_leaves_what_is_as_before_alone_and_swaps_what_changed() {
-    let (old, new) =
-        (Receiver::start(|_| Answer::Status(200)).await, Receiver::start(|_| Answer::Status(200)).await);
-    let bench = Bench::start(vec![spec("a", &old.url()), spec("b", &old.url()), spec("c", &old.url())]).await;
-    bench.append(event(1)).await;
-    old.has(3).await;
-    bench.dispatcher.reload(vec![spec("a", &old.url()), spec("b", &new.url())]).await.unwrap();
-    let names: Vec<_> = bench.dispatcher.status().iter().map(|status| status.name.to_string()).collect();
-    assert_eq!(names, ["a", "b"]);
-    let position = bench.append(event(2)).await;
-    bench.settled("a", position).await;
-    bench.settled("b", position).await;
-    assert_eq!((old.got().len(), new.got().len()), (4, 1));
-}
-
-#[tokio::test]
 async fn a_receiver_that_hangs_on_one_event_does_not_stand_in_front_of_the_others() {
     let slow = event(0).id.to_string();
     let receiver =
@@ -449,6 +417,43 @@ async fn a_receiver_that_hangs_on_one_event_does_not_stand_in_front_of_the_other
     let again: Vec<_> = got[3000..].iter().map(receiver::Got::id).collect();
     assert_eq!(again, [event(0).id.to_string(), event(3000).id.to_string()]);
     bench.dispatcher.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_breaker_that_opens_leaves_alone_what_waits_for_a_failure_of_its_own() {
+    let poison = event(0).id.to_string();
+    let is_poison = poison.clone();
+    let receiver =
+        Receiver::start(move |got| Answer::Status(if got.id() == is_poison { 500 } else { 503 })).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_secs(2));
+    let bench = Bench::start(vec![spec]).await;
+    bench.append(event(0)).await;
+    until("it waits", async || bench.status().waiting == 1).await;
+    for n in 1..8 {
+        bench.append(event(n)).await;
+    }
+    until("open", async || bench.status().breaker == BreakerState::Open).await;
+    let attempts = || -> Vec<u32> {
+        receiver.got().iter().filter(|got| got.id() == poison).map(receiver::Got::attempt).collect()
+    };
+    until("tried again", async || attempts().len() >= 2).await;
+    assert_eq!(attempts()[..2], [1, 2]);
+}
+
+#[tokio::test]
+async fn an_attempt_that_panics_is_counted_and_its_event_tried_again() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let mut broken = spec("erp", &receiver.url());
+    // No clock goes so far.
+    broken.timeout = Duration::MAX;
+    let bench = Bench::start(vec![broken]).await;
+    let position = bench.append(event(1)).await;
+    until("panicked twice", async || bench.metric("chaski_panics_total", "attempt") > 1.5).await;
+    bench.dispatcher.reload(vec![spec("erp", &receiver.url())]).await.unwrap();
+    bench.settled("erp", position).await;
+    until("delivered", async || !receiver.got().is_empty()).await;
+    assert!(bench.dead().await.is_empty());
 }
 
 #[tokio::test]

@@ -63,8 +63,8 @@ pub(crate) struct Lane {
 /// A delivery that waits for its next attempt inside the window.
 struct Wait {
     delivery: Box<Delivery>,
-    /// The receiver asked for it, so it is kept whatever the breaker does.
-    asked: bool,
+    /// Its failure told of the destination only; it counts for nothing once the breaker opens.
+    forgivable: bool,
 }
 
 impl Lane {
@@ -157,9 +157,9 @@ impl Lane {
     }
 
     /// A delivery waits inside the window.
-    pub(crate) fn wait(&mut self, mut delivery: Box<Delivery>, until: Instant, asked: bool) {
+    pub(crate) fn wait(&mut self, mut delivery: Box<Delivery>, until: Instant, forgivable: bool) {
         delivery.waits = delivery.waits.saturating_add(1);
-        self.waits.insert((until, delivery.position), Wait { delivery, asked });
+        self.waits.insert((until, delivery.position), Wait { delivery, forgivable });
     }
 
     /// Deliveries that wait inside the window.
@@ -181,13 +181,12 @@ impl Lane {
         }
     }
 
-    /// The breaker has opened: what waits is ready again, as if the attempt before had not been made. A wait
-    /// that the receiver asked for stays.
+    /// The breaker has opened: what waits for an outage is ready again, as if the attempt before had not been
+    /// made. A failure of the event itself keeps its wait and its history, and so does a wait that the receiver
+    /// asked for.
     pub(crate) fn forgive(&mut self) {
-        let (kept, forgiven) = std::mem::take(&mut self.waits).into_iter().partition(|(_, wait)| wait.asked);
-        self.waits = kept;
-        let forgiven: BTreeMap<(Instant, Position), Wait> = forgiven;
-        for mut wait in forgiven.into_values() {
+        let forgiven: Vec<_> = self.waits.extract_if(.., |_, wait| wait.forgivable).collect();
+        for (_, mut wait) in forgiven {
             wait.delivery.forget_wait();
             self.ready.push_back(wait.delivery);
         }
@@ -256,12 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn an_opening_breaker_forgives_what_waits_but_not_what_the_receiver_asked_for() {
+    fn an_opening_breaker_forgives_the_outages_and_nothing_else() {
         let (mut lane, now) = (lane(100), Instant::now());
-        for (position, asked) in [(1, false), (3, true)] {
+        for (position, forgivable) in [(1, true), (3, false)] {
             let mut delivery = lane.admit(record(position)).unwrap();
             delivery.begin(jiff::Timestamp::UNIX_EPOCH);
-            lane.wait(delivery, now + Duration::from_secs(1), asked);
+            lane.wait(delivery, now + Duration::from_secs(1), forgivable);
         }
         lane.forgive();
         let forgiven = lane.ready.pop_front().unwrap();

@@ -35,4 +35,4 @@ mod testing;
 #[cfg(test)]
 mod journeys;
 
-pub use dispatcher::{Dispatcher, DispatcherConfig, Error, ReplayStarted};
+pub use dispatcher::{Dispatcher, DispatcherConfig, Error, REPLAYS_MAX, ReplayStarted};

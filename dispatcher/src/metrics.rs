@@ -16,6 +16,13 @@ pub(crate) enum Replayed {
     Dead,
 }
 
+/// The tasks whose panics are counted: the label `task` of `chaski_panics_total`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    Courier,
+    Attempt,
+}
+
 /// All families, registered once.
 pub(crate) struct Metrics {
     attempts: IntCounterVec,
@@ -29,6 +36,7 @@ pub(crate) struct Metrics {
     header_dropped: IntCounterVec,
     dead: IntCounterVec,
     replayed: IntCounterVec,
+    panics: [IntCounter; 2],
 }
 
 /// The series of one destination.
@@ -46,12 +54,14 @@ pub(crate) struct DestinationMetrics {
     pub(crate) header_dropped: IntCounter,
     dead: [IntCounter; Reason::ALL.len()],
     replayed: [IntCounter; 3],
+    panics: [IntCounter; 2],
 }
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         let register = Register(registry);
         let each = &["destination"][..];
+        let panics = register.counters("chaski_panics_total", "Panics that were caught.", &["task"]);
         Self {
             attempts: register.counters(
                 "chaski_dispatch_attempts_total",
@@ -111,6 +121,7 @@ impl Metrics {
                 "Events replayed.",
                 &["destination", "result"],
             ),
+            panics: ["courier", "attempt"].map(|task| panics.with_label_values(&[task])),
         }
     }
 
@@ -133,6 +144,7 @@ impl Metrics {
             dead: Reason::ALL.map(|reason| self.dead.with_label_values(&[destination, reason.label()])),
             replayed: ["delivered", "parked", "dead"]
                 .map(|result| self.replayed.with_label_values(&[destination, result])),
+            panics: self.panics.clone(),
         }
     }
 }
@@ -149,6 +161,10 @@ impl DestinationMetrics {
 
     pub(crate) fn replayed(&self, what: Replayed) {
         self.replayed[what as usize].inc();
+    }
+
+    pub(crate) fn panicked(&self, task: Task) {
+        self.panics[task as usize].inc();
     }
 }
 
@@ -175,6 +191,9 @@ mod tests {
         }
         for reason in Reason::ALL {
             metrics.dead(reason);
+        }
+        for task in [Task::Courier, Task::Attempt] {
+            metrics.panicked(task);
         }
         for family in registry.gather().iter().filter(|family| {
             family.name().ends_with("_total")

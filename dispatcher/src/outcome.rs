@@ -113,7 +113,11 @@ impl Outcome {
             Some(status) => matches!(status, 408 | 429 | 502 | 503 | 504),
             None => matches!(
                 self.result,
-                AttemptResult::Connect | AttemptResult::Tls | AttemptResult::Dns | AttemptResult::Timeout
+                AttemptResult::Connect
+                    | AttemptResult::Tls
+                    | AttemptResult::Dns
+                    | AttemptResult::SsrfBlocked
+                    | AttemptResult::Timeout
             ),
         }
     }
@@ -188,7 +192,7 @@ mod tests {
             assert!(!of(status).is_outage(), "{status}");
         }
         for result in AttemptResult::ALL {
-            let expected = ["connect", "tls", "dns", "timeout"].contains(&result.label());
+            let expected = ["connect", "tls", "dns", "ssrf_blocked", "timeout"].contains(&result.label());
             assert_eq!(Outcome::failure(result, "").is_outage(), expected, "{result:?}");
         }
     }

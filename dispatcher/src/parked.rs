@@ -5,7 +5,6 @@
 //! began before a delivery was given back may show it as it was, so it is passed over.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use chaski_common::event::EventId;
@@ -41,11 +40,10 @@ pub(crate) struct Book {
     /// Not before this, though something is due.
     not_before: Option<Instant>,
     look_anyway: Instant,
-    held: Vec<(Arc<str>, u64)>,
 }
 
 impl Book {
-    pub(crate) fn new(first: Look, max: u64) -> Self {
+    pub(crate) fn new(first: &Look, max: u64) -> Self {
         Self {
             max,
             count: first.count,
@@ -57,13 +55,7 @@ impl Book {
             written: false,
             not_before: None,
             look_anyway: Instant::now() + LOOK_ANYWAY,
-            held: first.held,
         }
-    }
-
-    /// The subjects held when the book was opened.
-    pub(crate) fn take_held(&mut self) -> Vec<(Arc<str>, u64)> {
-        std::mem::take(&mut self.held)
     }
 
     pub(crate) const fn count(&self) -> u64 {

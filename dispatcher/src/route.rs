@@ -10,8 +10,20 @@ use crate::destination::DestinationSpec;
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
     sources: Vec<Arc<str>>,
+    known_sources: Vec<Arc<str>>,
     /// Empty means all.
     kinds: Vec<Pattern>,
+}
+
+/// Where an event goes, as one destination sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To this destination.
+    There,
+    /// Not to this one, as the configuration says.
+    Past,
+    /// Its source is not configured (any more), so the configuration says nothing about it.
+    Nowhere,
 }
 
 #[derive(Clone, Debug)]
@@ -26,16 +38,27 @@ impl Route {
             Some(prefix) => Pattern::Prefix(prefix.into()),
             None => Pattern::Exact(text.as_str().into()),
         };
-        Self { sources: spec.sources.clone(), kinds: spec.events.iter().map(pattern).collect() }
+        Self {
+            sources: spec.sources.clone(),
+            known_sources: spec.known_sources.clone(),
+            kinds: spec.events.iter().map(pattern).collect(),
+        }
     }
 
     /// Whether this event goes there.
-    pub(crate) fn takes(&self, event: &Event) -> bool {
+    pub(crate) fn way(&self, event: &Event) -> Way {
         let kind_fits = |pattern: &Pattern| match pattern {
             Pattern::Exact(kind) => **kind == *event.kind,
             Pattern::Prefix(prefix) => event.kind.starts_with(&**prefix),
         };
-        self.sources.contains(&event.source) && (self.kinds.is_empty() || self.kinds.iter().any(kind_fits))
+        if self.sources.contains(&event.source) {
+            let fits = self.kinds.is_empty() || self.kinds.iter().any(kind_fits);
+            if fits { Way::There } else { Way::Past }
+        } else if self.known_sources.contains(&event.source) {
+            Way::Past
+        } else {
+            Way::Nowhere
+        }
     }
 }
 
@@ -52,7 +75,7 @@ mod tests {
         spec.events = kinds.iter().map(|kind| (*kind).to_owned()).collect();
         let mut event = event(1);
         (event.source, event.kind) = (source.into(), kind.into());
-        Route::new(&spec).takes(&event)
+        Route::new(&spec).way(&event) == Way::There
     }
 
     #[test]
@@ -72,6 +95,18 @@ mod tests {
         for (kind, expected) in cases {
             assert_eq!(takes(&["pe"], &["cip.*", "order.made"], "pe", kind), expected, "{kind}");
         }
+    }
+
+    #[test]
+    fn an_event_of_no_configured_source_goes_nowhere_and_not_past() {
+        let mut spec = spec("erp", "http://127.0.0.1:1/");
+        spec.known_sources = vec!["pe".into(), "pe-sandbox".into()];
+        let way = |source: &str| {
+            let mut event = event(1);
+            event.source = source.into();
+            Route::new(&spec).way(&event)
+        };
+        assert_eq!((way("pe"), way("pe-sandbox"), way("pf")), (Way::There, Way::Past, Way::Nowhere));
     }
 
     proptest! {

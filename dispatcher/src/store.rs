@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use chaski_common::storage::{Cursor, Delivered, Parked, Position, Storage, StorageError};
+use chaski_common::storage::{Cursor, Delivered, Parked, Position, Start, Storage, StorageError};
 use jiff::Timestamp;
 
 use crate::attempt::Reason;
 use crate::delivery::Delivery;
 use crate::destination::{DestinationSpec, Ordering};
+use crate::lane::Limits;
+use crate::reading::Reading;
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -22,6 +24,7 @@ pub(crate) struct Store {
     storage: Storage,
     destination: Arc<str>,
     ordered: bool,
+    limits: Limits,
 }
 
 /// A write that ends a delivery's stay with its courier.
@@ -49,8 +52,36 @@ pub(crate) struct Look {
 }
 
 impl Store {
-    pub(crate) fn new(storage: Storage, spec: &DestinationSpec) -> Self {
-        Self { storage, destination: spec.name.clone(), ordered: spec.ordering == Ordering::Key }
+    pub(crate) fn new(storage: Storage, spec: &DestinationSpec, parked_max: u64) -> Self {
+        Self {
+            storage,
+            destination: spec.name.clone(),
+            ordered: spec.ordering == Ordering::Key,
+            limits: Limits::within(parked_max),
+        }
+    }
+
+    /// Opens one of the destination's cursors.
+    pub(crate) async fn read(&self, cursor: Cursor, start: Start) -> Result<Reading, StorageError> {
+        let subscription = self.storage.events.subscribe(&cursor, start, self.limits.batch).await?;
+        Ok(Reading::new(cursor, subscription, self.limits))
+    }
+
+    /// Opens the destination's own cursor and those of its unfinished replays.
+    pub(crate) async fn readings(&self, start: Start) -> Result<Vec<Reading>, StorageError> {
+        let mut readings = vec![self.read(Cursor::of(self.destination.clone()), start).await?];
+        for replay in self.storage.events.replays().await? {
+            if replay.cursor.destination == self.destination {
+                readings.push(self.read(replay.cursor, Start::Beginning).await?);
+            }
+        }
+        Ok(readings)
+    }
+
+    /// Whether an operator has paused the destination.
+    pub(crate) async fn is_paused(&self) -> Result<bool, StorageError> {
+        let progress = self.storage.events.progress().await?;
+        Ok(progress.iter().any(|at| at.destination == self.destination && at.paused))
     }
 
     /// Reads what is parked, and at most `limit` of those that are due.
@@ -117,8 +148,11 @@ impl Store {
             .sleep(tokio::time::sleep)
             .when(|error| !matches!(error, StorageError::Closed | StorageError::Revoked { .. }))
             .notify(|error, _| {
-                if !std::mem::replace(&mut told, true) {
+                if std::mem::replace(&mut told, true) {
+                } else if error.is_transient() {
                     tracing::warn!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on");
+                } else {
+                    tracing::error!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on until a restart");
                 }
             })
             .await

@@ -35,6 +35,7 @@ pub(crate) fn spec(name: &str, url: &str) -> DestinationSpec {
         name: Arc::from(name),
         url: url.parse().unwrap(),
         sources: vec!["pe".into()],
+        known_sources: vec!["pe".into()],
         events: Vec::new(),
         signing: Vec::new(),
         auth: None,

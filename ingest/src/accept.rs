@@ -4,8 +4,8 @@
 //! itself, the content, and only then the storage, which deduplicates and stores in one step. Up to there
 //! nothing outside the process is touched. When the sender hangs up, the future is dropped wherever it stands:
 //! before the append nothing has happened, and during it the event is stored or not, as after any failed
-//! request; its resend has the same id. A storage with separate steps (reserve, append, confirm) would run
-//! [`store`] in a task of its own.
+//! request; its resend has the same id, and its bytes stay charged until the storage lets go of them. A
+//! storage with separate steps (reserve, append, confirm) would run [`Acceptor::store`] in a task of its own.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,12 +18,11 @@ use chaski_common::storage::{Appended, Storage, StorageError};
 use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use prometheus::IntGauge;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::{debug, error, info, warn};
 
 use crate::content::{Unusable, Usable};
+use crate::in_flight::InFlight;
 use crate::metrics::{Dedup, EdgeMetrics};
 use crate::request::{Head, Received, check_framing, read_body};
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
@@ -77,7 +76,8 @@ impl Acceptor {
         if !source.allows(peer) {
             return refused(source, Refusal::IpNotAllowed);
         }
-        let Some(_place) = self.in_flight.enter(declared.unwrap_or(body_bytes_max)) else {
+        let body_bytes_max = declared.unwrap_or(body_bytes_max);
+        let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };
         let now = self.clock.now();
@@ -87,9 +87,10 @@ impl Acceptor {
             Err(why) => return refused(source, why),
         };
         let deadline = tokio::time::Instant::now() + self.limits.body_timeout;
-        let body = match read_body(body, declared, body_bytes_max, deadline).await {
+        let body = match read_body(body, body_bytes_max, charge, deadline).await {
             Ok(body) => body,
-            Err(why) => return refused(source, why),
+            Err(Outcome::Refused(why)) => return refused(source, why),
+            Err(ours) => return ours,
         };
         self.accept_received(source, claim, &Received { head, body }, now).await
     }
@@ -180,52 +181,6 @@ impl Acceptor {
     }
 }
 
-/// Requests and bytes that are being worked on, within their bounds.
-struct InFlight {
-    requests: Semaphore,
-    bytes: Semaphore,
-    requests_now: IntGauge,
-    bytes_now: IntGauge,
-}
-
-/// A request's place in flight; given back when dropped.
-struct Place<'a> {
-    of: &'a InFlight,
-    bytes: i64,
-    _request: SemaphorePermit<'a>,
-    _bytes: SemaphorePermit<'a>,
-}
-
-impl InFlight {
-    fn new(limits: &Limits, metrics: &EdgeMetrics) -> Self {
-        metrics.capacity("requests", limits.inflight_requests_max);
-        metrics.capacity("bytes", limits.inflight_bytes_max);
-        Self {
-            requests: Semaphore::new(limits.inflight_requests_max),
-            bytes: Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS)),
-            requests_now: metrics.inflight_requests.clone(),
-            bytes_now: metrics.inflight_bytes.clone(),
-        }
-    }
-
-    /// A place for a request of at most so many bytes; none when that would be too much.
-    fn enter(&self, bytes: usize) -> Option<Place<'_>> {
-        let request = self.requests.try_acquire().ok()?;
-        let permit = self.bytes.try_acquire_many(u32::try_from(bytes).ok()?).ok()?;
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.requests_now.inc();
-        self.bytes_now.add(bytes);
-        Some(Place { of: self, bytes, _request: request, _bytes: permit })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.of.requests_now.dec();
-        self.of.bytes_now.sub(self.bytes);
-    }
-}
-
 /// Notes a refusal; at debug, because anybody can cause any number of them.
 fn refused(source: &Source, why: Refusal) -> Outcome {
     debug!(source = %source.name, reason = why.label(), "request refused");
@@ -234,12 +189,10 @@ fn refused(source: &Source, why: Refusal) -> Outcome {
 
 fn event(source: &Source, verified: &Verified<'_>, usable: Usable<'_>, now: Timestamp) -> Event {
     Event {
-        id: usable.id,
         kind: source.metrics.event_type(&usable.kind),
         subject: usable.subject.as_deref().map(Arc::from),
         time: usable.time,
-        fingerprint: usable.fingerprint,
-        ..bare(source, verified.received(), now)
+        ..bare(source, verified.received(), usable.id, usable.fingerprint, now)
     }
 }
 
@@ -247,24 +200,27 @@ fn event(source: &Source, verified: &Verified<'_>, usable: Usable<'_>, now: Time
 fn unusable(source: &Source, verified: &Verified<'_>, now: Timestamp) -> Event {
     let received = verified.received();
     let digest = Sha256::digest(&received.body);
-    Event {
-        id: EventId::derive(&source.name, [b"unusable".as_slice(), digest.as_slice()]),
-        fingerprint: Fingerprint::of(&received.body),
-        ..bare(source, received, now)
-    }
+    let id = EventId::derive(&source.name, [b"unusable".as_slice(), digest.as_slice()]);
+    bare(source, received, id, Fingerprint::of(&received.body), now)
 }
 
-fn bare(source: &Source, received: &Received, now: Timestamp) -> Event {
+fn bare(
+    source: &Source,
+    received: &Received,
+    id: EventId,
+    fingerprint: Fingerprint,
+    now: Timestamp,
+) -> Event {
     Event {
-        id: EventId::from_bytes([0; 16]),
+        id,
         source: source.name.clone(),
         kind: TYPE_UNKNOWN.into(),
         subject: None,
         time: None,
         received_at: now,
         content_type: content_type(received),
-        traceparent: traceparent(received),
-        fingerprint: Fingerprint::from_bytes([0; 16]),
+        traceparent: Some(traceparent(received, id)),
+        fingerprint,
         body: received.body.clone(),
     }
 }
@@ -274,17 +230,60 @@ fn content_type(received: &Received) -> Option<Arc<str>> {
     (!text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX).then(|| text.into())
 }
 
-/// A trace context of version 00 that is one; none is begun here.
-fn traceparent(received: &Received) -> Option<Arc<str>> {
-    let text = received.head.headers.get("traceparent")?.to_str().ok()?;
+/// The sender's trace context, if it is one of version 00; else one is begun.
+fn traceparent(received: &Received, id: EventId) -> Arc<str> {
+    let sent = received.head.headers.get("traceparent").and_then(|value| value.to_str().ok());
+    match sent.filter(|text| is_traceparent(text)) {
+        Some(text) => text.into(),
+        None => begun_traceparent(id).into(),
+    }
+}
+
+fn is_traceparent(text: &str) -> bool {
     let mut parts = text.split('-');
     let mut hex = |length: usize| {
         parts.next().filter(|part| {
             part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         })
     };
-    let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+    let (Some("00"), Some(trace), Some(span), Some(_)) = (hex(2), hex(32), hex(16), hex(2)) else {
+        return false;
+    };
     let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
-    (version == "00" && !is_zero(trace) && !is_zero(span) && !flags.is_empty() && parts.next().is_none())
-        .then(|| text.into())
+    !is_zero(trace) && !is_zero(span) && parts.next().is_none()
+}
+
+/// A trace begun here: its number is the event's id, its first span the two halves of that in one, so that all
+/// copies of an event share one trace. Not sampled, which is for others to decide.
+fn begun_traceparent(id: EventId) -> String {
+    let number = u128::from_be_bytes(*id.as_bytes());
+    let span = ((number >> 64) as u64 ^ number as u64).max(1);
+    format!("00-{id}-{span:016x}-00")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_begun_the_same_for_every_copy_of_an_event() {
+        let id = |n: u64| EventId::derive("pe", [n.to_be_bytes().as_slice()]);
+        for n in 0..100 {
+            let begun = begun_traceparent(id(n));
+            assert!(is_traceparent(&begun) && begun.ends_with("-00"), "{begun}");
+            assert_eq!(begun, begun_traceparent(id(n)));
+            assert_ne!(begun, begun_traceparent(id(n + 1)));
+        }
+        assert!(is_traceparent(&begun_traceparent(EventId::from_bytes([7; 16]))), "the halves are the same");
+    }
+
+    #[test]
+    fn only_a_trace_context_of_version_00_is_taken_over() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        let zero_trace = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
+        for bad in ["", "00-zz-zz-zz", &good[1..], &good.to_uppercase(), &format!("{good}-00"), &zero_trace] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
 }

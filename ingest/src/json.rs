@@ -73,7 +73,7 @@ pub(crate) fn read<'a>(body: &'a [u8], pointers: &[&Pointer]) -> Result<Document
         at: 0,
         nodes: 0,
         pointers,
-        names: Vec::new(),
+        names: Vec::with_capacity(NAMES_LINEAR_MAX),
         found: vec![Found::Missing; pointers.len()],
         comparable: Vec::with_capacity(body.len()),
     };
@@ -285,14 +285,14 @@ impl<'a> Reader<'a, '_> {
         let mut at = start + 1;
         let mut escaped = false;
         loop {
+            at += plain_bytes(bytes.get(at..).ok_or(Fault::Syntax)?);
             match bytes.get(at) {
-                None | Some(..=0x1f) => return Err(Fault::Syntax),
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escaped = true;
                     at += 2;
                 }
-                Some(_) => at += 1,
+                _ => return Err(Fault::Syntax),
             }
         }
         self.at = at + 1;
@@ -300,6 +300,31 @@ impl<'a> Reader<'a, '_> {
         let meant = if escaped { Cow::Owned(unescape(inner)?) } else { Cow::Borrowed(inner) };
         Ok((&self.text[start..=at], meant))
     }
+}
+
+/// How many bytes at the front are neither a quote, nor a backslash, nor a control character. Eight at a time:
+/// callbacks are mostly strings.
+fn plain_bytes(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
+    const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
+    // The high bit of each byte that is below `limit` (at most 0x80); a borrow may mark bytes behind such a one.
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & HIGHS;
+    let mut words = bytes.chunks_exact(8);
+    let mut plain = 0;
+    for chunk in &mut words {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(chunk);
+        let word = u64::from_le_bytes(eight);
+        let is_quote = below(word ^ (ONES * u64::from(b'"')), 1);
+        let is_backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let stops = below(word, 0x20) | is_quote | is_backslash;
+        if stops != 0 {
+            return plain + (stops.trailing_zeros() / 8) as usize;
+        }
+        plain += 8;
+    }
+    let stops = |byte: &u8| matches!(byte, 0..=0x1f | b'"' | b'\\');
+    plain + words.remainder().iter().position(stops).unwrap_or(words.remainder().len())
 }
 
 fn unescape(inner: &str) -> Result<String, Fault> {
@@ -521,6 +546,14 @@ mod tests {
                 Some(Fault::Syntax | Fault::Utf8) => prop_assert!(!theirs),
                 Some(_) => {}
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn plain_bytes_end_where_a_byte_by_byte_look_says(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let stops = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+            prop_assert_eq!(plain_bytes(&bytes), bytes.iter().position(stops).unwrap_or(bytes.len()));
         }
     }
 }

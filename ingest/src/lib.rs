@@ -17,6 +17,7 @@ pub mod verify;
 pub mod presets;
 mod json;
 pub mod content;
+mod in_flight;
 mod accept;
 pub mod respond;
 mod metrics;

@@ -51,6 +51,7 @@ pub(crate) struct EdgeMetrics {
     pub(crate) inflight_bytes: IntGauge,
     capacity: IntGaugeVec,
     durable_ack: Histogram,
+    dedup_duration: Histogram,
     dedup: IntCounterVec,
     requests: IntCounterVec,
     refused: IntCounterVec,
@@ -102,6 +103,14 @@ impl EdgeMetrics {
                     "chaski_edge_durable_ack_seconds",
                     "Time until the storage called an event durable.",
                     &["path"],
+                    FAST_SECONDS,
+                )
+                .with_label_values(&["spool"]),
+            dedup_duration: make
+                .histograms(
+                    "chaski_dedup_duration_seconds",
+                    "Time until a deduplication decision; here it is one step with storing.",
+                    &["backend"],
                     FAST_SECONDS,
                 )
                 .with_label_values(&["embedded"]),
@@ -213,6 +222,7 @@ impl EdgeMetrics {
             last_accepted: self.last_accepted.with_label_values(&[name]),
             consecutive_non_200: self.consecutive_non_200.with_label_values(&[name]),
             durable_ack: self.durable_ack.clone(),
+            dedup_duration: self.dedup_duration.clone(),
             dedup: ["new", "duplicate", "conflict", "error"]
                 .map(|result| self.dedup.with_label_values(&["embedded", result])),
             types: Types {
@@ -252,6 +262,7 @@ pub(crate) struct SourceMetrics {
     last_accepted: IntGauge,
     consecutive_non_200: IntGauge,
     durable_ack: Histogram,
+    dedup_duration: Histogram,
     dedup: [IntCounter; 4],
     types: Types,
 }
@@ -288,6 +299,7 @@ impl SourceMetrics {
     pub(crate) fn stored(&self, result: Dedup, took: Duration) {
         self.dedup[result as usize].inc();
         self.durable_ack.observe(took.as_secs_f64());
+        self.dedup_duration.observe(took.as_secs_f64());
     }
 
     /// Counts what is new in quarantine; the same bytes again are not.

@@ -10,8 +10,9 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::time::{Instant, timeout_at};
 
+use crate::in_flight::Charge;
 use crate::location;
-use crate::respond::Refusal;
+use crate::respond::{Outcome, Refusal, Unavailable};
 
 /// A request that has been read whole, within its bounds.
 #[derive(Debug)]
@@ -103,13 +104,13 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
     if number.to_string() == text { Ok(number) } else { Err(Refusal::BadFraming) }
 }
 
-/// Reads a body to its end, at most `bytes_max` of it and not past `deadline`.
+/// Reads a body to its end, at most `bytes_max` of it, charged as it arrives, and not past `deadline`.
 pub(crate) async fn read_body<B>(
     mut body: B,
-    declared: Option<usize>,
     bytes_max: usize,
+    mut charge: Charge,
     deadline: Instant,
-) -> Result<Bytes, Refusal>
+) -> Result<Bytes, Outcome>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
@@ -117,26 +118,29 @@ where
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() else { continue };
-            let so_far = first.as_ref().map_or(rest.len(), Bytes::len);
-            if so_far + data.len() > bytes_max {
-                return Err(Refusal::BodyTooLarge);
+            let frame = frame.map_err(|error| Outcome::Refused(broken(&error)))?;
+            let Ok(data) = frame.into_data() else { continue };
+            let length = first.as_ref().map_or(rest.len(), Bytes::len) + data.len();
+            if length > bytes_max {
+                return Err(Outcome::Refused(Refusal::BodyTooLarge));
+            }
+            if !charge.covers(length) {
+                return Err(Outcome::Unavailable(Unavailable::Overloaded));
             }
             match first.take() {
                 // A small body comes in one piece, which is kept as it is.
                 None if rest.is_empty() => first = Some(data),
                 earlier => {
-                    if let Some(earlier) = earlier {
-                        rest.reserve(declared.unwrap_or(0).max(so_far + data.len()));
-                        rest.extend_from_slice(&earlier);
-                    }
+                    // Room for what is charged, and no more.
+                    rest.reserve(charge.bytes() - rest.len());
+                    rest.extend_from_slice(&earlier.unwrap_or_default());
                     rest.extend_from_slice(&data);
                 }
             }
         }
-        Ok(first.unwrap_or_else(|| rest.freeze()))
+        Ok(charge.hold(first.unwrap_or_else(|| rest.freeze())))
     };
-    timeout_at(deadline, reading).await.unwrap_or(Err(Refusal::BodyTimeout))
+    timeout_at(deadline, reading).await.unwrap_or(Err(Outcome::Refused(Refusal::BodyTimeout)))
 }
 
 fn broken(error: &hyper::Error) -> Refusal {

@@ -95,7 +95,8 @@ pub struct Limits {
     pub connections_per_peer: Option<usize>,
     /// Requests being worked on; further ones get 503.
     pub inflight_requests_max: usize,
-    /// Bytes of their bodies, counted as declared; further ones get 503.
+    /// Bytes of their bodies, counted as they arrive and until they are stored; further ones get 503. Less than
+    /// the longest body would refuse that body for ever.
     pub inflight_bytes_max: usize,
     /// Bytes of a head; at least 8 KiB.
     pub head_bytes_max: usize,

@@ -4,6 +4,8 @@
 
 #[path = "edge/bad_inputs.rs"]
 mod bad_inputs;
+#[path = "edge/in_flight.rs"]
+mod in_flight;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,10 +62,19 @@ fn preset(name: &str) -> SourceSpec {
 }
 
 async fn rig(sources: Vec<SourceSpec>, change: impl FnOnce(&mut EdgeConfig)) -> Rig {
+    rig_over(|storage| storage, sources, change).await
+}
+
+/// With something between the edge and the storage.
+async fn rig_over(
+    between: impl FnOnce(Storage) -> Storage,
+    sources: Vec<SourceSpec>,
+    change: impl FnOnce(&mut EdgeConfig),
+) -> Rig {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::new();
     let clock = Clock::manual(at(NOW));
-    let storage = embedded::open(&Options { path: folder.path().join("data") }, &registry).unwrap();
+    let storage = between(embedded::open(&Options { path: folder.path().join("data") }, &registry).unwrap());
     let mut config = EdgeConfig { listen: ([127, 0, 0, 1], 0).into(), ..EdgeConfig::default() };
     change(&mut config);
     let edge = Edge::bind(config, sources, storage.clone(), &registry, clock.clone()).unwrap();
@@ -273,6 +284,8 @@ async fn an_event_is_accepted_once_and_other_content_is_quarantined() {
     let absurd = post(&callback("\"2\"", "\"3\"", "22.005")).await;
     assert!(absurd.body.contains("\"quarantined\""));
     assert!(post(&callback("\"2\"", "\"3\"", "22.005")).await.body.contains("\"quarantined\""));
+    assert_eq!(rig.metric("chaski_edge_durable_ack_seconds_count{path=\"spool\"}"), 5.0);
+    assert_eq!(rig.metric("chaski_dedup_duration_seconds_count{backend=\"embedded\"}"), 5.0);
     assert_eq!(rig.events().await, 2);
     assert_eq!(rig.quarantined().await, ["dedup_conflict", "schema_amount"]);
     let source = "source=\"pagoefectivo\"";
@@ -465,5 +478,7 @@ async fn type_and_subject_are_found_in_json_inside_a_text() {
         .event;
     assert_eq!((event.kind.as_ref(), event.subject.as_deref()), ("paid", Some("2205")));
     assert_eq!(event.body.as_ref(), body, "the bytes kept are the bytes received");
+    let trace = event.traceparent.unwrap();
+    assert!(trace.starts_with(&format!("00-{}-", event.id)), "begun here, since none was sent: {trace}");
     rig.close().await;
 }

@@ -53,6 +53,7 @@ impl Checker<'_> {
             name: name.into(),
             url: url?,
             sources: routed,
+            known_sources: sources.names().map(Arc::from).collect(),
             events,
             signing,
             auth,

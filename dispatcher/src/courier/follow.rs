@@ -4,12 +4,12 @@ use chaski_common::storage::{Delivered, Failure, StorageError};
 use tokio::time::Instant;
 
 use super::{Courier, Report, after};
-use crate::attempt::{self, Next};
+use crate::attempt::{self, Next, Reason};
 use crate::breaker::Change;
 use crate::delivery::{Delivery, Origin};
 use crate::lane::Lane;
 use crate::metrics::Replayed;
-use crate::outcome::Outcome;
+use crate::outcome::{AttemptResult, Outcome};
 use crate::store::Keep;
 use crate::subjects::Turn;
 
@@ -59,6 +59,8 @@ impl Courier {
         self.fixed.view.attempted(name, outcome, self.fixed.clock.now());
         let change = if outcome.is_outage() {
             self.breaker.outage(delivery.event.id, probe, now.into_std())
+        } else if outcome.result == AttemptResult::Internal {
+            self.breaker.unknown(probe, now.into_std())
         } else {
             self.breaker.up(self.fixed.spec.concurrency)
         };
@@ -84,8 +86,12 @@ impl Courier {
             // Its partition has been lost meanwhile.
             return self.release(&delivery);
         }
-        let uncounted = self.breaker.is_open() && outcome.is_outage() && outcome.retry_after.is_none();
-        if uncounted && let Origin::Lane(number) = delivery.origin {
+        // It told of the destination only, and the receiver did not ask for a time of its own.
+        let forgivable = outcome.is_outage() && outcome.retry_after.is_none();
+        if forgivable
+            && self.breaker.is_open()
+            && let Origin::Lane(number) = delivery.origin
+        {
             delivery.uncount();
             // To the end, so that the next probe is another event.
             if let Some(lane) = self.lane(number) {
@@ -106,7 +112,7 @@ impl Courier {
         match (next, delivery.origin) {
             (Next::Done, Origin::Lane(number)) => {
                 // How long an old event took to be replayed says nothing about anybody's speed.
-                if number == 0 {
+                if self.lane(number).is_some_and(|lane| lane.cursor.replay == 0) {
                     self.fixed.view.delivered(&delivery.event, time);
                 }
                 self.settled(number, &delivery, Some(delivery.delivered(time)), Replayed::Delivered);
@@ -118,7 +124,7 @@ impl Courier {
             }
             (Next::Wait(delay), Origin::Lane(number)) if !self.stopping => {
                 if let Some(lane) = self.lane(number) {
-                    lane.wait(delivery, now + delay, outcome.retry_after.is_some());
+                    lane.wait(delivery, now + delay, forgivable);
                 }
             }
             (Next::Wait(delay) | Next::Park(delay), _) => {
@@ -145,8 +151,9 @@ impl Courier {
         if let Keep::Dead { reason, .. } = what {
             self.fixed.view.metrics.dead(reason);
             let last = delivery.history.last();
-            let (result, detail) = last.map_or(("", ""), |failure| (&failure.result, &failure.detail));
-            tracing::error!(destination = %name, event = %event.id, attempts = delivery.attempts, reason = reason.label(), result, detail, "dead letter");
+            let (result, detail) =
+                last.map_or(("", reason.detail()), |failure| (&failure.result, &failure.detail));
+            tracing::error!(destination = %name, event = %event.id, source = %event.source, attempts = delivery.attempts, reason = reason.label(), result, detail, "dead letter");
         }
         match (delivery.origin, what) {
             (Origin::Lane(number), Keep::Parked { due }) => {
@@ -161,7 +168,10 @@ impl Courier {
                 self.subjects.unparked(event);
             }
         }
-        self.release(delivery);
+        // What goes nowhere never had its subject's turn.
+        if !matches!(what, Keep::Dead { reason: Reason::Unrouted, .. }) {
+            self.release(delivery);
+        }
     }
 
     /// A lane's position is settled.

@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::Re
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chaski_common::event::Event;
+use chaski_common::storage::{Cursor, Start, StorageError};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{Command, Fixed, LAST_SETTLE};
+use super::relay::{Opening, Relay};
+use super::stop::LAST_SETTLE;
+use super::{Command, Fixed};
 use crate::destination::DestinationSpec;
 use crate::metrics::DestinationMetrics;
 use crate::outcome::{AttemptResult, Outcome};
+use crate::reading::Reading;
 use crate::status::{BreakerState, DestinationStatus, LastFailure};
 
 /// A hand on a courier's task.
@@ -23,11 +27,12 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(
-        fixed: Arc<Fixed>,
-        commands: mpsc::Sender<Command>,
-        stop: watch::Sender<Option<Instant>>,
-    ) -> Self {
+    /// Has a courier begin to work, in a task of its own, with what was opened for it; without, the storage
+    /// is asked until it has been opened.
+    pub(crate) fn set_off(fixed: Arc<Fixed>, opening: Option<Opening>) -> Self {
+        let (commands, orders) = mpsc::channel(16);
+        let (stop, stopped) = watch::channel(None);
+        tokio::spawn(Relay { fixed: fixed.clone(), orders, stop: stopped }.run(opening));
         Self { fixed, commands, stop: Arc::new(stop) }
     }
 
@@ -43,10 +48,15 @@ impl Handle {
         self.fixed.view.paused.load(Relaxed)
     }
 
+    /// Opens the cursor of a replay, for [`Command::Read`].
+    pub(crate) async fn read(&self, cursor: Cursor) -> Result<Reading, StorageError> {
+        self.fixed.store.read(cursor, Start::Beginning).await
+    }
+
     /// A courier that has stopped hears nothing, and needs not.
     pub(crate) async fn tell(&self, command: Command) {
         if let Command::Pause(paused) = command {
-            self.fixed.view.paused.store(paused, Relaxed);
+            self.fixed.view.pause(paused);
         }
         let _ = self.commands.send(command).await;
     }
@@ -102,15 +112,19 @@ pub(super) struct Shown {
 }
 
 impl View {
-    pub(super) fn new(metrics: DestinationMetrics, paused: bool) -> Self {
+    pub(super) fn new(metrics: DestinationMetrics) -> Self {
         Self {
             metrics,
-            paused: AtomicBool::new(paused),
+            paused: AtomicBool::new(false),
             breaker: AtomicU8::new(0),
             waiting: AtomicU64::new(0),
             last_success_ms: AtomicI64::new(0),
             last_failure: Mutex::new(None),
         }
+    }
+
+    pub(super) fn pause(&self, paused: bool) {
+        self.paused.store(paused, Relaxed);
     }
 
     pub(super) fn show(&self, shown: Shown) {

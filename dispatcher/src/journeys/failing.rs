@@ -8,11 +8,27 @@ use chaski_common::storage::{Delivered, Deliveries, Quarantined, StorageError};
 
 use super::*;
 
-/// The real deliveries, but parking and burying fail while told so.
+/// The real deliveries, but they fail as they are told to.
 struct Refusing {
     real: Arc<dyn Deliveries>,
+    /// Parking and burying fail.
     refuses: AtomicBool,
     refused: AtomicUsize,
+    /// Parking never ends.
+    hangs: AtomicBool,
+    hanging: AtomicUsize,
+    /// Counting what is parked fails; panics, once.
+    unreadable: AtomicBool,
+    panics: AtomicBool,
+}
+
+/// One that hangs.
+struct Hanging<'a>(&'a AtomicUsize);
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Refusing {
@@ -29,6 +45,11 @@ impl Refusing {
 impl Deliveries for Refusing {
     async fn park(&self, parked: Parked) -> Result<(), StorageError> {
         self.gate()?;
+        if self.hangs.load(SeqCst) {
+            self.hanging.fetch_add(1, SeqCst);
+            let _hanging = Hanging(&self.hanging);
+            std::future::pending::<()>().await;
+        }
         self.real.park(parked).await
     }
     async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
@@ -59,6 +80,11 @@ impl Deliveries for Refusing {
         self.real.held_subjects(destination).await
     }
     async fn parked_count(&self, destination: &str) -> Result<u64, StorageError> {
+        assert!(!self.panics.swap(false, SeqCst), "told to");
+        if self.unreadable.load(SeqCst) {
+            self.refused.fetch_add(1, SeqCst);
+            return Err(StorageError::Busy);
+        }
         self.real.parked_count(destination).await
     }
     async fn parked(&self, filter: ParkedFilter) -> Result<Vec<Parked>, StorageError> {
@@ -97,10 +123,15 @@ impl Deliveries for Refusing {
 async fn refusing(config: DispatcherConfig, specs: Vec<DestinationSpec>) -> (Bench, Arc<Refusing>) {
     let folder = TempDir::new().unwrap();
     let real = embedded::open(&Options { path: folder.path().into() }, &Registry::new()).unwrap();
+    let no = || AtomicBool::new(false);
     let refusing = Arc::new(Refusing {
         real: real.deliveries,
         refuses: AtomicBool::new(true),
         refused: AtomicUsize::new(0),
+        hangs: no(),
+        hanging: AtomicUsize::new(0),
+        unreadable: no(),
+        panics: no(),
     });
     let storage = Storage { events: real.events, deliveries: refusing.clone() };
     (Bench::on(folder, storage, config, specs).await, refusing)
@@ -170,4 +201,62 @@ async fn at_the_bound_of_parked_deliveries_no_new_ones_are_taken() {
     bench.dispatcher.wake(None).await;
     until("more are tried", async || receiver.got().len() > 30).await;
     assert!(bench.parked().await.len() <= 20);
+}
+
+#[tokio::test]
+async fn a_courier_that_panics_is_followed_by_another() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let (bench, store) = refusing(DispatcherConfig::default(), vec![spec("erp", &receiver.url())]).await;
+    bench.settled("erp", bench.append(event(1)).await).await;
+    bench.dispatcher.pause("erp").await.unwrap();
+    // The look panics, and the first opening of the successor fails.
+    store.panics.store(true, SeqCst);
+    store.unreadable.store(true, SeqCst);
+    bench.dispatcher.wake(None).await;
+    bench.dispatcher.resume("erp").await.unwrap();
+    until("failed to open", async || store.refused.load(SeqCst) >= 1).await;
+    assert!((bench.metric("chaski_panics_total", "courier") - 1.0).abs() < 0.1);
+    store.unreadable.store(false, SeqCst);
+    bench.settled("erp", bench.append(event(2)).await).await;
+    assert_eq!(receiver.got().len(), 2);
+    assert!(!bench.status().paused);
+    bench.dispatcher.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_changed_destination_that_cannot_be_opened_now_is_opened_later() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let (bench, store) = refusing(DispatcherConfig::default(), vec![spec("erp", &receiver.url())]).await;
+    store.unreadable.store(true, SeqCst);
+    let mut changed = spec("erp", &receiver.url());
+    changed.concurrency += 1;
+    bench.dispatcher.reload(vec![changed.clone()]).await.unwrap();
+    // A new one must be opened before anything else happens: nothing changes.
+    assert!(bench.dispatcher.reload(vec![spec("new", &receiver.url())]).await.is_err());
+    assert_eq!(bench.dispatcher.status().len(), 1);
+    assert_eq!(&*bench.status().name, "erp");
+    store.unreadable.store(false, SeqCst);
+    bench.settled("erp", bench.append(event(1)).await).await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_courier_outlives_its_stop() {
+    let receiver =
+        Receiver::start(|got| if got.attempt() == 1 { Answer::Status(500) } else { Answer::Silence }).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_hours(1));
+    let config = DispatcherConfig { drain: Duration::from_millis(50), ..DispatcherConfig::default() };
+    let (bench, store) = refusing(config, vec![spec.clone()]).await;
+    store.refuses.store(false, SeqCst);
+    store.hangs.store(true, SeqCst);
+    bench.append(event(1)).await;
+    until("hangs", async || store.hanging.load(SeqCst) == 1).await;
+    spec.url = "http://127.0.0.1:1/".parse().unwrap();
+    store.hangs.store(false, SeqCst);
+    bench.dispatcher.reload(vec![spec]).await.unwrap();
+    assert_eq!(
+        store.hanging.load(SeqCst),
+        0,
+        "a late write could revive what the next courier has delivered"
+    );
 }

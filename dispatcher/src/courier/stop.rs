@@ -1,0 +1,56 @@
+//! A courier's end in order: what is under way may finish, what cannot is cut, what is settled is written.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Courier;
+use crate::lane::Lane;
+
+/// Time kept for the last settle when the deadline of a stop has passed.
+pub(super) const LAST_SETTLE: Duration = Duration::from_secs(2);
+
+impl Courier {
+    /// Lets attempts and writes under way end, parks what waits so that its time is kept, and settles. When
+    /// this returns nothing of this courier is under way any more, so that another one may begin.
+    pub(super) async fn stop(&mut self, deadline: Instant) {
+        self.stopping = true;
+        // The subscriptions are kept, so that the partitions are still ours to settle.
+        let now = Instant::now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].stop_reading();
+            self.park_waits(index, now);
+        }
+        self.until(deadline, |courier| courier.in_flight + courier.writing == 0).await;
+        let last = deadline.max(Instant::now() + LAST_SETTLE);
+        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
+        self.cut().await;
+        self.save();
+        self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
+        self.cut().await;
+        self.show();
+    }
+
+    /// Takes reports until the state is reached, the deadline has passed, or the storage is closed.
+    async fn until(&mut self, deadline: Instant, reached: impl Fn(&Self) -> bool) {
+        while !self.closed && !reached(self) {
+            match timeout_at(deadline, self.tasks.join_next()).await {
+                Ok(Some(ended)) => self.ended(ended),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Ends what has not ended by itself; what had ended just now is still heard of.
+    async fn cut(&mut self) {
+        loop {
+            // Again and again: a report may begin a write.
+            self.tasks.abort_all();
+            match self.tasks.join_next().await {
+                Some(ended) => self.ended(ended),
+                None => break,
+            }
+        }
+        (self.in_flight, self.parked_in_flight, self.writing) = (0, 0, 0);
+    }
+}

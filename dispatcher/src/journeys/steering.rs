@@ -1,0 +1,115 @@
+//! What an operator asks for: pause, replay, reload. It holds, even if the caller does not wait for the end.
+
+use futures_util::FutureExt as _;
+use tokio::time::timeout;
+
+use super::*;
+use crate::{Error, REPLAYS_MAX};
+
+#[tokio::test]
+async fn a_paused_destination_gets_nothing_until_it_is_resumed_even_after_a_restart() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let specs = vec![spec("erp", &receiver.url())];
+    let bench = Bench::start(specs.clone()).await;
+    assert!(bench.dispatcher.pause("erp").await.unwrap());
+    assert!(!bench.dispatcher.pause("erp").await.unwrap());
+    assert!(bench.dispatcher.pause("nobody").await.is_err());
+    let bench = bench.restart(specs).await;
+    assert!(bench.status().paused);
+    let position = bench.append(event(1)).await;
+    // Another destination tells that time has passed: it has taken the event.
+    let other = Receiver::start(|_| Answer::Status(200)).await;
+    bench.dispatcher.reload(vec![spec("erp", &receiver.url()), spec("orders", &other.url())]).await.unwrap();
+    bench.settled("orders", position).await;
+    assert!(receiver.got().is_empty());
+    assert!(bench.dispatcher.resume("erp").await.unwrap());
+    bench.settled("erp", position).await;
+    assert_eq!(receiver.got().len(), 1);
+}
+
+#[tokio::test]
+async fn a_replay_delivers_a_span_once_more_and_ends() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    for n in 0..10 {
+        let mut event = event(n);
+        event.received_at = begin + Duration::from_secs(n);
+        bench.append(event).await;
+    }
+    bench.settled("erp", Position(10)).await;
+    let started = bench
+        .dispatcher
+        .replay("erp", begin + Duration::from_secs(2), begin + Duration::from_secs(6))
+        .await
+        .unwrap();
+    assert_eq!(started.events, 4);
+    let got = receiver.has(14).await;
+    let mut again: Vec<_> = got[10..].iter().map(|got| got.id().to_owned()).collect();
+    again.sort();
+    let mut expected: Vec<_> = (2..6).map(|n| event(n).id.to_string()).collect();
+    expected.sort();
+    assert_eq!(again, expected);
+    until("ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
+    assert!((bench.metric("chaski_replay_events_total", "delivered") - 4.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn a_reload_leaves_what_is_as_before_alone_and_swaps_what_changed() {
+    let (old, new) =
+        (Receiver::start(|_| Answer::Status(200)).await, Receiver::start(|_| Answer::Status(200)).await);
+    let bench = Bench::start(vec![spec("a", &old.url()), spec("b", &old.url()), spec("c", &old.url())]).await;
+    bench.append(event(1)).await;
+    old.has(3).await;
+    bench.dispatcher.reload(vec![spec("a", &old.url()), spec("b", &new.url())]).await.unwrap();
+    let names: Vec<_> = bench.dispatcher.status().iter().map(|status| status.name.to_string()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let position = bench.append(event(2)).await;
+    bench.settled("a", position).await;
+    bench.settled("b", position).await;
+    assert_eq!((old.got().len(), new.got().len()), (4, 1));
+}
+
+#[tokio::test]
+async fn a_pause_that_nobody_waits_for_holds_in_the_storage_and_at_the_courier() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    assert!(bench.dispatcher.pause("erp").now_or_never().is_none(), "dropped in the middle");
+    until("paused", async || {
+        let progress = bench.storage.events.progress().await.unwrap();
+        progress.iter().any(|at| at.paused) && bench.status().paused
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_that_nobody_waits_for_comes_to_its_end() {
+    let old = Receiver::start(|_| Answer::Silence).await;
+    let new = Receiver::start(|_| Answer::Status(200)).await;
+    let folder = TempDir::new().unwrap();
+    let storage = embedded::open(&Options { path: folder.path().into() }, &Registry::new()).unwrap();
+    let config = DispatcherConfig { drain: Duration::from_millis(200), ..DispatcherConfig::default() };
+    let bench = Bench::on(folder, storage, config, vec![spec("erp", &old.url())]).await;
+    let position = bench.append(event(1)).await;
+    old.has(1).await;
+    let reload = bench.dispatcher.reload(vec![spec("erp", &new.url())]);
+    assert!(timeout(Duration::from_millis(20), reload).await.is_err(), "dropped while the old one drains");
+    bench.settled("erp", position).await;
+    assert_eq!(new.has(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn replays_under_way_are_bounded() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let bench = Bench::start(vec![spec("erp", &receiver.url())]).await;
+    bench.settled("erp", bench.append(event(1)).await).await;
+    bench.dispatcher.pause("erp").await.unwrap();
+    for _ in 0..REPLAYS_MAX {
+        bench.dispatcher.replay("erp", Timestamp::UNIX_EPOCH, Timestamp::MAX).await.unwrap();
+    }
+    let one_more = bench.dispatcher.replay("erp", Timestamp::UNIX_EPOCH, Timestamp::MAX).await;
+    assert!(matches!(one_more, Err(Error::TooManyReplays { max: REPLAYS_MAX, .. })), "{one_more:?}");
+    bench.dispatcher.resume("erp").await.unwrap();
+    until("all ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
+    bench.dispatcher.replay("erp", Timestamp::UNIX_EPOCH, Timestamp::MAX).await.unwrap();
+}
