@@ -10,6 +10,7 @@
 mod checkpoint;
 mod deliveries;
 mod events;
+mod ids;
 mod subscription;
 mod telemetry;
 mod writer;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::checkpoint::Checkpointer;
+use self::ids::Ids;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
 use super::tables::readers::{Readers, engine};
@@ -69,7 +71,8 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let last = last_position(&connection).map_err(|error| engine("finding the end of the log", error))?;
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
-    let (writer, writer_thread) = Writer::start(connection, head.clone(), path, Arc::clone(&telemetry))?;
+    let ids = Ids::load(&connection).map_err(|error| engine("reading the newest ids", error))?;
+    let (writer, writer_thread) = Writer::start(connection, ids, head.clone(), path, Arc::clone(&telemetry))?;
     let readers = Readers::open(&database, telemetry.read_failures())
         .map_err(|error| engine("opening readers", error))?;
 

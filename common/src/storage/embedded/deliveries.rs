@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
-use super::events::{append, stored_fingerprint};
+use super::events::append;
 use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::tables::deliveries::{
@@ -174,7 +174,7 @@ fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Res
     let mut event = letter.event;
     event.received_at = now;
     if append(session, &event, OnConflict::Duplicate)? == Appended::Duplicate
-        && stored_fingerprint(session, event.id)? != event.fingerprint
+        && session.ids.find(&session.connection, event.id)? != Some(event.fingerprint)
     {
         event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
         append(session, &event, OnConflict::Duplicate)?;

@@ -11,7 +11,7 @@ use super::Embedded;
 use super::checkpoint::length;
 use super::subscription::Feed;
 use super::writer::Session;
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{Event, EventId};
 use crate::storage::tables::deliveries::{number_of, record_delivery};
 use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
@@ -202,32 +202,24 @@ pub(super) fn append(
     event: &Event,
     on_conflict: OnConflict,
 ) -> rusqlite::Result<Appended> {
-    const INSERT: &str = concat!(
-        "INSERT INTO event (seq, ",
-        event_columns!(),
-        ") VALUES (?, ",
-        event_values!(),
-        ") ON CONFLICT (id) DO NOTHING"
-    );
-    let position = Position(session.head() + 1);
-    let mut insert = session.connection.prepare_cached(INSERT)?;
-    if rows::execute_with_event(&mut insert, &[&seq(position)], event)? == 1 {
-        session.stored(position);
-        return Ok(Appended::Stored(position));
+    const INSERT: &str =
+        concat!("INSERT INTO event (seq, ", event_columns!(), ") VALUES (?, ", event_values!(), ")");
+    match session.ids.find(&session.connection, event.id)? {
+        None => {
+            let position = Position(session.head() + 1);
+            let mut insert = session.connection.prepare_cached(INSERT)?;
+            rows::execute_with_event(&mut insert, &[&seq(position)], event)?;
+            session.stored(event, position);
+            Ok(Appended::Stored(position))
+        }
+        Some(stored) if stored == event.fingerprint || on_conflict == OnConflict::Duplicate => {
+            Ok(Appended::Duplicate)
+        }
+        Some(_) => {
+            quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
+            Ok(Appended::Conflict)
+        }
     }
-    if on_conflict == OnConflict::Duplicate || stored_fingerprint(session, event.id)? == event.fingerprint {
-        return Ok(Appended::Duplicate);
-    }
-    quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
-    Ok(Appended::Conflict)
-}
-
-/// Of the event that is in the log under this id.
-pub(super) fn stored_fingerprint(session: &Session, id: EventId) -> rusqlite::Result<Fingerprint> {
-    session
-        .connection
-        .prepare_cached("SELECT fingerprint FROM event WHERE id = ?")?
-        .query_row([id.as_bytes()], |row| row.get(0).map(Fingerprint::from_bytes))
 }
 
 fn quarantine(session: &Session, event: &Event, reason: &str, detail: &str) -> rusqlite::Result<bool> {
@@ -338,7 +330,7 @@ fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Pro
 
 fn find(connection: &Connection, filter: &EventFilter) -> rusqlite::Result<Vec<Record>> {
     let mut query = Conditions::new(concat!("SELECT seq, ", event_columns!(), " FROM event"));
-    query.and("id = ?", filter.id.map(|id| id.as_bytes().to_vec()));
+    query.and("seq IN (SELECT seq FROM position WHERE id = ?)", filter.id.map(|id| id.as_bytes().to_vec()));
     query.and("source = ?", filter.source.clone());
     query.and("type = ?", filter.kind.clone());
     query.and("subject = ?", filter.subject.clone());
@@ -352,7 +344,7 @@ fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
                  parked.due, parked.attempts, IFNULL(json_extract(parked.history, '$[#-1].result'), 'behind'), \
                  dead.at, dead.attempts, dead.reason \
                FROM destination JOIN cursor ON cursor.destination = destination.number AND replay = 0 \
-               LEFT JOIN event ON event.id = ?1 \
+               LEFT JOIN event ON event.seq IN (SELECT seq FROM position WHERE id = ?1) \
                LEFT JOIN delivered ON delivered.destination = destination.number AND delivered.seq = event.seq \
                LEFT JOIN parked ON parked.destination = destination.number AND parked.id = ?1 \
                LEFT JOIN dead ON dead.destination = destination.number AND dead.id = ?1 \
@@ -393,12 +385,19 @@ fn prune(
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     // The oldest few by position, and of these the ones that are old enough: however long the log is, only
     // `limit` rows are looked at.
-    let deleted = connection.execute(
-        "DELETE FROM event WHERE seq IN (SELECT seq FROM \
-           (SELECT seq, received_at FROM event WHERE seq <= ? ORDER BY seq LIMIT ?) WHERE received_at < ?)",
+    let old = rows::all(
+        connection,
+        "SELECT seq, id FROM (SELECT seq, id, received_at FROM event WHERE seq <= ? ORDER BY seq LIMIT ?) \
+         WHERE received_at < ?",
         params![bound, limit, millis(before)],
+        |row| Ok((row.get::<_, i64>(0)?, EventId::from_bytes(row.get(1)?))),
     )?;
-    if deleted > 0 {
+    let mut delete = connection.prepare_cached("DELETE FROM event WHERE seq = ?")?;
+    for (seq, id) in &old {
+        delete.execute([seq])?;
+        session.ids.remove(connection, *id)?;
+    }
+    if !old.is_empty() {
         // That an event was delivered is of no use once the event is gone.
         connection.execute(
             "DELETE FROM delivered WHERE destination IN (SELECT number FROM destination) \
@@ -406,5 +405,5 @@ fn prune(
             [bound],
         )?;
     }
-    Ok(deleted)
+    Ok(old.len())
 }

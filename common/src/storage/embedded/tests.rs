@@ -4,7 +4,9 @@ use tempfile::TempDir;
 
 use super::{FILE, Options, SCHEMA_VERSION, open};
 use crate::storage::conformance::{Backend, event};
-use crate::storage::{BatchLimit, Change, Cursor, OnConflict, Position, Start, Storage, StorageError};
+use crate::storage::{
+    Appended, BatchLimit, Change, Cursor, EventFilter, OnConflict, Position, Start, Storage, StorageError,
+};
 
 struct InFolder(TempDir);
 
@@ -104,4 +106,38 @@ async fn payloads_are_for_this_user_only_and_the_lock_tells_processes_apart() {
     storage.events.close().await;
     open(&Options { path: path.clone() }, &Registry::new()).unwrap().events.close().await;
     assert!(first.is_some() && super::holder(&path) != first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_is_known_whether_or_not_it_has_been_merged_and_after_reopening() {
+    const EVENTS: u64 = 1000;
+    let folder = InFolder::new();
+    let storage = folder.open().await;
+    let mut appends = tokio::task::JoinSet::new();
+    for key in 0..EVENTS {
+        let storage = storage.clone();
+        appends
+            .spawn(async move { storage.events.append(event(key), OnConflict::Quarantine).await.unwrap() });
+    }
+    assert!(appends.join_all().await.iter().all(|appended| matches!(appended, Appended::Stored(_))));
+    let all_are_known = async |storage: &Storage| {
+        for key in 0..EVENTS {
+            let again = storage.events.append(event(key), OnConflict::Quarantine).await.unwrap();
+            assert_eq!(again, Appended::Duplicate, "event {key}");
+            let filter = EventFilter { id: Some(event(key).id), ..EventFilter::default() };
+            assert_eq!(storage.events.find(filter).await.unwrap().len(), 1, "event {key}");
+        }
+    };
+    all_are_known(&storage).await;
+    storage.events.close().await;
+    let (merged, indexed): (i64, i64) = folder
+        .database()
+        .query_row("SELECT (SELECT COUNT(*) FROM event_id), seq FROM indexed", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert!(merged > 0 && indexed > 0, "the test has merged nothing");
+    let storage = folder.open().await;
+    all_are_known(&storage).await;
+    storage.events.close().await;
 }

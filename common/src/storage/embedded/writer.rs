@@ -17,7 +17,9 @@ use std::time::Instant;
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::ids::Ids;
 use super::telemetry::Telemetry;
+use crate::event::Event;
 use crate::storage::tables::readers::engine;
 use crate::storage::{Position, StorageError};
 
@@ -45,14 +47,16 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     path: String,
     head: Cell<u64>,
+    pub(super) ids: Ids,
     /// The last failure of a single write: the reason, should the engine undo the whole group for it.
     failure: RefCell<Option<StorageError>>,
 }
 
 impl Session {
     /// Notes that an event was stored; the head moves when the group is durable.
-    pub(super) fn stored(&self, position: Position) {
+    pub(super) fn stored(&self, event: &Event, position: Position) {
         self.head.set(position.0);
+        self.ids.add(event.id, position, event.fingerprint);
     }
 
     /// The position of the last event stored, including this group's.
@@ -88,6 +92,7 @@ impl Writer {
     /// Starts the thread. It ends when it is told to, or when the last hand is gone.
     pub(super) fn start(
         connection: Connection,
+        ids: Ids,
         head: watch::Sender<Position>,
         path: String,
         telemetry: Arc<Telemetry>,
@@ -95,7 +100,7 @@ impl Writer {
         let (queue, orders) = mpsc::channel(QUEUE_MAX);
         let written_bytes = Arc::new(AtomicU64::new(0));
         let session =
-            Session { connection, path, head: Cell::new(head.borrow().0), failure: RefCell::new(None) };
+            Session { connection, path, head: Cell::new(head.borrow().0), ids, failure: RefCell::new(None) };
         let writable = Arc::new(AtomicBool::new(true));
         let thread =
             Thread { session, orders, head, telemetry, poisoned: None, writable: Arc::clone(&writable) };
@@ -191,11 +196,12 @@ fn in_savepoint<T>(
     session: &Session,
     work: impl FnOnce(&Session) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    let head = session.head.get();
+    let (head, changes) = (session.head.get(), session.ids.changes());
     session.connection.execute_batch("SAVEPOINT job")?;
     let result = work(session);
     if result.is_err() {
         session.head.set(head);
+        session.ids.undo(changes);
         if session.connection.execute_batch("ROLLBACK TO job").is_err() {
             // Either the engine has undone the whole transaction already, or it has to: half a write must not
             // be committed with its group. The error to tell is the first one.
@@ -257,6 +263,11 @@ impl Thread {
                 }
             }
         }
+        if !self.session.connection.is_autocommit()
+            && let Err(error) = self.session.ids.merge(&self.session.connection, answers.len())
+        {
+            self.session.failure.replace(Some(self.session.classify("merging ids", error)));
+        }
         if self.session.connection.is_autocommit() {
             return Err(self.session.failure.take().unwrap_or(StorageError::Closed));
         }
@@ -275,11 +286,13 @@ impl Thread {
     fn conclude(&mut self, outcome: &Result<(), StorageError>) {
         match outcome {
             Ok(()) => {
+                self.session.ids.committed();
                 let head = Position(self.session.head());
                 self.head.send_if_modified(|last| std::mem::replace(last, head) != head);
             }
             Err(failure) => {
                 self.session.head.set(self.head.borrow().0);
+                self.session.ids.undo(0);
                 if matches!(failure, StorageError::Poisoned { .. }) && self.poisoned.is_none() {
                     tracing::error!(path = %self.session.path, "a sync failed: nothing is accepted until a restart");
                     self.poisoned = Some(failure.clone());

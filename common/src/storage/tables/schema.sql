@@ -6,7 +6,7 @@
 -- pruned, and the next position is always one more than the greatest here.
 CREATE TABLE event (
     seq          INTEGER PRIMARY KEY,
-    id           BLOB    NOT NULL UNIQUE,   -- the deduplication: one event per id, for as long as it is kept
+    id           BLOB    NOT NULL,          -- the deduplication, see event_id
     source       TEXT    NOT NULL,
     type         TEXT    NOT NULL,
     subject      TEXT,
@@ -17,6 +17,19 @@ CREATE TABLE event (
     fingerprint  BLOB    NOT NULL,          -- same id and other fingerprint = conflict
     body         BLOB    NOT NULL           -- the bytes received
 );
+-- One event per id, for as long as it is kept. Complete up to the position in `indexed`; the writer has the
+-- ids behind it in memory and adds them here many at a time.
+CREATE TABLE event_id (
+    id  BLOB    PRIMARY KEY,
+    seq INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE indexed (seq INTEGER NOT NULL);
+INSERT INTO indexed (seq) VALUES (0);
+-- Where an id is, whether or not `event_id` has it.
+CREATE VIEW position AS
+    SELECT id, seq FROM event_id
+    UNION ALL SELECT id, seq FROM event WHERE seq > (SELECT seq FROM indexed);
+
 CREATE INDEX event_received_at ON event (received_at);
 
 CREATE TABLE destination (
