@@ -28,7 +28,9 @@ pub(super) async fn run(
     let outcome = match command.unwrap_or(DeadCommand::List(filter)) {
         DeadCommand::List(filter) => list(&access, filter, json).await,
         DeadCommand::Show { id } => show(&access, id, json).await,
-        DeadCommand::Redrive { selection, yes } => change(&access, Change::Redrive, selection, yes, json).await,
+        DeadCommand::Redrive { selection, yes } => {
+            change(&access, Change::Redrive, selection, yes, json).await
+        }
         DeadCommand::Drop { selection, yes } => change(&access, Change::Drop, selection, yes, json).await,
     };
     access.close().await;
@@ -100,7 +102,13 @@ enum Change {
     Drop,
 }
 
-async fn change(access: &Access, change: Change, selection: DeadSelection, yes: bool, json: bool) -> anyhow::Result<()> {
+async fn change(
+    access: &Access,
+    change: Change,
+    selection: DeadSelection,
+    yes: bool,
+    json: bool,
+) -> anyhow::Result<()> {
     let letters = select(access, selection).await?;
     if letters.is_empty() {
         bail!("no dead letter matches");
@@ -153,7 +161,9 @@ async fn select(access: &Access, selection: DeadSelection) -> anyhow::Result<Vec
         && since.is_none()
         && until.is_none()
     {
-        return Err(usage("which ones? name an event id, --destination, --quarantined, --reason, --since or --until"));
+        return Err(usage(
+            "which ones? name an event id, --destination, --quarantined, --reason, --since or --until",
+        ));
     }
     known_destination(access, destination.as_deref()).await?;
     let destination = if quarantined { Some(String::new()) } else { destination };

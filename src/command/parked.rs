@@ -21,7 +21,9 @@ pub(super) async fn run(
     let outcome = match command.unwrap_or(ParkedCommand::List(filter)) {
         ParkedCommand::List(filter) => list(&access, filter, json).await,
         ParkedCommand::Now { id, destination } => hurry(&access, id, destination, json).await,
-        ParkedCommand::Drop { id, destination, yes } => drop_parked(&access, id, destination, yes, json).await,
+        ParkedCommand::Drop { id, destination, yes } => {
+            drop_parked(&access, id, destination, yes, json).await
+        }
     };
     access.close().await;
     outcome
