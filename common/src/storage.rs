@@ -3,7 +3,7 @@
 //! Two traits. [`EventLog`] takes events in, deduplicates them and hands them out in log order, one
 //! cursor per reader. [`Deliveries`] keeps what a reader could not finish: deliveries that wait for their
 //! next attempt (parked) and those that ended without success (dead). [`Storage`] carries one of each.
-//! Every implementation runs the suite in [`conformance`].
+//! Every implementation runs the suite in `conformance`.
 //!
 //! Words used below. *Durable*: survives kill -9 of this process, and a power cut as far as the disk or
 //! the brokers tell the truth. *Settled* at a destination: delivered, parked, dead or not routed there.
