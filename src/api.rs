@@ -632,6 +632,7 @@ pub fn tell(state: &FateState) -> String {
         }
         FateState::Waiting => "waiting".to_owned(),
         FateState::Skipped => "not for this destination".to_owned(),
+        FateState::Settled => "delivered earlier, or not for this destination".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod conformance;
 mod tables;
 pub mod embedded;
+pub mod kafka;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,6 +114,20 @@ pub enum StorageError {
         /// Which.
         partition: u32,
     },
+    /// What the storage rests on is missing or breaks a promise.
+    #[error("the brokers are not set up for chaski: {what}")]
+    Unfit {
+        /// What is wrong and what would be right.
+        what: String,
+    },
+    /// No acknowledgement in time. Unlike after other errors it may still come.
+    #[error("no answer within {within:?} while {doing}")]
+    Late {
+        /// What was being done.
+        doing: &'static str,
+        /// How long was waited.
+        within: Duration,
+    },
     /// The storage is closing.
     #[error("the storage is closed")]
     Closed,
@@ -131,7 +146,7 @@ impl StorageError {
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy | Self::Full { .. } | Self::Engine { .. })
+        matches!(self, Self::Busy | Self::Full { .. } | Self::Late { .. } | Self::Engine { .. })
     }
 }
 
@@ -443,6 +458,8 @@ pub enum FateState {
     Waiting,
     /// Settled without a delivery: the destination does not take this event.
     Skipped,
+    /// Settled before this process could see how: delivered, or not for this destination.
+    Settled,
 }
 
 /// One failed attempt, as a parked or dead delivery remembers it.

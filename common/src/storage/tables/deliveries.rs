@@ -81,6 +81,18 @@ fn waiting(destination: &str, partitions: &Partitions, ordered: bool) -> Conditi
     query
 }
 
+/// Of the positions between two the parked and dead ones.
+pub(in crate::storage) fn settled_elsewhere(
+    connection: &Connection,
+    destination: &str,
+    after: Position,
+    before: Position,
+) -> rusqlite::Result<Vec<Position>> {
+    let sql = "SELECT seq FROM parked WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3 \
+               UNION SELECT seq FROM dead WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3";
+    rows::all(connection, sql, params![destination, seq(after), seq(before)], |row| rows::position(row, 0))
+}
+
 /// The letter of this number.
 pub(in crate::storage) fn letter(
     connection: &Connection,

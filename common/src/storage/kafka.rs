@@ -1,0 +1,303 @@
+//! The Kafka storage: three topics, and one consumer group per cursor.
+//!
+//! | what | where |
+//! |---|---|
+//! | events | `PREFIX.events`, keyed by subject: one subject is in one partition |
+//! | how far a destination is | the committed offsets of group `PREFIX.DESTINATION`; what is delivered past them in the commit's metadata |
+//! | parked deliveries, pauses, replays | `PREFIX.parked`, compacted, one partition; every process keeps a view of it |
+//! | dead letters, quarantined events | `PREFIX.dead`, compacted, one partition, kept until dropped or redriven |
+//!
+//! Promises: `Ok` from a write means acknowledged by all in-sync replicas. A position is the partition and the
+//! offset plus one, so that a mark is the offset that Kafka commits: every tool shows a destination's backlog
+//! as its group's lag.
+//!
+//! What differs from the embedded storage, and how: several processes may open the same topics; a reader
+//! gets a share of the partitions, and of the parked deliveries those of its partitions. Deduplication
+//! remembers the latest ids of this process and what it finds at the end of the log when it opens. When
+//! an event was delivered is known to the process that delivered it; afterwards it is
+//! [`Settled`](super::FateState::Settled). Ending a parked delivery in a dead letter is two appends, the letter
+//! first: a crash between them leaves both, and the delivery is attempted once more.
+
+mod client;
+mod topics;
+mod record;
+mod producer;
+mod recent;
+mod query;
+mod progress;
+mod view;
+mod reader;
+mod events;
+mod fates;
+mod deliveries;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::client::Connect;
+pub use self::client::is_reserved;
+use self::producer::Producer;
+use self::progress::{Committed, Group};
+use self::query::{Extent, Query};
+use self::reader::Reader;
+use self::recent::{GENERATION_MAX, Recent};
+use self::topics::Topics;
+pub use self::topics::{Step, apply, plan};
+use self::view::{DEAD, PARKED, View};
+use super::tables::deliveries::settled_elsewhere;
+use super::{Cursor, Position, Storage, StorageError};
+
+/// How to open the Kafka storage.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to find the cluster, as `host:port`.
+    pub brokers: Vec<String>,
+    /// What the names of topics and groups begin with.
+    pub topic_prefix: String,
+    /// Partitions of the events topic: how many readers can share a destination.
+    pub partitions: i32,
+    /// Copies of everything.
+    pub replication: i32,
+    /// When the brokers may delete events, settled or not; none: only [`prune`](super::EventLog::prune) does.
+    pub topic_retention: Option<Duration>,
+    /// Settings of the client that are the operator's to make; see [`is_reserved`].
+    pub settings: Vec<(String, String)>,
+}
+
+impl Options {
+    /// What holds unless it is said otherwise.
+    #[must_use]
+    pub fn new(brokers: Vec<String>) -> Self {
+        Self {
+            brokers,
+            topic_prefix: "chaski".to_owned(),
+            partitions: 12,
+            replication: 3,
+            topic_retention: None,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// Opens the storage, or says why not: checks the topics, reads what is parked and dead, and the ids at the
+/// end of the log. Must be called inside a multi-threaded tokio runtime.
+///
+/// # Errors
+/// [`StorageError::Unfit`] when the topics are missing or break a promise, [`StorageError::Engine`] for what else
+/// the brokers can come up with.
+pub async fn open(options: &Options) -> Result<Storage, StorageError> {
+    let steps = plan(options).await?;
+    if !steps.is_empty() {
+        let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
+        return Err(StorageError::Unfit { what: steps.join("; ") });
+    }
+    let connect = Connect::new(options);
+    let topics = Topics::new(&options.topic_prefix);
+    let prefix = options.topic_prefix.clone();
+    let query = Query::new(&connect, &format!("{prefix}.query"), Arc::clone(&topics.events))?;
+    let followed = [Arc::clone(&topics.parked), Arc::clone(&topics.dead)];
+    let (extents, ends) = {
+        let followed = followed.clone();
+        query
+            .ask(move |asked| {
+                let end = |topic: &str| asked.extent_of(topic, 0).map(|extent| extent.end);
+                Ok((asked.extents()?, [end(&followed[PARKED])?, end(&followed[DEAD])?]))
+            })
+            .await?
+    };
+    let view = View::start(&connect, &format!("{prefix}.parked"), followed, ends)?;
+    let last = extents.iter().map(|extent| Position::new(extent.partition, extent.end)).max();
+    let kafka = Arc::new(Kafka {
+        producer: Producer::new(connect.clone())?,
+        connect,
+        prefix,
+        topics,
+        query,
+        view,
+        recent: Recent::default(),
+        head: watch::Sender::new(last.unwrap_or_default()),
+        readers: Mutex::default(),
+        seen: Mutex::default(),
+        quarantining: tokio::sync::Mutex::default(),
+        closing: CancellationToken::new(),
+    });
+    kafka.remember(extents).await?;
+    kafka.view.caught_up(ends).await?;
+    kafka.probe().await?;
+    let events = Arc::new(events::Events(Arc::clone(&kafka)));
+    Ok(Storage { events, deliveries: Arc::new(deliveries::Ends(kafka)) })
+}
+
+/// The open storage.
+struct Kafka {
+    connect: Connect,
+    prefix: String,
+    topics: Topics,
+    producer: Producer,
+    query: Query,
+    view: View,
+    recent: Recent,
+    head: watch::Sender<Position>,
+    readers: Mutex<HashMap<Cursor, Reader>>,
+    /// Of each destination and partition the place from which on this process saw what became of everything.
+    seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
+    /// One at a time, so that the same bytes are one letter.
+    quarantining: tokio::sync::Mutex<()>,
+    closing: CancellationToken,
+}
+
+impl Kafka {
+    /// The consumer group of a cursor.
+    fn group(&self, cursor: &Cursor) -> String {
+        match cursor.replay {
+            0 => format!("{}.{}", self.prefix, cursor.destination),
+            number => format!("{}.{}.replay-{number}", self.prefix, cursor.destination),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), StorageError> {
+        if self.closing.is_cancelled() { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
+    fn readers(&self) -> MutexGuard<'_, HashMap<Cursor, Reader>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u32), u64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reader of a cursor in this process; one whose subscriber is gone has left its group when this returns.
+    async fn reader(&self, cursor: &Cursor) -> Option<Reader> {
+        let mut reader = self.readers().get(cursor).cloned()?;
+        if !reader.is_over() {
+            return Some(reader);
+        }
+        reader.stop().await;
+        let mut readers = self.readers();
+        if readers.get(cursor).is_some_and(Reader::is_over) {
+            readers.remove(cursor);
+        }
+        None
+    }
+
+    /// The partitions whose parked deliveries are this process's: all, where it does not read.
+    fn share(&self, destination: &str) -> Option<Vec<u32>> {
+        let readers = self.readers();
+        let reader = readers.get(&Cursor::of(destination))?;
+        (!reader.is_over()).then(|| reader.partitions())
+    }
+
+    fn note_seen(&self, cursor: &Cursor, partition: u32, from: u64) {
+        if cursor.replay == 0 {
+            self.seen().insert((Arc::clone(&cursor.destination), partition), from);
+        }
+    }
+
+    fn forget_seen(&self, cursor: &Cursor, partition: u32) {
+        if cursor.replay == 0 {
+            self.seen().remove(&(Arc::clone(&cursor.destination), partition));
+        }
+    }
+
+    #[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
+    async fn extents(&self) -> Result<Vec<Extent>, StorageError> {
+        self.query.ask(|asked| asked.extents()).await
+    }
+
+    /// Asks or commits for a group that nobody here reads with.
+    async fn with_group<T: Send + 'static>(
+        &self,
+        cursor: &Cursor,
+        work: impl FnOnce(&Group) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (connect, group, topic) =
+            (self.connect.clone(), self.group(cursor), Arc::clone(&self.topics.events));
+        let worked = tokio::task::spawn_blocking(move || work(&Group::new(&connect, &group, &topic)?));
+        worked.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// A cursor's progress in every partition where it has any.
+    async fn progress_of(
+        &self,
+        cursor: &Cursor,
+        extents: &[Extent],
+    ) -> Result<BTreeMap<u32, Committed>, StorageError> {
+        let extents = extents.to_vec();
+        match self.reader(cursor).await {
+            Some(reader) => reader.committed(extents.iter().map(|extent| extent.partition).collect()).await,
+            None => self.with_group(cursor, move |group| group.committed(&extents)).await,
+        }
+    }
+
+    /// What is settled past a partition's mark: delivered, parked or dead. Waits until the view has read what
+    /// the topics hold, up to these ends.
+    async fn settled_past(
+        &self,
+        destination: &Arc<str>,
+        partition: u32,
+        progress: &Committed,
+        ends: [u64; 2],
+    ) -> Result<Vec<Position>, StorageError> {
+        self.view.reached(PARKED, ends[PARKED]).await?;
+        self.view.reached(DEAD, ends[DEAD]).await?;
+        let name = Arc::clone(destination);
+        let mark = Position::new(partition, progress.mark);
+        let mut settled = self
+            .view
+            .readers
+            .read("reading what is settled past the mark", move |connection| {
+                settled_elsewhere(connection, &name, mark, Position::new(partition + 1, 0))
+            })
+            .await?;
+        settled.extend(progress.delivered.iter().map(|place| Position::new(partition, *place)));
+        settled.sort_unstable();
+        settled.dedup();
+        Ok(settled)
+    }
+
+    /// Learns the ids at the end of the log, as many as are remembered.
+    async fn remember(self: &Arc<Self>, extents: Vec<Extent>) -> Result<(), StorageError> {
+        let kafka = Arc::clone(self);
+        let most = (2 * GENERATION_MAX / extents.len().max(1)) as u64;
+        self.query
+            .ask(move |asked| {
+                for extent in extents {
+                    let first = extent.end.saturating_sub(most).max(extent.first);
+                    asked.read(Extent { first, ..extent }, |record| {
+                        kafka.recent.confirm(record.event.id, record.event.fingerprint);
+                        ControlFlow::Continue(())
+                    })?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn shut(self: &Arc<Self>) {
+        self.closing.cancel();
+        let readers: Vec<Reader> = self.readers().drain().map(|(_, reader)| reader).collect();
+        for mut reader in readers {
+            reader.stop().await;
+        }
+        let kafka = Arc::clone(self);
+        let closed = tokio::task::spawn_blocking(move || {
+            kafka.producer.close();
+            kafka.view.close();
+            kafka.query.close();
+        });
+        if closed.await.is_err() {
+            tracing::warn!("the storage did not close in order");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

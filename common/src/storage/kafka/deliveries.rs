@@ -1,0 +1,230 @@
+//! The side of the seam for deliveries that are not finished, or ended badly: writes are appended to a topic,
+//! questions are answered from the view of it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use super::Kafka;
+use super::record::Outgoing;
+use super::view::{DEAD, PARKED};
+use crate::event::{Event, EventId};
+use crate::storage::tables::deliveries::{dropped, letter, parked_of};
+use crate::storage::{
+    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Quarantined,
+    StorageError,
+};
+
+/// See [`Deliveries`].
+pub(super) struct Ends(pub(super) Arc<Kafka>);
+
+impl Kafka {
+    /// Appends to the parked topic and waits until the view has it.
+    async fn to_parked(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+        let (_, offset) = self.producer.append(doing, record).await?;
+        self.view.reached(PARKED, offset + 1).await
+    }
+
+    async fn to_dead(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+        let (_, offset) = self.producer.append(doing, record).await?;
+        self.view.reached(DEAD, offset + 1).await
+    }
+
+    async fn park(&self, parked: &Parked) -> Result<(), StorageError> {
+        self.to_parked("parking a delivery", &Outgoing::parked(&self.topics.parked, parked)).await
+    }
+
+    /// The letter first: should this process end in between, the delivery is attempted once more.
+    async fn bury(&self, letter: &DeadLetter) -> Result<(), StorageError> {
+        self.to_dead("keeping a dead letter", &Outgoing::letter(&self.topics.dead, letter)).await?;
+        let Some(destination) = &letter.destination else { return Ok(()) };
+        if self.parked_of(letter.event.id, Some(destination)).await?.is_empty() {
+            return Ok(());
+        }
+        let gone = Outgoing::unparked(&self.topics.parked, destination, letter.event.id, None);
+        self.to_parked("ending a parked delivery", &gone).await
+    }
+
+    async fn parked_of(&self, id: EventId, destination: Option<&str>) -> Result<Vec<Parked>, StorageError> {
+        let name = destination.map(str::to_owned);
+        self.view
+            .readers
+            .read("looking up a parked delivery", move |connection| parked_of(connection, id, name))
+            .await
+    }
+
+    async fn letter(&self, number: u64) -> Result<Option<DeadLetter>, StorageError> {
+        self.view.readers.read("looking up a dead letter", move |connection| letter(connection, number)).await
+    }
+
+    /// Keeps an event as a letter without destination, unless these very bytes are kept already.
+    pub(super) async fn quarantine(
+        &self,
+        event: Event,
+        reason: &str,
+        detail: &str,
+    ) -> Result<bool, StorageError> {
+        self.check_open()?;
+        let _one_at_a_time = self.quarantining.lock().await;
+        let filter =
+            DeadFilter { destination: Some(String::new()), id: Some(event.id), ..DeadFilter::default() };
+        let kept = self.view.readers.dead(filter).await?;
+        if kept.iter().any(|letter| letter.event.fingerprint == event.fingerprint) {
+            return Ok(false);
+        }
+        let letter = DeadLetter {
+            number: 0,
+            destination: None,
+            position: None,
+            reason: reason.into(),
+            detail: detail.into(),
+            at: event.received_at,
+            attempts: 0,
+            history: Vec::new(),
+            event,
+        };
+        self.to_dead("keeping a quarantined event", &Outgoing::letter(&self.topics.dead, &letter)).await?;
+        Ok(true)
+    }
+
+    /// Its new state first: should this process end in between, the letter is still there.
+    async fn redrive(&self, letter: DeadLetter, now: Timestamp) -> Result<(), StorageError> {
+        let gone = Outgoing::no_letter(&self.topics.dead, &letter);
+        match letter.destination {
+            Some(destination) => {
+                let parked = Parked {
+                    destination,
+                    position: letter.position.unwrap_or(*self.head.borrow()),
+                    event: letter.event,
+                    due: now,
+                    attempts: 0,
+                    first_attempt: None,
+                    history: letter.history,
+                };
+                self.park(&parked).await?;
+            }
+            None => self.admit(letter.event, now).await?,
+        }
+        self.to_dead("ending a dead letter", &gone).await
+    }
+
+    /// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
+    /// from its own bytes, so that redriving the same letter twice is still one event.
+    async fn admit(&self, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
+        event.received_at = now;
+        if self.append(event.clone(), OnConflict::Duplicate).await? == Appended::Duplicate
+            && self.recent.known(event.id) != Some(event.fingerprint)
+        {
+            event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
+            self.append(event, OnConflict::Duplicate).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Deliveries for Ends {
+    async fn park(&self, parked: Parked) -> Result<(), StorageError> {
+        self.0.park(&parked).await
+    }
+
+    async fn due(
+        &self,
+        destination: &str,
+        now: Timestamp,
+        ordered: bool,
+        limit: usize,
+    ) -> Result<Vec<Parked>, StorageError> {
+        let share = self.0.share(destination);
+        self.0.view.readers.due(destination, share, now, ordered, limit).await
+    }
+
+    async fn next_due(&self, destination: &str, ordered: bool) -> Result<Option<Timestamp>, StorageError> {
+        self.0.view.readers.next_due(destination, self.0.share(destination), ordered).await
+    }
+
+    async fn complete(
+        &self,
+        destination: &str,
+        id: EventId,
+        delivered: Delivered,
+    ) -> Result<(), StorageError> {
+        let gone = Outgoing::unparked(&self.0.topics.parked, destination, id, Some(&delivered));
+        self.0.to_parked("completing a parked delivery", &gone).await
+    }
+
+    async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
+        self.0.bury(&letter).await
+    }
+
+    async fn held_subjects(&self, destination: &str) -> Result<Vec<(Arc<str>, u64)>, StorageError> {
+        self.0.view.readers.held_subjects(destination, self.0.share(destination)).await
+    }
+
+    async fn parked_count(&self, destination: &str) -> Result<u64, StorageError> {
+        self.0.view.readers.parked_count(destination, self.0.share(destination)).await
+    }
+
+    async fn parked(&self, filter: ParkedFilter) -> Result<Vec<Parked>, StorageError> {
+        self.0.view.readers.parked(filter).await
+    }
+
+    async fn hurry(
+        &self,
+        id: EventId,
+        destination: Option<&str>,
+        now: Timestamp,
+    ) -> Result<usize, StorageError> {
+        let found = self.0.parked_of(id, destination).await?;
+        for parked in &found {
+            self.0.park(&Parked { due: parked.due.min(now), ..parked.clone() }).await?;
+        }
+        Ok(found.len())
+    }
+
+    async fn drop_parked(
+        &self,
+        id: EventId,
+        destination: Option<&str>,
+        now: Timestamp,
+    ) -> Result<usize, StorageError> {
+        let found = self.0.parked_of(id, destination).await?;
+        for parked in &found {
+            self.0.bury(&dropped(parked, now)).await?;
+        }
+        Ok(found.len())
+    }
+
+    async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError> {
+        self.0.view.readers.dead(filter).await
+    }
+
+    async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
+        self.0.view.readers.quarantined().await
+    }
+
+    async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
+        let mut found = 0;
+        for number in numbers {
+            if let Some(letter) = self.0.letter(*number).await? {
+                self.0.redrive(letter, now).await?;
+                found += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn drop_dead(&self, numbers: &[u64]) -> Result<usize, StorageError> {
+        let mut found = 0;
+        for number in numbers {
+            if let Some(letter) = self.0.letter(*number).await? {
+                let gone = Outgoing::no_letter(&self.0.topics.dead, &letter);
+                self.0.to_dead("dropping a dead letter", &gone).await?;
+                found += 1;
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,493 @@
+//! The log's side of the seam.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use tokio::sync::{mpsc, watch};
+
+use super::Kafka;
+use super::client::failed;
+use super::progress::{Committed, Group};
+use super::query::{Asked, Extent};
+use super::reader::Reader;
+use super::recent::Claim;
+use super::record::{ControlKey, Outgoing};
+use super::view::{DestinationControl, PARKED, ReplayControl, Span};
+use crate::event::{Event, EventId};
+use crate::storage::{
+    Appended, BatchLimit, CONFLICT, CONFLICT_DETAIL, Census, Cursor, Delivered, EventFilter, EventLog, Fate,
+    OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+};
+
+/// How long an append may take; a sender waits for its answer.
+const APPEND_WITHIN: Duration = Duration::from_millis(1200);
+/// How long a duplicate waits for the first to be durable, and how often it looks.
+const PENDING_WITHIN: Duration = Duration::from_millis(500);
+const PENDING_LOOK: Duration = Duration::from_millis(5);
+/// How long the first write may take.
+const PROBE_WITHIN: Duration = Duration::from_secs(30);
+/// How far the clocks of two edges may be apart for a replay by time to find every event.
+const SKEW_MAX: Duration = Duration::from_secs(600);
+
+/// See [`EventLog`].
+pub(super) struct Events(pub(super) Arc<Kafka>);
+
+#[async_trait]
+impl EventLog for Events {
+    async fn append(&self, event: Event, on_conflict: OnConflict) -> Result<Appended, StorageError> {
+        self.0.check_open()?;
+        // A task of its own: a caller that goes away must not leave a reservation behind.
+        let kafka = Arc::clone(&self.0);
+        let appending = tokio::spawn(async move { kafka.append(event, on_conflict).await });
+        match tokio::time::timeout(APPEND_WITHIN, appending).await {
+            Ok(appended) => appended.map_err(|_| StorageError::Closed)?,
+            Err(_) => Err(StorageError::Late { doing: "storing an event", within: APPEND_WITHIN }),
+        }
+    }
+
+    async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
+        self.0.quarantine(event, reason, detail).await
+    }
+
+    fn head(&self) -> watch::Receiver<Position> {
+        self.0.head.subscribe()
+    }
+
+    async fn subscribe(
+        &self,
+        cursor: &Cursor,
+        start: Start,
+        limit: BatchLimit,
+    ) -> Result<Subscription, StorageError> {
+        let kafka = &self.0;
+        kafka.check_open()?;
+        // One at a time per cursor, says the seam: an earlier one whose subscriber is gone is leaving.
+        let _ = kafka.reader(cursor).await;
+        let spans = if cursor.replay == 0 {
+            kafka.introduce(&cursor.destination).await?;
+            kafka.begin(cursor, start).await?;
+            None
+        } else {
+            let spans = kafka.view.controls().replays.get(&cursor.replay).map(|replay| replay.spans.clone());
+            match spans {
+                Some(spans) if !spans.is_empty() => Some(spans),
+                // Nothing to read: over before it begins.
+                _ => return Ok(Subscription { changes: mpsc::channel(1).1 }),
+            }
+        };
+        let (reader, subscription) = Reader::start(kafka, cursor.clone(), limit, spans)?;
+        kafka.readers().insert(cursor.clone(), reader);
+        Ok(subscription)
+    }
+
+    async fn settle(
+        &self,
+        cursor: &Cursor,
+        mark: Position,
+        delivered: Vec<Delivered>,
+    ) -> Result<(), StorageError> {
+        let kafka = &self.0;
+        kafka.check_open()?;
+        match kafka.reader(cursor).await {
+            Some(reader) => reader.settle(mark, &delivered).await?,
+            None => kafka.settle_from_outside(cursor, mark, &delivered).await?,
+        }
+        if cursor.replay == 0 {
+            kafka.view.note_delivered(&cursor.destination, delivered).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin_replay(
+        &self,
+        destination: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<(Cursor, u64), StorageError> {
+        self.0.begin_replay(destination, from, to).await
+    }
+
+    async fn replays(&self) -> Result<Vec<Replay>, StorageError> {
+        self.0.check_open()?;
+        let known = self.0.view.controls().replays.clone();
+        let extents = self.0.extents().await?;
+        let mut replays = Vec::new();
+        for (number, replay) in known {
+            let cursor = Cursor { destination: replay.destination.into(), replay: number };
+            let committed = self.0.progress_of(&cursor, &extents).await?;
+            let mark_in = |span: &Span| committed.get(&span.partition).map_or(span.mark, |found| found.mark);
+            let behind = replay.spans.iter().max_by_key(|span| span.until.saturating_sub(mark_in(span)));
+            let at = |span: &Span, place| Position::new(span.partition, place);
+            let (mark, until) =
+                behind.map_or_else(Default::default, |span| (at(span, mark_in(span)), at(span, span.until)));
+            replays.push(Replay { cursor, mark, until });
+        }
+        Ok(replays)
+    }
+
+    async fn end_replay(&self, cursor: &Cursor) -> Result<(), StorageError> {
+        let kafka = &self.0;
+        let key = ControlKey::Replay(cursor.replay);
+        kafka.control(&key, None::<&ReplayControl>).await?;
+        let reader = kafka.readers().remove(cursor);
+        if let Some(mut reader) = reader {
+            reader.stop().await;
+        }
+        // Only tidiness: the brokers forget an empty group by themselves.
+        let admin: Result<AdminClient<DefaultClientContext>, _> = kafka.connect.base().create();
+        if let Ok(admin) = admin {
+            let _ = admin.delete_groups(&[&kafka.group(cursor)], &AdminOptions::new()).await;
+        }
+        Ok(())
+    }
+
+    async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
+        let key = ControlKey::Destination(destination.to_owned());
+        self.0.control(&key, Some(&DestinationControl { paused })).await
+    }
+
+    async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
+        self.0.check_open()?;
+        self.0.progress().await
+    }
+
+    async fn find(&self, filter: EventFilter) -> Result<Vec<Record>, StorageError> {
+        self.0.check_open()?;
+        self.0.query.ask(move |asked| find(asked, &filter)).await
+    }
+
+    async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
+        self.0.check_open()?;
+        self.0.fates(id).await
+    }
+
+    async fn prune(
+        &self,
+        before: Timestamp,
+        destinations: &[Arc<str>],
+        limit: usize,
+    ) -> Result<usize, StorageError> {
+        self.0.check_open()?;
+        self.0.prune(before, destinations, limit).await
+    }
+
+    async fn census(&self) -> Result<Census, StorageError> {
+        self.0.check_open()?;
+        self.0
+            .query
+            .ask(|asked| {
+                let extents = asked.extents()?;
+                let mut census = Census::default();
+                for extent in extents {
+                    census.events += extent.end - extent.first;
+                    let first = asked.first(extent)?.map(|record| record.event.received_at);
+                    census.oldest = census.oldest.into_iter().chain(first).min();
+                }
+                Ok(census)
+            })
+            .await
+    }
+
+    /// The client heals by itself.
+    fn is_writable(&self) -> bool {
+        !self.0.closing.is_cancelled()
+    }
+
+    async fn close(&self) {
+        self.0.shut().await;
+    }
+}
+
+impl Kafka {
+    /// Stores an event, unless its id is known.
+    pub(super) async fn append(
+        &self,
+        event: Event,
+        on_conflict: OnConflict,
+    ) -> Result<Appended, StorageError> {
+        let stored = match self.claim(event.id).await? {
+            Some(stored) => stored,
+            None => {
+                let record = Outgoing::event(&self.topics.events, &event);
+                let appended = self.producer.append("storing an event", &record).await;
+                // In doubt the id is free: a resend may be stored twice, and never not at all.
+                let (partition, offset) = appended.inspect_err(|_| self.recent.release(event.id))?;
+                self.recent.confirm(event.id, event.fingerprint);
+                let position = Position::new(partition, offset + 1);
+                self.head.send_if_modified(|head| {
+                    let newer = position > *head;
+                    *head = position.max(*head);
+                    newer
+                });
+                return Ok(Appended::Stored(position));
+            }
+        };
+        if stored == event.fingerprint || on_conflict == OnConflict::Duplicate {
+            return Ok(Appended::Duplicate);
+        }
+        self.quarantine(event, CONFLICT, CONFLICT_DETAIL).await?;
+        Ok(Appended::Conflict)
+    }
+
+    /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
+    async fn claim(&self, id: EventId) -> Result<Option<crate::event::Fingerprint>, StorageError> {
+        let began = tokio::time::Instant::now();
+        loop {
+            match self.recent.reserve(id) {
+                Claim::Mine => return Ok(None),
+                Claim::Known(fingerprint) => return Ok(Some(fingerprint)),
+                Claim::Pending if began.elapsed() < PENDING_WITHIN => tokio::time::sleep(PENDING_LOOK).await,
+                Claim::Pending => return Err(StorageError::Busy),
+            }
+        }
+    }
+
+    /// Writes a control record and waits until it holds here.
+    pub(super) async fn control(
+        &self,
+        key: &ControlKey,
+        state: Option<&impl serde::Serialize>,
+    ) -> Result<(), StorageError> {
+        let record = Outgoing::control(&self.topics.parked, key, state);
+        let (_, offset) = self.producer.append("writing a control record", &record).await?;
+        self.view.reached(PARKED, offset + 1).await
+    }
+
+    /// Shows that the brokers take what is written, under the conditions that events need; and leaves the producer
+    /// ready, so that the first event need not wait for its preparations.
+    pub(super) async fn probe(&self) -> Result<(), StorageError> {
+        let probe = self.control(&ControlKey::Probe, None::<&DestinationControl>);
+        tokio::time::timeout(PROBE_WITHIN, probe)
+            .await
+            .unwrap_or(Err(StorageError::Late { doing: "writing to the brokers", within: PROBE_WITHIN }))
+    }
+
+    /// Makes a destination known to all processes.
+    async fn introduce(&self, destination: &str) -> Result<(), StorageError> {
+        if self.view.controls().destinations.contains_key(destination) {
+            return Ok(());
+        }
+        self.control(&ControlKey::Destination(destination.to_owned()), Some(&DestinationControl::default()))
+            .await
+    }
+
+    /// Makes the start of a new cursor durable.
+    async fn begin(&self, cursor: &Cursor, start: Start) -> Result<(), StorageError> {
+        let (extents, starts) = self
+            .query
+            .ask(move |asked| {
+                let extents = asked.extents()?;
+                let starts = match start {
+                    Start::Now => extents.iter().map(|extent| extent.end).collect(),
+                    Start::Beginning => extents.iter().map(|extent| extent.first).collect(),
+                    Start::At(at) => asked.since(&extents, at)?,
+                };
+                Ok((extents, starts))
+            })
+            .await?;
+        self.with_group(cursor, move |group| {
+            let known = group.committed(&extents)?;
+            // A group with any progress is not new: what it lacks are partitions that came since, and those
+            // begin at their beginning.
+            if !known.is_empty() || extents.is_empty() {
+                return Ok(());
+            }
+            let progress = extents
+                .iter()
+                .zip(starts)
+                .map(|(extent, mark)| (extent.partition, Committed { mark, ..Committed::default() }))
+                .collect();
+            // Refused if the group has members: they have begun it meanwhile.
+            group.commit(&progress).map(|_| ())
+        })
+        .await
+    }
+
+    /// Settles for a cursor that nobody in this process reads.
+    async fn settle_from_outside(
+        &self,
+        cursor: &Cursor,
+        mark: Position,
+        delivered: &[Delivered],
+    ) -> Result<(), StorageError> {
+        let partition = mark.partition();
+        let places: BTreeSet<u64> = delivered.iter().map(|delivered| delivered.position.place()).collect();
+        let from = self
+            .with_group(cursor, move |group: &Group| {
+                let extent = Extent { partition, first: 0, end: 0 };
+                let mut progress = group.committed(&[extent])?.remove(&partition).unwrap_or_default();
+                let from = progress.mark;
+                progress.mark = from.max(mark.place());
+                progress.delivered.extend(places);
+                progress.delivered = progress.delivered.split_off(&(progress.mark + 1));
+                let taken = !group.commit(&BTreeMap::from([(partition, progress)]))?;
+                if taken { Err(StorageError::Revoked { partition }) } else { Ok(from) }
+            })
+            .await?;
+        if cursor.replay == 0 {
+            self.seen().entry((Arc::clone(&cursor.destination), partition)).or_insert(from);
+        }
+        Ok(())
+    }
+
+    async fn begin_replay(
+        &self,
+        destination: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<(Cursor, u64), StorageError> {
+        let (spans, count) = self.query.ask(move |asked| span(asked, from, to)).await?;
+        let number = self.next_replay();
+        let cursor = Cursor { destination: destination.into(), replay: number };
+        if !spans.is_empty() {
+            let progress = spans
+                .iter()
+                .map(|span| (span.partition, Committed { mark: span.mark, ..Committed::default() }))
+                .collect();
+            self.with_group(&cursor, move |group| group.commit(&progress)).await?;
+        }
+        let control = ReplayControl { destination: destination.to_owned(), spans };
+        self.control(&ControlKey::Replay(number), Some(&control)).await?;
+        Ok((cursor, count))
+    }
+
+    /// A number that no replay had, even if the topic has forgotten those before: the topic has grown by one
+    /// record at least since the last of them.
+    fn next_replay(&self) -> u64 {
+        let last = self.view.controls().last_replay;
+        (last + 1).max(self.view.applied(PARKED))
+    }
+
+    async fn prune(
+        &self,
+        before: Timestamp,
+        destinations: &[Arc<str>],
+        limit: usize,
+    ) -> Result<usize, StorageError> {
+        let (extents, aged) = self
+            .query
+            .ask(move |asked| {
+                let extents = asked.extents()?;
+                let aged = asked.since(&extents, before)?;
+                Ok((extents, aged))
+            })
+            .await?;
+        let mut bounds: BTreeMap<u32, u64> =
+            extents.iter().zip(aged).map(|(extent, aged)| (extent.partition, aged)).collect();
+        for destination in destinations {
+            let committed = self.progress_of(&Cursor::of(Arc::clone(destination)), &extents).await?;
+            for (partition, bound) in &mut bounds {
+                // One that has not opened its cursor yet may want everything.
+                *bound = (*bound).min(committed.get(partition).map_or(0, |committed| committed.mark));
+            }
+        }
+        let replays = self.view.controls().replays.clone();
+        for (number, replay) in replays {
+            let cursor = Cursor { destination: replay.destination.into(), replay: number };
+            let committed = self.progress_of(&cursor, &extents).await?;
+            for span in &replay.spans {
+                let mark = committed.get(&span.partition).map_or(span.mark, |committed| committed.mark);
+                bounds.entry(span.partition).and_modify(|bound| *bound = (*bound).min(mark));
+            }
+        }
+        let mut left = limit as u64;
+        let mut list = TopicPartitionList::new();
+        for extent in &extents {
+            let bound = bounds.get(&extent.partition).copied().unwrap_or(0).clamp(extent.first, extent.end);
+            let count = (bound - extent.first).min(left);
+            if count > 0 {
+                left -= count;
+                let offset = rdkafka::Offset::Offset((extent.first + count).cast_signed());
+                list.add_partition_offset(&self.topics.events, extent.partition.cast_signed(), offset)
+                    .map_err(|error| failed("pruning", error))?;
+            }
+        }
+        let pruned = usize::try_from(limit as u64 - left).unwrap_or(limit);
+        if pruned > 0 {
+            let admin: AdminClient<DefaultClientContext> =
+                self.connect.base().create().map_err(|error| failed("pruning", error))?;
+            let deleted = admin.delete_records(&list, &AdminOptions::new()).await;
+            let deleted = deleted.map_err(|error| failed("pruning", error))?;
+            for place in deleted.elements() {
+                place.error().map_err(|error| failed("pruning", error))?;
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+/// The span of a replay in each partition, and how many events it covers. Counted by reading: times are the
+/// edges', so that an event may stand behind others that were received after it.
+fn span(asked: &Asked<'_>, from: Timestamp, to: Timestamp) -> Result<(Vec<Span>, u64), StorageError> {
+    let extents = asked.extents()?;
+    let firsts = asked.since(&extents, from)?;
+    let ends = asked.since(&extents, to.saturating_add(SKEW_MAX).unwrap_or(Timestamp::MAX))?;
+    let (mut spans, mut count) = (Vec::new(), 0);
+    for (extent, (first, end)) in extents.into_iter().zip(firsts.into_iter().zip(ends)) {
+        let mut covered: Option<(u64, u64)> = None;
+        asked.read(Extent { first, end, ..extent }, |record| {
+            if (from..to).contains(&record.event.received_at) {
+                let place = record.position.place();
+                covered = Some((covered.map_or(place, |(first, _)| first), place));
+                count += 1;
+            }
+            ControlFlow::Continue(())
+        })?;
+        spans.extend(covered.map(|(first, last)| Span {
+            partition: extent.partition,
+            mark: first - 1,
+            until: last,
+        }));
+    }
+    Ok((spans, count))
+}
+
+pub(super) fn find(asked: &Asked<'_>, filter: &EventFilter) -> Result<Vec<Record>, StorageError> {
+    let limit = if filter.limit == 0 { PAGE_MAX } else { filter.limit.min(PAGE_MAX) };
+    let mut extents = asked.extents()?;
+    if let Some(since) = filter.since {
+        for (extent, first) in extents.clone().iter().zip(asked.since(&extents, since)?) {
+            extents[extent.partition as usize].first = first;
+        }
+    }
+    // Across partitions the time of receipt is the order; within one it is the log's.
+    let newest = |record: &Record| (record.event.received_at, record.position);
+    let mut page_ends = None;
+    if let Some(before) = filter.before {
+        for extent in &mut extents {
+            if extent.partition == before.partition() {
+                let last = Extent { first: before.place().saturating_sub(1), ..*extent };
+                page_ends = asked.first(last)?.as_ref().map(newest);
+                extent.end = extent.end.min(before.place().saturating_sub(1));
+            }
+        }
+    }
+    let several = extents.len() > 1;
+    let matches = |record: &Record| {
+        let event = &record.event;
+        filter.id.is_none_or(|id| event.id == id)
+            && filter.source.as_deref().is_none_or(|source| &*event.source == source)
+            && filter.kind.as_deref().is_none_or(|kind| &*event.kind == kind)
+            && filter.subject.as_deref().is_none_or(|subject| event.subject.as_deref() == Some(subject))
+            && filter.since.is_none_or(|since| event.received_at >= since)
+            && (!several || page_ends.is_none_or(|end| newest(record) < end))
+    };
+    // Ids are unique as far as deduplication remembers: the newest is the one that is asked for.
+    let enough = if filter.id.is_some() { 1 } else { limit };
+    let mut found = Vec::new();
+    for extent in extents {
+        found.extend(asked.newest(extent, enough, matches)?);
+    }
+    if several {
+        found.sort_by_key(|record| std::cmp::Reverse(newest(record)));
+        found.truncate(limit);
+    }
+    Ok(found)
+}

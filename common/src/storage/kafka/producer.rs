@@ -1,0 +1,110 @@
+//! Appending records: idempotent, acknowledged by all in-sync replicas, answered on the delivery report.
+//!
+//! Handing a record over never blocks: with the queue full it is refused. A record whose report is late may
+//! still arrive; whoever gave up waiting has to allow for that.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio::sync::oneshot;
+
+use super::client::{Connect, failed, log};
+use super::record::Outgoing;
+use crate::storage::StorageError;
+
+/// How long closing waits for reports.
+const FLUSH_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where a record stands: partition and offset.
+pub(super) type Place = (u32, u64);
+type Report = Result<Place, KafkaError>;
+
+pub(super) struct Producer {
+    connect: Connect,
+    /// None once closed. Replaced when it has failed for good.
+    current: Mutex<Option<ThreadedProducer<Reports>>>,
+}
+
+struct Reports;
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka producer");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<oneshot::Sender<Report>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waiting: Self::DeliveryOpaque) {
+        let report = match result {
+            Ok(message) => Ok((message.partition().unsigned_abs(), message.offset().unsigned_abs())),
+            Err((error, _)) => Err(error.clone()),
+        };
+        // Who does not wait any more has counted it as unknown.
+        let _ = waiting.send(report);
+    }
+}
+
+impl Producer {
+    pub(super) fn new(connect: Connect) -> Result<Self, StorageError> {
+        let current = Mutex::new(Some(connect.producer(Reports)?));
+        Ok(Self { connect, current })
+    }
+
+    /// Appends a record; `Ok` means that it is durable, and where.
+    pub(super) async fn append(&self, doing: &'static str, record: &Outgoing) -> Result<Place, StorageError> {
+        let report = self.hand_over(doing, record)?;
+        report.await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
+    }
+
+    fn hand_over(
+        &self,
+        doing: &'static str,
+        outgoing: &Outgoing,
+    ) -> Result<oneshot::Receiver<Report>, StorageError> {
+        let (waiting, report) = oneshot::channel();
+        let mut record = BaseRecord::with_opaque_to(&outgoing.topic, Box::new(waiting))
+            .key(&outgoing.key)
+            .headers(outgoing.headers.clone());
+        if let Some(value) = &outgoing.value {
+            record = record.payload(&**value);
+        }
+        if let Some(timestamp) = outgoing.timestamp {
+            record = record.timestamp(timestamp);
+        }
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = current.as_ref().ok_or(StorageError::Closed)?;
+        let Err((error, record)) = producer.send(record) else { return Ok(report) };
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) {
+            return Err(failed(doing, error));
+        }
+        // The idempotent producer lost count and will never send again; what it still holds is reported as
+        // failed. A new one begins a new count.
+        tracing::warn!(%error, "the kafka producer has failed for good; a new one takes over");
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let fresh = self.connect.producer(Reports)?;
+        let sent = fresh.send(record);
+        *current = Some(fresh);
+        sent.map(|()| report).map_err(|(error, _)| failed(doing, error))
+    }
+
+    /// Waits for the reports that are out, then refuses everything. Blocks.
+    pub(super) fn close(&self) {
+        let last = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(producer) = last
+            && let Err(error) = producer.flush(FLUSH_WITHIN)
+        {
+            tracing::warn!(%error, "records were still on their way to kafka when the storage closed");
+        }
+    }
+}

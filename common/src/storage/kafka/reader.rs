@@ -1,0 +1,434 @@
+//! One cursor's reader: a member of the cursor's consumer group, on a thread of its own.
+//!
+//! The thread serves the group: it takes and gives up partitions, with explicit offsets and never a default.
+//! Each partition that is here has a queue of its own and a task that feeds it to its track, so that a slow
+//! one holds back nobody and no more is fetched than its queue may hold. Settling commits the marks of all
+//! partitions at once, with what was delivered past them.
+
+mod feed;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use self::feed::Feed;
+use super::Kafka;
+use super::client::{ANSWER_WITHIN, failed, log};
+use super::progress::{self, Committed};
+use super::view::Span;
+use crate::storage::{
+    BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track,
+};
+
+/// How long the thread waits for the group's news before it looks around.
+const POLL: Duration = Duration::from_millis(50);
+/// How often a replay's reader asks whether the others have finished, too.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// Changes on their way to the subscriber.
+const CHANGES_MAX: usize = 1024;
+
+/// A hand on a reader.
+#[derive(Clone)]
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    ended: watch::Receiver<bool>,
+}
+
+/// What the thread, its callbacks and the settling calls share.
+struct Shared {
+    kafka: Weak<Kafka>,
+    cursor: Cursor,
+    topic: Arc<str>,
+    limit: BatchLimit,
+    /// The parts of a replay; none for a destination's own way through the log.
+    spans: Option<Vec<Span>>,
+    runtime: Handle,
+    stop: CancellationToken,
+    /// None once the reader has ended.
+    changes: Mutex<Option<mpsc::Sender<Change>>>,
+    consumer: OnceLock<Weak<BaseConsumer<Membership>>>,
+    held: Mutex<BTreeMap<u32, Held>>,
+    /// One commit at a time: those that come meanwhile are in the next one.
+    committing: tokio::sync::Mutex<()>,
+}
+
+/// A partition that is here.
+struct Held {
+    progress: Committed,
+    unsaved: bool,
+    stop: CancellationToken,
+    feed: JoinHandle<()>,
+}
+
+impl Reader {
+    /// Joins the group; the partitions come as the group shares them out.
+    pub(super) fn start(
+        kafka: &Arc<Kafka>,
+        cursor: Cursor,
+        limit: BatchLimit,
+        spans: Option<Vec<Span>>,
+    ) -> Result<(Self, Subscription), StorageError> {
+        let (changes, subscriber) = mpsc::channel(CHANGES_MAX);
+        let shared = Arc::new(Shared {
+            kafka: Arc::downgrade(kafka),
+            topic: Arc::clone(&kafka.topics.events),
+            limit,
+            spans,
+            runtime: Handle::current(),
+            stop: kafka.closing.child_token(),
+            changes: Mutex::new(Some(changes)),
+            consumer: OnceLock::new(),
+            held: Mutex::default(),
+            committing: tokio::sync::Mutex::default(),
+            cursor,
+        });
+        let group = kafka.group(&shared.cursor);
+        let consumer = Arc::new(kafka.connect.consumer(&group, false, Membership(Arc::clone(&shared)))?);
+        let _ = shared.consumer.set(Arc::downgrade(&consumer));
+        consumer.subscribe(&[&shared.topic]).map_err(|error| failed("joining a group", error))?;
+        let (over, ended) = watch::channel(false);
+        let reader = Self { shared: Arc::clone(&shared), ended };
+        std::thread::Builder::new()
+            .name("chaski-reader".to_owned())
+            .spawn(move || {
+                shared.run(consumer);
+                over.send_replace(true);
+            })
+            .map_err(|error| StorageError::Engine { doing: "starting a reader", source: Arc::new(error) })?;
+        Ok((reader, Subscription { changes: subscriber }))
+    }
+
+    /// Whether its subscriber is gone, or it has been told to stop.
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.stop.is_cancelled() || self.shared.is_deserted()
+    }
+
+    /// Leaves the group and waits until that is done.
+    pub(super) async fn stop(&mut self) {
+        self.shared.stop.cancel();
+        let _ = self.ended.wait_for(|ended| *ended).await;
+    }
+
+    /// The partitions that are here.
+    pub(super) fn partitions(&self) -> Vec<u32> {
+        self.shared.held().keys().copied().collect()
+    }
+
+    /// What the group has committed in these partitions.
+    pub(super) async fn committed(
+        &self,
+        partitions: Vec<u32>,
+    ) -> Result<BTreeMap<u32, Committed>, StorageError> {
+        let shared = Arc::clone(&self.shared);
+        let asked = tokio::task::spawn_blocking(move || {
+            let consumer = shared.consumer()?;
+            progress::committed(&consumer, &shared.topic, partitions)
+                .map_err(|error| failed("reading a group's progress", error))
+        });
+        asked.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// See [`EventLog::settle`](crate::storage::EventLog::settle).
+    pub(super) async fn settle(&self, mark: Position, delivered: &[Delivered]) -> Result<(), StorageError> {
+        let partition = mark.partition();
+        let lost = StorageError::Revoked { partition };
+        {
+            let mut held = self.shared.held();
+            let Some(held) = held.get_mut(&partition) else { return Err(lost) };
+            held.settle(mark.place(), delivered);
+        }
+        let _turn = self.shared.committing.lock().await;
+        let shared = Arc::clone(&self.shared);
+        let committed = tokio::task::spawn_blocking(move || shared.commit(&*shared.consumer()?));
+        match committed.await.map_err(|_| StorageError::Closed)? {
+            Err(_) if !self.shared.held().contains_key(&partition) => Err(lost),
+            committed => committed,
+        }
+    }
+}
+
+impl Held {
+    fn settle(&mut self, mark: u64, delivered: &[Delivered]) {
+        let progress = &mut self.progress;
+        progress.mark = progress.mark.max(mark);
+        progress.delivered.extend(delivered.iter().map(|delivered| delivered.position.place()));
+        progress.delivered = progress.delivered.split_off(&(progress.mark + 1));
+        self.unsaved = true;
+    }
+}
+
+impl Shared {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<u32, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn consumer(&self) -> Result<Arc<BaseConsumer<Membership>>, StorageError> {
+        self.consumer.get().and_then(Weak::upgrade).ok_or(StorageError::Closed)
+    }
+
+    /// Whether the subscriber is gone.
+    fn is_deserted(&self) -> bool {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
+    /// A subscriber that is gone hears nothing, and ends this reader soon. Blocks.
+    fn announce(&self, change: Change) {
+        let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(changes) = changes {
+            let _ = changes.blocking_send(change);
+        }
+    }
+
+    fn run(self: &Arc<Self>, consumer: Arc<BaseConsumer<Membership>>) {
+        let mut asked = Instant::now();
+        while !self.stop.is_cancelled() && !self.is_deserted() {
+            match consumer.poll(POLL) {
+                None => {}
+                Some(Err(error)) => {
+                    tracing::warn!(cursor = ?self.cursor, %error, "a reader of the log has trouble; it goes on trying");
+                }
+                // Every partition has a queue of its own before it is fetched from.
+                Some(Ok(_)) => {
+                    tracing::error!(cursor = ?self.cursor, "a record outside of its partition's queue");
+                }
+            }
+            if self.spans.is_some() && asked.elapsed() >= ASK_EVERY {
+                asked = Instant::now();
+                if self.is_replayed(&consumer) {
+                    break;
+                }
+            }
+        }
+        self.stop.cancel();
+        let held = std::mem::take(&mut *self.held());
+        for (partition, held) in held {
+            held.stop.cancel();
+            let _ = self.runtime.block_on(held.feed);
+            if let Some(kafka) = self.kafka.upgrade() {
+                kafka.forget_seen(&self.cursor, partition);
+            }
+        }
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The last hand on it: leaves the group.
+        drop(consumer);
+    }
+
+    /// Whether all parts of a replay are settled, wherever they were read.
+    fn is_replayed(&self, consumer: &BaseConsumer<Membership>) -> bool {
+        let spans = self.spans.as_deref().unwrap_or_default();
+        let done = {
+            let held = self.held();
+            held.iter().all(|(partition, held)| {
+                spans.iter().all(|span| span.partition != *partition || held.progress.mark >= span.until)
+            })
+        };
+        done && progress::committed(consumer, &self.topic, spans.iter().map(|span| span.partition)).is_ok_and(
+            |committed| {
+                spans.iter().all(|span| {
+                    committed.get(&span.partition).is_some_and(|committed| committed.mark >= span.until)
+                })
+            },
+        )
+    }
+
+    /// Commits what is settled and not saved. Blocks.
+    fn commit(&self, consumer: &BaseConsumer<Membership>) -> Result<(), StorageError> {
+        let unsaved: BTreeMap<u32, Committed> = {
+            let mut held = self.held();
+            let unsaved = held.iter_mut().filter_map(|(partition, held)| {
+                std::mem::take(&mut held.unsaved).then(|| (*partition, held.progress.clone()))
+            });
+            unsaved.collect()
+        };
+        if unsaved.is_empty() {
+            return Ok(());
+        }
+        progress::commit(consumer, &self.topic, &unsaved).map_err(|error| {
+            for (partition, held) in self.held().iter_mut() {
+                held.unsaved |= unsaved.contains_key(partition);
+            }
+            failed("settling", error)
+        })
+    }
+
+    /// Takes partitions over.
+    fn assign(&self, consumer: &BaseConsumer<Membership>, list: &TopicPartitionList) {
+        let partitions: Vec<u32> =
+            list.elements().iter().map(|place| place.partition().unsigned_abs()).collect();
+        let Some(kafka) = self.kafka.upgrade() else { return };
+        let starts = loop {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            match self.starts(consumer, &kafka, &partitions) {
+                Ok(starts) => break starts,
+                Err(error) => {
+                    tracing::warn!(cursor = ?self.cursor, %error, "where to begin is not known yet; trying on");
+                    self.runtime.block_on(tokio::time::sleep(READ_RETRY));
+                }
+            }
+        };
+        if let Err(error) = self.take_over(consumer, &kafka, starts) {
+            tracing::error!(cursor = ?self.cursor, %error, "partitions could not be taken over; they are not read until the group shares them out anew");
+        }
+    }
+
+    /// Where each partition begins, and what past that is settled already.
+    fn starts(
+        &self,
+        consumer: &BaseConsumer<Membership>,
+        kafka: &Kafka,
+        partitions: &[u32],
+    ) -> Result<Vec<(u32, Committed, Vec<Position>)>, StorageError> {
+        let mut committed = progress::committed(consumer, &self.topic, partitions.iter().copied())
+            .map_err(|error| failed("reading a group's progress", error))?;
+        let end = |topic: &str| {
+            let extent = consumer.fetch_watermarks(topic, 0, ANSWER_WITHIN);
+            extent
+                .map(|(_, end)| end.unsigned_abs())
+                .map_err(|error| failed("reading the extent of a topic", error))
+        };
+        let ends = [end(&kafka.topics.parked)?, end(&kafka.topics.dead)?];
+        let mut starts = Vec::new();
+        for partition in partitions {
+            // A partition that the topic has gained since: from its beginning, or its first events are lost.
+            let progress = match committed.remove(partition) {
+                Some(progress) => progress,
+                None => {
+                    let (first, _) = consumer
+                        .fetch_watermarks(&self.topic, partition.cast_signed(), ANSWER_WITHIN)
+                        .map_err(|error| failed("reading the extent of the log", error))?;
+                    Committed { mark: first.unsigned_abs(), ..Committed::default() }
+                }
+            };
+            let settled = if self.cursor.replay == 0 {
+                let name = &self.cursor.destination;
+                self.runtime.block_on(kafka.settled_past(name, *partition, &progress, ends))?
+            } else {
+                progress.delivered.iter().map(|place| Position::new(*partition, *place)).collect()
+            };
+            starts.push((*partition, progress, settled));
+        }
+        Ok(starts)
+    }
+
+    fn take_over(
+        &self,
+        consumer: &BaseConsumer<Membership>,
+        kafka: &Kafka,
+        starts: Vec<(u32, Committed, Vec<Position>)>,
+    ) -> Result<(), KafkaError> {
+        let mut places = TopicPartitionList::new();
+        for (partition, progress, _) in &starts {
+            let offset = Offset::Offset(progress.mark.cast_signed());
+            places.add_partition_offset(&self.topic, partition.cast_signed(), offset)?;
+        }
+        consumer.incremental_assign(&places)?;
+        // Paused while the queues are made: what was fetched before goes nowhere and is fetched again.
+        consumer.pause(&places)?;
+        let Some(owner) = self.consumer.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let mut fed = TopicPartitionList::new();
+        for (partition, progress, settled) in starts {
+            let span = self.spans.as_ref().map(|spans| spans.iter().find(|span| span.partition == partition));
+            let until = match span {
+                None => None,
+                Some(Some(span)) if progress.mark < span.until => Some(span.until),
+                // Nothing of the replay is left here.
+                Some(_) => continue,
+            };
+            let queue = owner
+                .split_partition_queue(&self.topic, partition.cast_signed())
+                .ok_or_else(|| KafkaError::Subscription(self.topic.to_string()))?;
+            fed.add_partition(&self.topic, partition.cast_signed());
+            let (batches, receiver) = mpsc::channel(1);
+            let stop = self.stop.child_token();
+            let next = progress.mark;
+            let feed = Feed {
+                queue,
+                stop: stop.clone(),
+                limit: self.limit,
+                until,
+                next,
+                batches,
+                topic: Arc::clone(&self.topic),
+            };
+            let feed = self.runtime.spawn(feed.run());
+            let track = Track {
+                partition,
+                mark: Position::new(partition, progress.mark),
+                settled,
+                until: until.map(|until| Position::new(partition, until)),
+                batches: receiver,
+            };
+            kafka.note_seen(&self.cursor, partition, progress.mark);
+            self.held().insert(partition, Held { progress, unsaved: false, stop, feed });
+            self.announce(Change::Gained(track));
+        }
+        consumer.resume(&fed)
+    }
+
+    /// Gives partitions up.
+    fn revoke(&self, consumer: &BaseConsumer<Membership>, list: &TopicPartitionList) {
+        if !consumer.assignment_lost()
+            && let Err(error) = self.commit(consumer)
+        {
+            tracing::warn!(cursor = ?self.cursor, %error, "the last progress of a partition was not saved; what it was is delivered once more");
+        }
+        for place in list.elements() {
+            let partition = place.partition().unsigned_abs();
+            let Some(held) = self.held().remove(&partition) else { continue };
+            held.stop.cancel();
+            let _ = self.runtime.block_on(held.feed);
+            if let Some(kafka) = self.kafka.upgrade() {
+                kafka.forget_seen(&self.cursor, partition);
+            }
+            self.announce(Change::Lost { partition });
+        }
+    }
+}
+
+/// What the client calls when the group changes.
+pub(super) struct Membership(Arc<Shared>);
+
+impl ClientContext for Membership {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(cursor = ?self.0.cursor, %error, reason, "kafka reader");
+    }
+}
+
+impl ConsumerContext for Membership {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.0.assign(consumer, list);
+            return;
+        }
+        self.0.revoke(consumer, list);
+        if let Err(error) = consumer.incremental_unassign(list) {
+            tracing::error!(cursor = ?self.0.cursor, %error, "partitions could not be given up");
+        }
+    }
+}
+
+/// Whether the offset that was asked for is not kept any more.
+fn is_out_of_range(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
+    )
+}

@@ -1,0 +1,148 @@
+//! A real Apache Kafka broker for tests: KRaft, one node, loopback, in a folder of its own.
+//!
+//! One broker per test process, shared by its tests, each with its own topic prefix. It ends with the process,
+//! however that ends: its guardian waits for the end of a pipe that only this process holds.
+//! `CHASKI_TEST_KAFKA=host:port` takes a broker that runs already, `KAFKA_HOME` another installation. Without
+//! any of them the test fails and says what to do.
+
+#![allow(clippy::expect_used, clippy::missing_panics_doc, reason = "a test rig: a panic is a red test")]
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::Options;
+
+/// The version is in one place: what the build file fetches is what is looked for.
+const POM: &str = include_str!("../../../../tests/kafka/pom.xml");
+/// Sixteen bytes in base64, as the broker wants them.
+const CLUSTER_ID: &str = "Y2hhc2tpLXRlc3RzLWthZg";
+const START_WITHIN: Duration = Duration::from_secs(90);
+/// Ends the broker and its folder when its standard input ends.
+const GUARDIAN: &str = r#"folder=$1; shift
+"$@" >"$folder/broker.log" 2>&1 </dev/null & broker=$!
+read -r _
+kill -9 $broker 2>/dev/null
+wait $broker 2>/dev/null
+rm -rf "$folder""#;
+
+struct Broker {
+    address: String,
+    _guardian: Option<Child>,
+}
+
+/// Options for a storage of its own on the shared broker.
+#[must_use]
+pub fn options() -> Options {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut options = Options::new(vec![address().to_owned()]);
+    options.topic_prefix = format!("test-{}-{number}", std::process::id());
+    options.replication = 1;
+    options.partitions = 1;
+    options
+}
+
+/// The shared broker's address; starts it if nobody has.
+#[must_use]
+pub fn address() -> &'static str {
+    static BROKER: OnceLock<Broker> = OnceLock::new();
+    &BROKER.get_or_init(start).address
+}
+
+fn start() -> Broker {
+    if let Ok(address) = std::env::var("CHASKI_TEST_KAFKA") {
+        return Broker { address, _guardian: None };
+    }
+    let libraries = libraries();
+    let folder = std::env::temp_dir().join(format!("chaski-kafka-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for the broker");
+    let (client, controller) = (free_port(), free_port());
+    let properties = folder.join("server.properties");
+    write_properties(&properties, &folder, client, controller);
+    let class_path = format!("{}/*", libraries.display());
+    let formatted = Command::new("java")
+        .args(["-Xmx128m", "-cp", &class_path, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+        .arg(&properties)
+        .output()
+        .expect("java is missing: apt-get install openjdk-17-jre-headless");
+    assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
+    let guardian = Command::new("sh")
+        .args(["-c", GUARDIAN, "guardian"])
+        .arg(&folder)
+        .args(["java", "-Xmx512m", "-cp", &class_path, "kafka.Kafka"])
+        .arg(&properties)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh is there");
+    let address = format!("127.0.0.1:{client}");
+    let broker = Broker { address, _guardian: Some(guardian) };
+    let probe: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &broker.address).create().expect("a client");
+    let began = Instant::now();
+    while probe.fetch_metadata(None, Duration::from_secs(1)).is_err() {
+        assert!(
+            began.elapsed() < START_WITHIN,
+            "the broker does not answer, see {}/broker.log",
+            folder.display()
+        );
+    }
+    broker
+}
+
+fn libraries() -> PathBuf {
+    let version = POM
+        .split("<version>")
+        .nth(1)
+        .and_then(|rest| rest.split("</version>").next())
+        .expect("the build file names a version");
+    let folder = match (std::env::var_os("KAFKA_HOME"), std::env::var_os("XDG_CACHE_HOME")) {
+        (Some(home), _) => Path::new(&home).join("libs"),
+        (None, Some(cache)) => Path::new(&cache).join(format!("chaski/kafka-{version}/libs")),
+        (None, None) => {
+            let home = std::env::var_os("HOME").unwrap_or_default();
+            Path::new(&home).join(format!(".cache/chaski/kafka-{version}/libs"))
+        }
+    };
+    assert!(
+        folder.is_dir(),
+        "no Kafka broker in {}: run `make tools-kafka`, or set KAFKA_HOME or CHASKI_TEST_KAFKA",
+        folder.display()
+    );
+    folder
+}
+
+fn write_properties(file: &Path, folder: &Path, client: u16, controller: u16) {
+    let mut file = std::fs::File::create(file).expect("a configuration file");
+    write!(
+        file,
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+         controller.listener.names=CONTROLLER\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+         log.dirs={}/log\n\
+         auto.create.topics.enable=false\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=4\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\n",
+        folder.display()
+    )
+    .expect("written");
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}

@@ -1,0 +1,244 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::{Options, Step, apply, open, plan, testing};
+use crate::event::Event;
+use crate::storage::conformance::{Backend, event};
+use crate::storage::{
+    Appended, BatchLimit, Change, Cursor, EventFilter, OnConflict, Parked, Position, Start, Storage,
+    StorageError, Subscription, Track,
+};
+
+struct OnBroker(Options);
+
+impl OnBroker {
+    async fn new() -> Self {
+        Self::with_partitions(1).await
+    }
+
+    async fn with_partitions(partitions: i32) -> Self {
+        let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
+        options.partitions = partitions;
+        let left = apply(&options, plan(&options).await.unwrap()).await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+        Self(options)
+    }
+}
+
+impl Backend for OnBroker {
+    async fn open(&self) -> Storage {
+        open(&self.0).await.unwrap()
+    }
+}
+
+crate::storage_conformance!(OnBroker::new().await);
+
+/// An event with a subject of its own, so that events spread over the partitions.
+fn spread(key: u64) -> Event {
+    Event { subject: Some(format!("order-{key}").into()), ..event(key) }
+}
+
+async fn append(storage: &Storage, keys: std::ops::Range<u64>) -> Vec<Position> {
+    let mut positions = Vec::new();
+    for key in keys {
+        match storage.events.append(spread(key), OnConflict::Quarantine).await.unwrap() {
+            Appended::Stored(position) => positions.push(position),
+            other => panic!("event {key} is new and yet {other:?}"),
+        }
+    }
+    positions
+}
+
+/// One of several readers of a cursor: what it has and what it has read.
+struct Member {
+    storage: Storage,
+    subscription: Subscription,
+    tracks: BTreeMap<u32, Track>,
+    read: BTreeSet<Position>,
+}
+
+impl Member {
+    async fn join(options: &Options) -> Self {
+        let storage = open(options).await.unwrap();
+        let limit = BatchLimit { records: 10, bytes: 1 << 20 };
+        let subscription =
+            storage.events.subscribe(&Cursor::of("erp"), Start::Beginning, limit).await.unwrap();
+        Self { storage, subscription, tracks: BTreeMap::new(), read: BTreeSet::new() }
+    }
+
+    /// Takes changes and batches for a moment.
+    async fn work(&mut self) {
+        let pause = Duration::from_millis(20);
+        while let Ok(Some(change)) = tokio::time::timeout(pause, self.subscription.changes.recv()).await {
+            match change {
+                Change::Gained(track) => assert!(self.tracks.insert(track.partition, track).is_none()),
+                Change::Lost { partition } => assert!(self.tracks.remove(&partition).is_some()),
+            }
+        }
+        for track in self.tracks.values_mut() {
+            while let Ok(batch) = track.batches.try_recv() {
+                self.read.extend(batch.unwrap().iter().map(|record| record.position));
+            }
+        }
+    }
+
+    async fn settle_all(&self) {
+        for partition in self.tracks.keys() {
+            let mine = self.read.iter().filter(|position| position.partition() == *partition);
+            if let Some(last) = mine.max() {
+                self.storage.events.settle(&Cursor::of("erp"), *last, vec![]).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_share_the_partitions_and_what_is_parked_goes_with_them() {
+    let backend = OnBroker::with_partitions(4).await;
+    let mut first = Member::join(&backend.0).await;
+    let mut expected: BTreeSet<Position> = append(&first.storage, 0..60).await.into_iter().collect();
+    assert!(expected.iter().map(|position| position.partition()).collect::<BTreeSet<_>>().len() > 2);
+    while first.tracks.len() < 4 || first.read != expected {
+        first.work().await;
+    }
+    for position in expected.iter().take(40) {
+        let key = position.place() + 1000 * u64::from(position.partition());
+        let parked = Parked {
+            destination: "erp".into(),
+            position: *position,
+            event: spread(key),
+            due: event(0).received_at,
+            attempts: 1,
+            first_attempt: None,
+            history: vec![],
+        };
+        first.storage.deliveries.park(parked).await.unwrap();
+    }
+    first.settle_all().await;
+
+    let mut second = Member::join(&backend.0).await;
+    while first.tracks.len() != 2 || second.tracks.len() != 2 {
+        first.work().await;
+        second.work().await;
+    }
+    let gone = *second.tracks.keys().next().unwrap();
+    let late = first.storage.events.settle(&Cursor::of("erp"), Position::new(gone, 1), vec![]).await;
+    assert!(matches!(late, Err(StorageError::Revoked { partition }) if partition == gone), "{late:?}");
+    assert!(second.read.is_empty(), "what was settled is not read again: {:?}", second.read);
+
+    let mut parked = 0;
+    for member in [&first, &second] {
+        let now = event(1).received_at;
+        let due = member.storage.deliveries.due("erp", now, false, 100).await.unwrap();
+        assert!(due.iter().all(|parked| member.tracks.contains_key(&parked.position.partition())));
+        parked += due.len();
+    }
+    assert_eq!(parked, 40, "each parked delivery is one reader's");
+
+    expected.extend(append(&second.storage, 100..160).await);
+    while first.read.union(&second.read).count() < expected.len() {
+        first.work().await;
+        second.work().await;
+    }
+    assert!(first.read.is_disjoint(&second.read));
+    second.settle_all().await;
+    second.storage.events.close().await;
+    while first.tracks.len() < 4 {
+        first.work().await;
+    }
+    first.settle_all().await;
+    let progress = first.storage.events.progress().await.unwrap();
+    assert_eq!((progress.len(), progress[0].lag), (1, 0));
+    first.storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_the_topic_gains_is_read_from_its_beginning() {
+    let mut backend = OnBroker::with_partitions(1).await;
+    let member = Member::join(&backend.0).await;
+    member.storage.events.close().await;
+    backend.0.partitions = 3;
+    let steps = plan(&backend.0).await.unwrap();
+    assert!(matches!(&steps[..], [Step::Grow { from: 1, to: 3, .. }]), "{steps:?}");
+    assert!(apply(&backend.0, steps).await.unwrap().is_empty());
+    let storage = backend.open().await;
+    let expected: BTreeSet<Position> = append(&storage, 0..30).await.into_iter().collect();
+    storage.events.close().await;
+    let mut member = Member::join(&backend.0).await;
+    while member.read != expected {
+        member.work().await;
+    }
+    member.storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_several_partitions_are_listed_by_time_page_by_page() {
+    let backend = OnBroker::with_partitions(3).await;
+    let storage = backend.open().await;
+    append(&storage, 0..30).await;
+    let mut seen = Vec::new();
+    let mut before = None;
+    loop {
+        let filter = EventFilter { limit: 7, before, ..EventFilter::default() };
+        let page = storage.events.find(filter).await.unwrap();
+        let Some(last) = page.last() else { break };
+        before = Some(last.position);
+        seen.extend(page.into_iter().map(|record| record.event.received_at));
+    }
+    let expected: Vec<_> = (0..30).rev().map(|key| event(key).received_at).collect();
+    assert_eq!(seen, expected);
+    let (replay, count) =
+        storage.events.begin_replay("erp", event(5).received_at, event(9).received_at).await.unwrap();
+    assert_eq!(count, 4);
+    storage.events.end_replay(&replay).await.unwrap();
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_kafka_tool_reads_an_event_with_its_headers() {
+    let backend = OnBroker::with_partitions(1).await;
+    let storage = backend.open().await;
+    storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
+    let topic = format!("{}.events", backend.0.topic_prefix);
+    let read = std::process::Command::new("kcat")
+        .args(["-C", "-q", "-b", &backend.0.brokers[0], "-t", &topic, "-o", "beginning", "-c", "1"])
+        .args(["-f", "%k|%h|%s"])
+        .output()
+        .expect("kcat is missing: apt-get install kcat");
+    let text = String::from_utf8(read.stdout).unwrap();
+    let (key, rest) = text.split_once('|').unwrap();
+    let (headers, body) = rest.split_once('|').unwrap();
+    assert_eq!((key, body.as_bytes()), ("subject-1", &*event(1).body));
+    let id = format!("ce_id={}", event(1).id);
+    for header in [
+        "content-type=application/json",
+        "ce_specversion=1.0",
+        &id,
+        "ce_source=/sources/suite",
+        "ce_type=cip.paid",
+        "ce_subject=subject-1",
+    ] {
+        assert!(headers.split(',').any(|found| found == header), "{header} is missing in {headers}");
+    }
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_that_are_missing_or_break_a_promise_are_refused() {
+    let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
+    let refused = open(&options).await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, StorageError::Unfit { what } if what.contains("create")), "{refused}");
+    let steps = plan(&options).await.unwrap();
+    assert_eq!(steps.len(), 3);
+    apply(&options, steps).await.unwrap();
+    assert_eq!(plan(&options).await.unwrap(), []);
+    options.topic_retention = Some(Duration::from_secs(3600));
+    assert_eq!(plan(&options).await.unwrap(), [], "longer is better");
+    options.partitions = 2;
+    options.replication = 2;
+    let steps = plan(&options).await.unwrap();
+    assert!(
+        steps.iter().any(|step| step.to_string().contains("min.insync.replicas is \"1\"; it must be 2")),
+        "{steps:?}"
+    );
+}

@@ -1,0 +1,230 @@
+//! The three topics: what they must be, what they are, and making them. Nothing is ever auto-created.
+//!
+//! A topic that exists is never changed, except that the events topic may gain partitions: what else is wrong
+//! is told, with what would be right, because another hand set it and must know why it breaks a promise.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaError;
+
+use super::Options;
+use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed};
+use crate::storage::{Position, StorageError};
+
+/// The names of the topics.
+#[derive(Clone, Debug)]
+pub(super) struct Topics {
+    pub(super) events: Arc<str>,
+    pub(super) parked: Arc<str>,
+    pub(super) dead: Arc<str>,
+}
+
+impl Topics {
+    pub(super) fn new(prefix: &str) -> Self {
+        let named = |name: &str| Arc::from(format!("{prefix}.{name}"));
+        Self { events: named("events"), parked: named("parked"), dead: named("dead") }
+    }
+}
+
+/// A step that makes the topics what they must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The topic is missing.
+    Create {
+        /// Its name.
+        topic: String,
+        /// Its partitions.
+        partitions: i32,
+        /// Its settings.
+        settings: Vec<(&'static str, String)>,
+    },
+    /// The topic has fewer partitions than configured.
+    Grow {
+        /// Its name.
+        topic: String,
+        /// Partitions it has.
+        from: i32,
+        /// Partitions it is to have.
+        to: i32,
+    },
+    /// The topic breaks a promise and is not ours to change.
+    Refuse {
+        /// Its name.
+        topic: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { topic, partitions, settings } => {
+                write!(f, "create {topic}: {partitions} partitions")?;
+                settings.iter().try_for_each(|(name, value)| write!(f, ", {name}={value}"))
+            }
+            Self::Grow { topic, from, to } => write!(f, "grow {topic} from {from} to {to} partitions"),
+            Self::Refuse { topic, why } => write!(f, "{topic}: {why}"),
+        }
+    }
+}
+
+struct Wanted {
+    topic: Arc<str>,
+    partitions: i32,
+    /// Whether more partitions are a matter of taste.
+    can_grow: bool,
+    settings: Vec<(&'static str, String)>,
+}
+
+fn wanted(options: &Options) -> Vec<Wanted> {
+    let topics = Topics::new(&options.topic_prefix);
+    let common = [
+        ("min.insync.replicas", options.replication.clamp(1, 2).to_string()),
+        ("unclean.leader.election.enable", "false".to_owned()),
+        ("max.message.bytes", RECORD_BYTES_MAX.to_string()),
+        // The edge's own time of receipt, which replays go by; a clock that is ahead must not refuse events.
+        ("message.timestamp.type", "CreateTime".to_owned()),
+        ("message.timestamp.after.max.ms", i64::MAX.to_string()),
+    ];
+    let with = |extra: &[(&'static str, &str)]| {
+        let extra = extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        common.iter().cloned().chain(extra).collect::<Vec<_>>()
+    };
+    let retention =
+        options.topic_retention.map_or("-1".to_owned(), |retention| retention.as_millis().to_string());
+    let mut events = with(&[("cleanup.policy", "delete")]);
+    events.push(("retention.ms", retention));
+    // One partition each: their records have one order, and a letter's number is its place in it.
+    let kept = || with(&[("cleanup.policy", "compact"), ("segment.bytes", "67108864")]);
+    vec![
+        Wanted { topic: topics.events, partitions: options.partitions, can_grow: true, settings: events },
+        Wanted { topic: topics.parked, partitions: 1, can_grow: false, settings: kept() },
+        Wanted { topic: topics.dead, partitions: 1, can_grow: false, settings: kept() },
+    ]
+}
+
+/// What must be done before the storage can open; nothing if the topics are as they must be.
+///
+/// # Errors
+/// When the brokers do not answer or refuse to tell.
+pub async fn plan(options: &Options) -> Result<Vec<Step>, StorageError> {
+    let admin = admin(options)?;
+    let mut steps = Vec::new();
+    for wanted in wanted(options) {
+        match partitions(&admin, &wanted.topic).await? {
+            None => steps.push(Step::Create {
+                topic: wanted.topic.to_string(),
+                partitions: wanted.partitions,
+                settings: wanted.settings,
+            }),
+            Some(found) => compare(&admin, &wanted, found, &mut steps).await?,
+        }
+    }
+    Ok(steps)
+}
+
+/// Does what [`plan`] says and can be done; returns what is left: the refusals.
+///
+/// # Errors
+/// When the brokers do not answer or do not do it.
+pub async fn apply(options: &Options, steps: Vec<Step>) -> Result<Vec<Step>, StorageError> {
+    let doing = "making the topics";
+    let admin = admin(options)?;
+    let how = AdminOptions::new().operation_timeout(Some(ANSWER_WITHIN));
+    let mut left = Vec::new();
+    for step in steps {
+        let done = match &step {
+            Step::Create { topic, partitions, settings } => {
+                let mut new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(options.replication));
+                for (name, value) in settings {
+                    new = new.set(name, value);
+                }
+                admin.create_topics([&new], &how).await
+            }
+            Step::Grow { topic, to, .. } => {
+                let count = usize::try_from(*to).unwrap_or(1);
+                admin.create_partitions([&NewPartitions::new(topic, count)], &how).await
+            }
+            Step::Refuse { .. } => {
+                left.push(step);
+                continue;
+            }
+        };
+        for outcome in done.map_err(|error| failed(doing, error))? {
+            outcome.map_err(|(_, code)| failed(doing, KafkaError::AdminOp(code)))?;
+        }
+    }
+    Ok(left)
+}
+
+type Admin = AdminClient<DefaultClientContext>;
+
+fn admin(options: &Options) -> Result<Admin, StorageError> {
+    Connect::new(options).base().create().map_err(|error| failed("making an admin client", error))
+}
+
+/// How many partitions a topic has; none if it is missing.
+async fn partitions(admin: &Admin, topic: &str) -> Result<Option<i32>, StorageError> {
+    // All topics are asked for: asking for one by name may create it, if the brokers are set up so.
+    let found = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, ANSWER_WITHIN));
+    let found = found.map_err(|error| failed("reading the list of topics", error))?;
+    let named = found.topics().iter().find(|found| found.name() == topic);
+    Ok(named.map(|named| i32::try_from(named.partitions().len()).unwrap_or(i32::MAX)))
+}
+
+async fn compare(
+    admin: &Admin,
+    wanted: &Wanted,
+    partitions: i32,
+    steps: &mut Vec<Step>,
+) -> Result<(), StorageError> {
+    let doing = "reading a topic's settings";
+    let topic = wanted.topic.to_string();
+    let refuse = |why: String| Step::Refuse { topic: topic.clone(), why };
+    if !wanted.can_grow && partitions != wanted.partitions {
+        steps.push(refuse(format!("has {partitions} partitions; it must have {}", wanted.partitions)));
+    } else if partitions < wanted.partitions {
+        steps.push(Step::Grow { topic: topic.clone(), from: partitions, to: wanted.partitions });
+    } else if partitions.unsigned_abs() > Position::PARTITIONS_MAX {
+        steps.push(refuse(format!("has {partitions} partitions; {} are the most", Position::PARTITIONS_MAX)));
+    }
+    let found = admin
+        .describe_configs([&ResourceSpecifier::Topic(&topic)], &AdminOptions::new())
+        .await
+        .map_err(|error| failed(doing, error))?;
+    let Some(Ok(found)) = found.into_iter().next() else {
+        return Err(failed(doing, KafkaError::AdminOpCreation(topic)));
+    };
+    for (name, right) in &wanted.settings {
+        let value = found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+        if !is_right(name, value, right) {
+            steps.push(refuse(format!(
+                "{name} is {value:?}; it must be {right} (kafka-configs.sh --alter --topic {topic} --add-config {name}={right})"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a setting keeps what is promised; more of what keeps it is as good.
+fn is_right(name: &str, value: &str, right: &str) -> bool {
+    let numbers = || Some((value.parse::<i64>().ok()?, right.parse::<i64>().ok()?));
+    match name {
+        "min.insync.replicas" | "max.message.bytes" => numbers().is_some_and(|(value, right)| value >= right),
+        // Longer is better, and -1 is longest.
+        "retention.ms" => {
+            numbers().is_some_and(|(value, right)| value == -1 || (right != -1 && value >= right))
+        }
+        // A bound on a clock that is ahead refuses events that are as good as others.
+        "message.timestamp.after.max.ms" => numbers().is_some_and(|(value, _)| value >= 86_400_000),
+        // A matter of tidiness.
+        "segment.bytes" => true,
+        _ => value == right,
+    }
+}

@@ -1,0 +1,436 @@
+//! The parked and dead topics as tables: read from their beginning into a scratch file when the storage opens,
+//! and followed from then on. The topics are the truth; the file is thrown away at the end.
+//!
+//! One thread applies the records, each topic's in its order. A writer appends to the topic and then waits
+//! until its record has been applied here, so that it sees what it wrote, and so does every other process
+//! a moment later.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use tokio::sync::{oneshot, watch};
+
+use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
+use super::record::{self, ControlKey, ParkedKey};
+use crate::storage::tables::SCHEMA;
+use crate::storage::tables::deliveries::{forget, keep_letter, number_of, park, record_delivery};
+use crate::storage::tables::readers::{Readers, engine};
+use crate::storage::{Delivered, StorageError};
+
+/// The topics that are followed.
+pub(super) const PARKED: usize = 0;
+pub(super) const DEAD: usize = 1;
+/// Records applied in one transaction.
+const GROUP_MAX: usize = 1000;
+/// How often the thread looks around when nothing wakes it.
+const TICK: Duration = Duration::from_millis(100);
+const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How long a writer waits to see its own record.
+const APPLIED_WITHIN: Duration = Duration::from_secs(10);
+/// Deliveries of this process that are remembered for `fates`.
+const DELIVERED_MAX: i64 = 200_000;
+
+/// What holds for destinations and replays, by the control records of the parked topic.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Controls {
+    pub(super) destinations: BTreeMap<String, DestinationControl>,
+    pub(super) replays: BTreeMap<u64, ReplayControl>,
+    /// The greatest number a replay ever had, as far as the topic remembers.
+    pub(super) last_replay: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct DestinationControl {
+    pub(super) paused: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct ReplayControl {
+    pub(super) destination: String,
+    pub(super) spans: Vec<Span>,
+}
+
+/// The part of a replay in one partition: places in `(mark, until]`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Span {
+    pub(super) partition: u32,
+    pub(super) mark: u64,
+    pub(super) until: u64,
+}
+
+type Job = Box<dyn FnOnce(&Connection) + Send>;
+
+enum Wake {
+    /// Records have come.
+    Records,
+    /// Something local is to be written.
+    Write(Job),
+    Stop,
+}
+
+pub(super) struct View {
+    pub(super) readers: Readers,
+    controls: Arc<Mutex<Controls>>,
+    /// Of each topic the offset up to which all is applied.
+    applied: watch::Receiver<[u64; 2]>,
+    wake: SyncSender<Wake>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl View {
+    /// Begins to follow the topics; `ends` is where they end now. Blocks.
+    pub(super) fn start(
+        connect: &Connect,
+        group: &str,
+        topics: [Arc<str>; 2],
+        ends: [u64; 2],
+    ) -> Result<Self, StorageError> {
+        let folder = TempDir::with_prefix("chaski-view-").map_err(|error| StorageError::Engine {
+            doing: "making a folder for the view",
+            source: Arc::new(error),
+        })?;
+        let file = folder.path().join("view.db");
+        let connection = open(&file).map_err(|error| engine("making the view", error))?;
+        let failures = IntCounter::new("view_read_failures", "Failed reads of the view.")
+            .map_err(|error| StorageError::Engine { doing: "making the view", source: Arc::new(error) })?;
+        let readers = Readers::open(&file, failures).map_err(|error| engine("opening readers", error))?;
+
+        let consumer = Arc::new(connect.consumer(group, true, Spoken)?);
+        let (wake, woken) = sync_channel(1024);
+        let queues =
+            follow(&consumer, &topics, &wake).map_err(|error| failed("following the parked topic", error))?;
+        let (applied, watched) = watch::channel([0; 2]);
+        let controls = Arc::new(Mutex::default());
+        let follower = Follower {
+            connection,
+            consumer,
+            queues,
+            topics,
+            ends,
+            woken,
+            applied,
+            controls: Arc::clone(&controls),
+            _folder: folder,
+        };
+        let thread = std::thread::Builder::new()
+            .name("chaski-view".to_owned())
+            .spawn(move || follower.run())
+            .map_err(|error| StorageError::Engine { doing: "starting the view", source: Arc::new(error) })?;
+        Ok(Self { readers, controls, applied: watched, wake, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Waits until a topic is applied up to an offset, that one excluded.
+    pub(super) async fn reached(&self, topic: usize, end: u64) -> Result<(), StorageError> {
+        let mut applied = self.applied.clone();
+        let reached = tokio::time::timeout(APPLIED_WITHIN, applied.wait_for(|applied| applied[topic] >= end));
+        match reached.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(StorageError::Closed),
+            Err(_) => {
+                Err(StorageError::Late { doing: "reading back what was written", within: APPLIED_WITHIN })
+            }
+        }
+    }
+
+    /// As [`View::reached`], for as long as it takes: when the storage opens.
+    pub(super) async fn caught_up(&self, ends: [u64; 2]) -> Result<(), StorageError> {
+        let mut applied = self.applied.clone();
+        let caught_up =
+            applied.wait_for(|applied| applied[PARKED] >= ends[PARKED] && applied[DEAD] >= ends[DEAD]);
+        caught_up.await.map(|_| ()).map_err(|_| StorageError::Closed)
+    }
+
+    /// The offset up to which all of a topic is applied.
+    pub(super) fn applied(&self, topic: usize) -> u64 {
+        self.applied.borrow()[topic]
+    }
+
+    /// What the control records say.
+    pub(super) fn controls(&self) -> MutexGuard<'_, Controls> {
+        self.controls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers deliveries that this process saw, so that it can tell of them.
+    pub(super) async fn note_delivered(
+        &self,
+        destination: &str,
+        delivered: Vec<Delivered>,
+    ) -> Result<(), StorageError> {
+        if delivered.is_empty() {
+            return Ok(());
+        }
+        let (answer, done) = oneshot::channel();
+        let name = destination.to_owned();
+        let job: Job = Box::new(move |connection| {
+            let _ = answer.send(note(connection, &name, &delivered));
+        });
+        self.wake.try_send(Wake::Write(job)).map_err(|_| StorageError::Busy)?;
+        let noted = done.await.map_err(|_| StorageError::Closed)?;
+        noted.map_err(|error| engine("remembering deliveries", error))
+    }
+
+    /// Ends the thread and removes the file. Blocks.
+    pub(super) fn close(&self) {
+        self.readers.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = self.wake.send(Wake::Stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(file: &std::path::Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(file)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    // Scratch: what a crash takes is read from the topics again.
+    connection.pragma_update(None, "synchronous", "off")?;
+    connection.execute_batch(SCHEMA)?;
+    Ok(connection)
+}
+
+fn note(connection: &Connection, name: &str, delivered: &[Delivered]) -> rusqlite::Result<()> {
+    let transaction = connection.unchecked_transaction()?;
+    let destination = number_of(&transaction, name)?;
+    for delivered in delivered {
+        record_delivery(&transaction, destination, delivered)?;
+    }
+    transaction.execute(
+        "DELETE FROM delivered WHERE (SELECT COUNT(*) FROM delivered) > ?1 AND at < \
+           (SELECT at FROM delivered ORDER BY at DESC LIMIT 1 OFFSET ?1)",
+        params![DELIVERED_MAX],
+    )?;
+    transaction.commit()
+}
+
+type Queue = PartitionQueue<Spoken>;
+
+/// Opens the two topics at their beginning, each in a queue of its own.
+fn follow(
+    consumer: &Arc<BaseConsumer<Spoken>>,
+    topics: &[Arc<str>; 2],
+    wake: &SyncSender<Wake>,
+) -> Result<[Queue; 2], KafkaError> {
+    let mut places = TopicPartitionList::new();
+    for topic in topics {
+        places.add_partition_offset(topic, 0, Offset::Beginning)?;
+    }
+    consumer.assign(&places)?;
+    // Paused while the queues are made: what was fetched before goes nowhere and is fetched again.
+    consumer.pause(&places)?;
+    let queue = |topic: &str| {
+        let mut queue =
+            consumer.split_partition_queue(topic, 0).ok_or(KafkaError::Subscription(topic.to_owned()))?;
+        let wake = wake.clone();
+        // With a full channel the thread is awake anyway.
+        queue.set_nonempty_callback(move || drop(wake.try_send(Wake::Records)));
+        Ok::<_, KafkaError>(queue)
+    };
+    let queues = [queue(&topics[PARKED])?, queue(&topics[DEAD])?];
+    consumer.resume(&places)?;
+    Ok(queues)
+}
+
+struct Follower {
+    connection: Connection,
+    queues: [Queue; 2],
+    consumer: Arc<BaseConsumer<Spoken>>,
+    topics: [Arc<str>; 2],
+    ends: [u64; 2],
+    woken: Receiver<Wake>,
+    applied: watch::Sender<[u64; 2]>,
+    controls: Arc<Mutex<Controls>>,
+    _folder: TempDir,
+}
+
+impl Follower {
+    fn run(mut self) {
+        let mut told = Instant::now();
+        loop {
+            let mut idle = true;
+            for topic in [PARKED, DEAD] {
+                match self.apply(topic) {
+                    Ok(more) => idle &= !more,
+                    // The scratch file's disk is full, say: the same records are tried again.
+                    Err(error) => tracing::warn!(%error, "the view of the parked deliveries falls behind"),
+                }
+            }
+            self.consumer.poll(Duration::ZERO);
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                self.tell();
+            }
+            let wake =
+                if idle { self.woken.recv_timeout(TICK) } else { self.woken.recv_timeout(Duration::ZERO) };
+            match wake {
+                Ok(Wake::Write(job)) => job(&self.connection),
+                Ok(Wake::Records) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Applies what has come of a topic; whether there may be more.
+    fn apply(&mut self, topic: usize) -> rusqlite::Result<bool> {
+        let mut next = self.applied.borrow()[topic];
+        let before = next;
+        let mut count = 0;
+        let mut controls = Vec::new();
+        let transaction = self.connection.unchecked_transaction()?;
+        while count < GROUP_MAX {
+            match self.queues[topic].poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => {
+                    count += 1;
+                    next = next.max(message.offset().unsigned_abs() + 1);
+                    let outcome = if topic == PARKED {
+                        apply_parked(&transaction, &message, &mut controls)
+                    } else {
+                        apply_dead(&transaction, &message)
+                    };
+                    match outcome {
+                        Ok(()) => {}
+                        Err(Failed::Unreadable(error)) => {
+                            tracing::error!(%error, topic = %self.topics[topic], offset = message.offset(), "a record cannot be read and is passed over");
+                        }
+                        // What was taken from the queue is lost to this view, so it begins anew.
+                        Err(Failed::Table(error)) => {
+                            self.rewind(topic, before);
+                            return Err(error);
+                        }
+                    }
+                }
+                // Behind the last record there may be none of the offsets that were counted.
+                Some(Err(KafkaError::PartitionEOF(_))) => next = next.max(self.ends[topic]),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, topic = %self.topics[topic], "a topic could not be read; trying on");
+                    break;
+                }
+            }
+        }
+        if let Err(error) = transaction.commit() {
+            self.rewind(topic, before);
+            return Err(error);
+        }
+        let mut held = self.controls.lock().unwrap_or_else(PoisonError::into_inner);
+        for control in controls {
+            held.apply(control);
+        }
+        drop(held);
+        self.applied.send_if_modified(|applied| std::mem::replace(&mut applied[topic], next) != next);
+        Ok(count == GROUP_MAX)
+    }
+
+    fn rewind(&self, topic: usize, offset: u64) {
+        let offset = Offset::Offset(offset.cast_signed());
+        if let Err(error) = self.consumer.seek(&self.topics[topic], 0, offset, ANSWER_WITHIN) {
+            tracing::error!(%error, topic = %self.topics[topic], "the view could not begin anew and may miss records until a restart");
+        }
+    }
+
+    fn tell(&self) {
+        let applied = *self.applied.borrow();
+        for topic in [PARKED, DEAD] {
+            if applied[topic] < self.ends[topic] {
+                tracing::info!(topic = %self.topics[topic], read = applied[topic], of = self.ends[topic], "reading what is parked and dead");
+            }
+        }
+    }
+}
+
+enum Control {
+    Destination(String, Option<DestinationControl>),
+    Replay(u64, Option<ReplayControl>),
+}
+
+impl Controls {
+    fn apply(&mut self, control: Control) {
+        match control {
+            Control::Destination(name, Some(state)) => drop(self.destinations.insert(name, state)),
+            Control::Destination(name, None) => drop(self.destinations.remove(&name)),
+            Control::Replay(number, state) => {
+                self.last_replay = self.last_replay.max(number);
+                match state {
+                    Some(state) => drop(self.replays.insert(number, state)),
+                    None => drop(self.replays.remove(&number)),
+                }
+            }
+        }
+    }
+}
+
+enum Failed {
+    Unreadable(record::Unreadable),
+    Table(rusqlite::Error),
+}
+
+impl From<record::Unreadable> for Failed {
+    fn from(error: record::Unreadable) -> Self {
+        Self::Unreadable(error)
+    }
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Table(error)
+    }
+}
+
+fn apply_parked(
+    connection: &Connection,
+    message: &BorrowedMessage<'_>,
+    controls: &mut Vec<Control>,
+) -> Result<(), Failed> {
+    match record::read_parked_key(message)? {
+        ParkedKey::Delivery(destination, _) if message.payload().is_some() => {
+            park(connection, &record::read_parked(message, &destination)?)?;
+        }
+        ParkedKey::Delivery(destination, id) => {
+            let number = number_of(connection, &destination)?;
+            forget(connection, number, id)?;
+            if let Some(delivered) = record::read_delivered(message) {
+                record_delivery(connection, number, &delivered)?;
+            }
+        }
+        ParkedKey::Control(ControlKey::Destination(name)) => {
+            controls.push(Control::Destination(name, state(message)));
+        }
+        ParkedKey::Control(ControlKey::Probe) => {}
+        ParkedKey::Control(ControlKey::Replay(number)) => {
+            controls.push(Control::Replay(number, state(message)));
+        }
+    }
+    Ok(())
+}
+
+fn state<T: for<'a> Deserialize<'a>>(message: &BorrowedMessage<'_>) -> Option<T> {
+    message.payload().and_then(|payload| serde_json::from_slice(payload).ok())
+}
+
+/// A letter says nothing of what is parked: the two topics have no order between them, and a redriven letter
+/// is parked again.
+fn apply_dead(connection: &Connection, message: &BorrowedMessage<'_>) -> Result<(), Failed> {
+    let (destination, id, fingerprint) = record::read_dead_key(message)?;
+    if message.payload().is_some() {
+        keep_letter(connection, &record::read_letter(message, destination)?)?;
+        return Ok(());
+    }
+    let destination = destination.map(|name| number_of(connection, &name)).transpose()?;
+    connection
+        .prepare_cached("DELETE FROM dead WHERE destination IS ? AND id = ? AND fingerprint = ?")?
+        .execute(params![destination, id.as_bytes(), fingerprint.as_bytes()])?;
+    Ok(())
+}
