@@ -7,6 +7,7 @@ mod answers;
 mod failing;
 mod order;
 mod steering;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -74,7 +74,15 @@ pub(super) fn committed<C: ConsumerContext>(
     if wanted.count() == 0 {
         return Ok(BTreeMap::new());
     }
-    let found = consumer.committed_offsets(wanted, ANSWER_WITHIN)?;
+    // The client can miss that it has found the group's coordinator and then sleeps until the time is over:
+    // a few short questions instead of a long one.
+    let mut patience = ANSWER_WITHIN / 32;
+    let found = loop {
+        match consumer.committed_offsets(wanted.clone(), patience) {
+            Err(error) if is_late(&error) && patience < ANSWER_WITHIN / 2 => patience *= 2,
+            found => break found?,
+        }
+    };
     let mut progress = BTreeMap::new();
     for place in found.elements() {
         place.error()?;
@@ -99,6 +107,10 @@ pub(super) fn commit<C: ConsumerContext>(
         place.set_metadata(committed.metadata());
     }
     consumer.commit(&list, CommitMode::Sync)
+}
+
+fn is_late(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
 }
 
 /// Whether a commit was refused because somebody else has the partitions.

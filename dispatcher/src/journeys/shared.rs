@@ -1,0 +1,108 @@
+//! Several dispatchers share a destination over Kafka, against a real broker: they come and go, nothing is
+//! lost, and one subject stays in order (I1, I4, I5).
+
+use std::collections::BTreeSet;
+
+use chaski_common::storage::kafka::{self, testing};
+
+use super::*;
+use crate::destination::Ordering;
+
+/// What one process would have: its own storage and dispatcher on the shared topics.
+struct Process {
+    storage: Storage,
+    dispatcher: Dispatcher,
+}
+
+impl Process {
+    async fn start(options: &kafka::Options, spec: &DestinationSpec) -> Self {
+        let storage = kafka::open(options).await.unwrap();
+        let dispatcher = Dispatcher::start(
+            DispatcherConfig::default(),
+            vec![spec.clone()],
+            storage.clone(),
+            &Registry::new(),
+            Clock::system(),
+        )
+        .await
+        .unwrap();
+        Self { storage, dispatcher }
+    }
+
+    async fn append(&self, numbers: std::ops::Range<u64>, expected: &mut BTreeMap<String, Vec<String>>) {
+        for n in numbers {
+            let mut event = event(n);
+            let subject = format!("CIP-{}", n % 23);
+            event.subject = Some(subject.as_str().into());
+            expected.entry(subject).or_default().push(event.id.to_string());
+            let appended = self.storage.events.append(event, OnConflict::Duplicate).await.unwrap();
+            assert!(matches!(appended, Appended::Stored(_)), "{appended:?}");
+        }
+    }
+
+    async fn stop(self) {
+        self.dispatcher.shutdown(LONG).await;
+        self.storage.events.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
+    // One in five attempts fails.
+    let receiver = Receiver::start(|got| Answer::Status(if is_refused(got) { 500 } else { 200 })).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.ordering = Ordering::Key;
+    spec.concurrency = 8;
+    // The second failure is parked.
+    spec.retry =
+        Schedule::listed(vec![Duration::from_millis(5), Duration::from_secs(11)], Duration::from_hours(1))
+            .unwrap();
+    let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
+    options.partitions = 4;
+    kafka::apply(&options, kafka::plan(&options).await.unwrap()).await.unwrap();
+
+    let mut expected = BTreeMap::new();
+    let first = Process::start(&options, &spec).await;
+    first.append(0..150, &mut expected).await;
+    let second = Process::start(&options, &spec).await;
+    second.append(150..300, &mut expected).await;
+    let third = Process::start(&options, &spec).await;
+    first.stop().await;
+    third.append(300..450, &mut expected).await;
+    second.stop().await;
+    third.append(450..600, &mut expected).await;
+
+    let all: BTreeSet<String> = expected.values().flatten().cloned().collect();
+    until("all delivered", async || {
+        let parked = ParkedFilter { limit: 1000, ..ParkedFilter::default() };
+        let parked = third.storage.deliveries.parked(parked).await.unwrap();
+        for parked in &parked {
+            third.storage.deliveries.hurry(parked.event.id, None, Clock::system().now()).await.unwrap();
+        }
+        third.dispatcher.wake(None).await;
+        let progress = third.storage.events.progress().await.unwrap();
+        parked.is_empty() && progress.iter().all(|progress| progress.lag == 0)
+    })
+    .await;
+    third.stop().await;
+
+    let taken: Vec<_> = receiver.got().into_iter().filter(|got| !is_refused(got)).collect();
+    let mut orders: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for got in &taken {
+        if seen.insert(got.id().to_owned()) {
+            orders.entry(got.headers["ce-subject"].clone()).or_default().push(got.id().to_owned());
+        }
+    }
+    assert_eq!(seen, all);
+    assert_eq!(orders, expected, "first successes of one subject follow the log");
+    // A partition that is handed over takes with it at most what was delivered since the last settle.
+    let copies = taken.len() - all.len();
+    assert!(copies < 150, "{copies} events were delivered twice");
+}
+
+/// By its id and attempt, so that a run can be repeated.
+fn is_refused(got: &receiver::Got) -> bool {
+    let dice = format!("{}{}", got.id(), got.attempt());
+    dice.bytes().fold(7_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 5 == 0
+}
