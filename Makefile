@@ -43,7 +43,7 @@ tools-build:
 	@pkg-config --exists openssl zlib || { echo "libraries are missing: apt-get install pkg-config libssl-dev zlib1g-dev"; exit 1; }
 
 tools-test:
-	@for tool in curl kcat openssl python3; do \
+	@for tool in curl kcat openssl python3 redis-server; do \
 		command -v $$tool >/dev/null || { echo "$$tool is missing: apt-get install $$tool"; exit 1; }; \
 	done
 

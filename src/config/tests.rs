@@ -393,7 +393,7 @@ fn the_sample_of_the_contract_is_a_configuration() {
     assert_eq!(acme.scheme.signature.timestamp.as_ref().unwrap().past, Duration::from_secs(300));
     let orders = &config.destinations[0];
     assert_eq!(orders.url, "http://127.0.0.1:9001/hooks");
-    assert_eq!(orders.sources, ["pagoefectivo".into()]);
+    assert_eq!(orders.sources, [Arc::<str>::from("pagoefectivo")]);
     assert_eq!(orders.rate_per_second, Some(100.0));
     assert_eq!(orders.retry.latest_times(2), [5, 20].map(Duration::from_secs));
 }

@@ -13,7 +13,8 @@
 //!
 //! What differs from the embedded storage, and how: several processes may open the same topics; a reader
 //! gets a share of the partitions, and of the parked deliveries those of its partitions. Deduplication
-//! remembers the latest ids of this process and what it finds at the end of the log when it opens. When
+//! remembers the latest ids of this process and what it finds at the end of the log when it opens; what other
+//! edges store it knows from Redis, if there is one. When
 //! an event was delivered is known to the process that delivered it; afterwards it is
 //! [`Settled`](super::FateState::Settled). Ending a parked delivery in a dead letter is two appends, the letter
 //! first: a crash between them leaves both, and the delivery is attempted once more.
@@ -22,7 +23,7 @@ mod client;
 mod topics;
 mod record;
 mod producer;
-mod recent;
+mod dedup;
 mod query;
 mod progress;
 mod view;
@@ -34,28 +35,33 @@ mod deliveries;
 pub mod testing;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::client::Connect;
 pub use self::client::is_reserved;
+use self::dedup::Dedup;
+use self::dedup::recent::{GENERATION_MAX, Recent};
+use self::dedup::shared::Shared;
 use self::producer::Producer;
 use self::progress::{Committed, Group};
 use self::query::{Extent, Query};
 use self::reader::Reader;
-use self::recent::{GENERATION_MAX, Recent};
 use self::topics::Topics;
 pub use self::topics::{Step, apply, plan};
 use self::view::{DEAD, PARKED, View};
 use super::tables::deliveries::settled_elsewhere;
 use super::{Cursor, Position, Storage, StorageError};
+use crate::secret::Secret;
 
 /// How to open the Kafka storage.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where to find the cluster, as `host:port`.
     pub brokers: Vec<String>,
@@ -69,6 +75,33 @@ pub struct Options {
     pub topic_retention: Option<Duration>,
     /// Settings of the client that are the operator's to make; see [`is_reserved`].
     pub settings: Vec<(String, String)>,
+    /// The deduplication that several edges share; none: each has its own.
+    pub redis: Option<Redis>,
+}
+
+/// The deduplication that several edges share. Redis 7 or later.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `redis://` or `rediss://`, as the client reads it; may carry a password.
+    pub url: Secret,
+    /// How long an id is remembered.
+    pub window: Duration,
+}
+
+/// Settings may carry passwords: only their names are shown.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings: Vec<_> = self.settings.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Options")
+            .field("brokers", &self.brokers)
+            .field("topic_prefix", &self.topic_prefix)
+            .field("partitions", &self.partitions)
+            .field("replication", &self.replication)
+            .field("topic_retention", &self.topic_retention)
+            .field("settings", &settings)
+            .field("redis", &self.redis)
+            .finish()
+    }
 }
 
 impl Options {
@@ -82,6 +115,7 @@ impl Options {
             replication: 3,
             topic_retention: None,
             settings: Vec::new(),
+            redis: None,
         }
     }
 }
@@ -92,7 +126,7 @@ impl Options {
 /// # Errors
 /// [`StorageError::Unfit`] when the topics are missing or break a promise, [`StorageError::Engine`] for what else
 /// the brokers can come up with.
-pub async fn open(options: &Options) -> Result<Storage, StorageError> {
+pub async fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageError> {
     let steps = plan(options).await?;
     if !steps.is_empty() {
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
@@ -112,6 +146,10 @@ pub async fn open(options: &Options) -> Result<Storage, StorageError> {
             })
             .await?
     };
+    let dedup: Arc<dyn Dedup> = match &options.redis {
+        Some(redis) => Shared::new(redis, &prefix, registry)?,
+        None => Arc::new(Recent::default()),
+    };
     let view = View::start(&connect, &format!("{prefix}.parked"), followed, ends)?;
     let last = extents.iter().map(|extent| Position::new(extent.partition, extent.end)).max();
     let kafka = Arc::new(Kafka {
@@ -121,7 +159,7 @@ pub async fn open(options: &Options) -> Result<Storage, StorageError> {
         topics,
         query,
         view,
-        recent: Recent::default(),
+        dedup,
         head: watch::Sender::new(last.unwrap_or_default()),
         readers: Mutex::default(),
         seen: Mutex::default(),
@@ -143,7 +181,7 @@ struct Kafka {
     producer: Producer,
     query: Query,
     view: View,
-    recent: Recent,
+    dedup: Arc<dyn Dedup>,
     head: watch::Sender<Position>,
     readers: Mutex<HashMap<Cursor, Reader>>,
     /// Of each destination and partition the place from which on this process saw what became of everything.
@@ -272,7 +310,7 @@ impl Kafka {
                 for extent in extents {
                     let first = extent.end.saturating_sub(most).max(extent.first);
                     asked.read(Extent { first, ..extent }, |record| {
-                        kafka.recent.confirm(record.event.id, record.event.fingerprint);
+                        kafka.dedup.remember(record.event.id, record.event.fingerprint);
                         ControlFlow::Continue(())
                     })?;
                 }

@@ -16,7 +16,7 @@ struct Process {
 
 impl Process {
     async fn start(options: &kafka::Options, spec: &DestinationSpec) -> Self {
-        let storage = kafka::open(options).await.unwrap();
+        let storage = kafka::open(options, &Registry::new()).await.unwrap();
         let dispatcher = Dispatcher::start(
             DispatcherConfig::default(),
             vec![spec.clone()],

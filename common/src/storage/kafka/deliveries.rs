@@ -115,7 +115,7 @@ impl Kafka {
     async fn admit(&self, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
         event.received_at = now;
         if self.append(event.clone(), OnConflict::Duplicate).await? == Appended::Duplicate
-            && self.recent.known(event.id) != Some(event.fingerprint)
+            && self.stored(event.id).await? != Some(event.fingerprint)
         {
             event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
             self.append(event, OnConflict::Duplicate).await?;

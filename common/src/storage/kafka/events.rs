@@ -14,13 +14,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::Kafka;
 use super::client::failed;
+use super::dedup::Claim;
 use super::progress::{Committed, Group};
 use super::query::{Asked, Extent};
 use super::reader::Reader;
-use super::recent::Claim;
 use super::record::{ControlKey, Outgoing};
 use super::view::{DestinationControl, PARKED, ReplayControl, Span};
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::{
     Appended, BatchLimit, CONFLICT, CONFLICT_DETAIL, Census, Cursor, Delivered, EventFilter, EventLog, Fate,
     OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
@@ -28,7 +28,7 @@ use crate::storage::{
 
 /// How long an append may take; a sender waits for its answer.
 const APPEND_WITHIN: Duration = Duration::from_millis(1200);
-/// How long a duplicate waits for the first to be durable, and how often it looks.
+/// How long a duplicate waits for the first to be durable, and when it looks for the first time.
 const PENDING_WITHIN: Duration = Duration::from_millis(500);
 const PENDING_LOOK: Duration = Duration::from_millis(5);
 /// How long the first write may take.
@@ -218,8 +218,14 @@ impl Kafka {
                 let record = Outgoing::event(&self.topics.events, &event);
                 let appended = self.producer.append("storing an event", &record).await;
                 // In doubt the id is free: a resend may be stored twice, and never not at all.
-                let (partition, offset) = appended.inspect_err(|_| self.recent.release(event.id))?;
-                self.recent.confirm(event.id, event.fingerprint);
+                let (partition, offset) = match appended {
+                    Ok(place) => place,
+                    Err(error) => {
+                        self.dedup.release(event.id).await;
+                        return Err(error);
+                    }
+                };
+                self.dedup.confirm(event.id, event.fingerprint).await;
                 let position = Position::new(partition, offset + 1);
                 self.head.send_if_modified(|head| {
                     let newer = position > *head;
@@ -237,16 +243,29 @@ impl Kafka {
     }
 
     /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
-    async fn claim(&self, id: EventId) -> Result<Option<crate::event::Fingerprint>, StorageError> {
+    async fn claim(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
         let began = tokio::time::Instant::now();
+        let mut pause = PENDING_LOOK;
         loop {
-            match self.recent.reserve(id) {
+            match self.dedup.reserve(id).await {
                 Claim::Mine => return Ok(None),
                 Claim::Known(fingerprint) => return Ok(Some(fingerprint)),
-                Claim::Pending if began.elapsed() < PENDING_WITHIN => tokio::time::sleep(PENDING_LOOK).await,
+                Claim::Pending if began.elapsed() < PENDING_WITHIN => {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(PENDING_LOOK * 10);
+                }
                 Claim::Pending => return Err(StorageError::Busy),
             }
         }
+    }
+
+    /// The content that is stored under an id, as far as it is remembered.
+    pub(super) async fn stored(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
+        let stored = self.claim(id).await?;
+        if stored.is_none() {
+            self.dedup.release(id).await;
+        }
+        Ok(stored)
     }
 
     /// Writes a control record and waits until it holds here.

@@ -1,7 +1,7 @@
-//! A real Apache Kafka broker for tests: KRaft, one node, loopback, in a folder of its own.
+//! Real servers for tests: an Apache Kafka broker (KRaft, one node, loopback, in a folder of its own), and Redis.
 //!
-//! One broker per test process, shared by its tests, each with its own topic prefix. It ends with the process,
-//! however that ends: its guardian waits for the end of a pipe that only this process holds.
+//! One broker per test process, shared by its tests, each with its own topic prefix. Servers end with the process,
+//! however that ends: a guardian waits for the end of a pipe that only this process holds.
 //! `CHASKI_TEST_KAFKA=host:port` takes a broker that runs already, `KAFKA_HOME` another installation. Without
 //! any of them the test fails and says what to do.
 
@@ -18,24 +18,96 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
-use super::Options;
+use super::{Options, Redis};
+use crate::secret::Secret;
 
 /// The version is in one place: what the build file fetches is what is looked for.
 const POM: &str = include_str!("../../../../tests/kafka/pom.xml");
 /// Sixteen bytes in base64, as the broker wants them.
 const CLUSTER_ID: &str = "Y2hhc2tpLXRlc3RzLWthZg";
 const START_WITHIN: Duration = Duration::from_secs(90);
-/// Ends the broker and its folder when its standard input ends.
+/// Ends the server and its folder when its standard input ends.
 const GUARDIAN: &str = r#"folder=$1; shift
-"$@" >"$folder/broker.log" 2>&1 </dev/null & broker=$!
+"$@" >"$folder/server.log" 2>&1 </dev/null & server=$!
+echo $server >"$folder/server.pid"
 read -r _
-kill -9 $broker 2>/dev/null
-wait $broker 2>/dev/null
+kill -9 $server 2>/dev/null
+wait $server 2>/dev/null
 rm -rf "$folder""#;
 
 struct Broker {
     address: String,
     _guardian: Option<Child>,
+}
+
+/// A Redis server of its own; ends when it is dropped.
+pub struct RedisServer {
+    port: u16,
+    folder: PathBuf,
+    guardian: Option<Child>,
+}
+
+impl RedisServer {
+    /// Starts a server and waits until it listens.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut server = Self { port: free_port(), folder: PathBuf::new(), guardian: None };
+        server.folder =
+            std::env::temp_dir().join(format!("chaski-redis-{}-{}", std::process::id(), server.port));
+        server.run();
+        server
+    }
+
+    /// Starts it, or starts it again, empty, at the same address.
+    pub fn run(&mut self) {
+        std::fs::create_dir_all(&self.folder).expect("a folder for redis");
+        let mut redis = guarded(&self.folder, "redis-server");
+        redis.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]);
+        self.guardian = Some(redis.arg(&self.folder).spawn().expect("sh is there"));
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(
+                began.elapsed() < START_WITHIN,
+                "redis-server is missing or does not start: apt-get install redis-server"
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut guardian) = self.guardian.take() {
+            drop(guardian.stdin.take());
+            let _ = guardian.wait();
+        }
+    }
+
+    /// Sends it a signal, `STOP` or `CONT`.
+    pub fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(self.folder.join("server.pid")).expect("the server runs");
+        let sent = Command::new("kill").args([format!("-{signal}"), pid.trim().to_owned()]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+
+    /// How to reach it.
+    #[must_use]
+    pub fn options(&self) -> Redis {
+        let url = Secret::new(format!("redis://127.0.0.1:{}/0", self.port));
+        Redis { url, window: Duration::from_secs(3600) }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A command that runs a program under its guardian.
+fn guarded(folder: &Path, program: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", GUARDIAN, "guardian"]).arg(folder).arg(program).stdin(Stdio::piped());
+    command
 }
 
 /// Options for a storage of its own on the shared broker.
@@ -74,12 +146,9 @@ fn start() -> Broker {
         .output()
         .expect("java is missing: apt-get install openjdk-17-jre-headless");
     assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
-    let guardian = Command::new("sh")
-        .args(["-c", GUARDIAN, "guardian"])
-        .arg(&folder)
-        .args(["java", "-Xmx512m", "-cp", &class_path, "kafka.Kafka"])
+    let guardian = guarded(&folder, "java")
+        .args(["-Xmx512m", "-cp", &class_path, "kafka.Kafka"])
         .arg(&properties)
-        .stdin(Stdio::piped())
         .spawn()
         .expect("sh is there");
     let address = format!("127.0.0.1:{client}");
@@ -90,7 +159,7 @@ fn start() -> Broker {
     while probe.fetch_metadata(None, Duration::from_secs(1)).is_err() {
         assert!(
             began.elapsed() < START_WITHIN,
-            "the broker does not answer, see {}/broker.log",
+            "the broker does not answer, see {}/server.log",
             folder.display()
         );
     }

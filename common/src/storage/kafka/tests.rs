@@ -1,8 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use prometheus::Registry;
 
 use super::{Options, Step, apply, open, plan, testing};
-use crate::event::Event;
+use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
     Appended, BatchLimit, Change, Cursor, EventFilter, OnConflict, Parked, Position, Start, Storage,
@@ -27,7 +29,7 @@ impl OnBroker {
 
 impl Backend for OnBroker {
     async fn open(&self) -> Storage {
-        open(&self.0).await.unwrap()
+        open(&self.0, &Registry::new()).await.unwrap()
     }
 }
 
@@ -55,19 +57,21 @@ struct Member {
     subscription: Subscription,
     tracks: BTreeMap<u32, Track>,
     read: BTreeSet<Position>,
+    joined: Instant,
 }
 
 impl Member {
     async fn join(options: &Options) -> Self {
-        let storage = open(options).await.unwrap();
+        let storage = open(options, &Registry::new()).await.unwrap();
         let limit = BatchLimit { records: 10, bytes: 1 << 20 };
         let subscription =
             storage.events.subscribe(&Cursor::of("erp"), Start::Beginning, limit).await.unwrap();
-        Self { storage, subscription, tracks: BTreeMap::new(), read: BTreeSet::new() }
+        Self { storage, subscription, tracks: BTreeMap::new(), read: BTreeSet::new(), joined: Instant::now() }
     }
 
-    /// Takes changes and batches for a moment.
+    /// Takes changes and batches for a moment. A test that waits in vain ends here.
     async fn work(&mut self) {
+        assert!(self.joined.elapsed() < Duration::from_secs(60), "not reached: {:?}", self.tracks.keys());
         let pause = Duration::from_millis(20);
         while let Ok(Some(change)) = tokio::time::timeout(pause, self.subscription.changes.recv()).await {
             match change {
@@ -226,7 +230,7 @@ async fn any_kafka_tool_reads_an_event_with_its_headers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_that_are_missing_or_break_a_promise_are_refused() {
     let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
-    let refused = open(&options).await.map(|_| ()).unwrap_err();
+    let refused = open(&options, &Registry::new()).await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, StorageError::Unfit { what } if what.contains("create")), "{refused}");
     let steps = plan(&options).await.unwrap();
     assert_eq!(steps.len(), 3);
@@ -241,4 +245,73 @@ async fn topics_that_are_missing_or_break_a_promise_are_refused() {
         steps.iter().any(|step| step.to_string().contains("min.insync.replicas is \"1\"; it must be 2")),
         "{steps:?}"
     );
+}
+
+/// Two edges on the same topics and the same Redis.
+async fn two_edges() -> (testing::RedisServer, Storage, Storage) {
+    let mut backend = OnBroker::with_partitions(1).await;
+    let redis = tokio::task::spawn_blocking(testing::RedisServer::start).await.unwrap();
+    backend.0.redis = Some(redis.options());
+    let first = backend.open().await;
+    let second = backend.open().await;
+    (redis, first, second)
+}
+
+async fn post(storage: &Storage, event: Event) -> Appended {
+    storage.events.append(event, OnConflict::Quarantine).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_edges_store_one_id_once() {
+    let (_redis, first, second) = two_edges().await;
+    let mut posts = tokio::task::JoinSet::new();
+    for number in 0_u64..200 {
+        let edge = if number % 2 == 0 { first.clone() } else { second.clone() };
+        posts.spawn(async move { post(&edge, event(number % 10)).await });
+    }
+    let outcomes = posts.join_all().await;
+    let stored = outcomes.iter().filter(|outcome| matches!(outcome, Appended::Stored(_))).count();
+    assert_eq!((stored, outcomes.len()), (10, 200));
+    assert_eq!(first.events.find(EventFilter::default()).await.unwrap().len(), 10);
+
+    assert!(matches!(post(&first, event(77)).await, Appended::Stored(_)));
+    let other = Event { body: "{}".into(), fingerprint: Fingerprint::of(b"{}"), ..event(77) };
+    assert_eq!(post(&second, other).await, Appended::Conflict);
+    first.events.close().await;
+    second.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
+    let (mut redis, first, second) = two_edges().await;
+    assert!(matches!(post(&first, event(1)).await, Appended::Stored(_)));
+
+    redis.signal("STOP");
+    let began = Instant::now();
+    for key in 10..30 {
+        assert!(matches!(post(&first, event(key)).await, Appended::Stored(_)));
+    }
+    assert!(began.elapsed() < Duration::from_millis(900), "{:?} for 20 events", began.elapsed());
+    assert_eq!(post(&first, event(10)).await, Appended::Duplicate, "this edge remembers by itself");
+    redis.signal("CONT");
+
+    redis.kill();
+    assert!(matches!(post(&second, event(40)).await, Appended::Stored(_)));
+    let redis = tokio::task::spawn_blocking(move || {
+        redis.run();
+        redis
+    });
+    let _redis = redis.await.unwrap();
+    // Asked again as soon as it has been left alone for a while: then what one edge stores, the other knows.
+    let mut key = 100;
+    loop {
+        assert!(matches!(post(&first, event(key)).await, Appended::Stored(_)));
+        if post(&second, event(key)).await == Appended::Duplicate {
+            break;
+        }
+        key += 1;
+        assert!(key < 10_000, "redis is never asked again");
+    }
+    first.events.close().await;
+    second.events.close().await;
 }

@@ -1,0 +1,38 @@
+//! Whether an id is new: reserve, publish, then confirm or release.
+//!
+//! Contract: of any number of concurrent reservations of one id exactly one is [`Claim::Mine`], as far as the
+//! memory reaches. Confirmed is only what is durable, so that a memory that fails, forgets or is emptied can
+//! let a duplicate through and never swallows a first. No call fails: in doubt an id is new.
+
+pub(super) mod recent;
+pub(super) mod shared;
+
+use async_trait::async_trait;
+
+use crate::event::{EventId, Fingerprint};
+
+/// What is known of an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// New; whoever asked has to confirm or release it.
+    Mine,
+    /// Somebody else is storing it.
+    Pending,
+    /// Durable, with this content.
+    Known(Fingerprint),
+}
+
+/// See the module. Implemented by the memory of this process and by Redis on top of it.
+#[async_trait]
+pub(super) trait Dedup: Send + Sync {
+    async fn reserve(&self, id: EventId) -> Claim;
+
+    /// The event is durable.
+    async fn confirm(&self, id: EventId, fingerprint: Fingerprint);
+
+    /// The event may not be durable: whoever sends it again is welcome.
+    async fn release(&self, id: EventId);
+
+    /// What was found in the log when the storage opened.
+    fn remember(&self, id: EventId, fingerprint: Fingerprint);
+}

@@ -1,0 +1,92 @@
+//! The ids that this process stored or saw lately.
+//!
+//! Bounded: two generations, of which the older one is forgotten when the younger is full. What is forgotten
+//! can be stored a second time, under the same id; nothing is ever kept from being stored.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Claim, Dedup};
+use crate::event::{EventId, Fingerprint};
+
+/// Ids of one generation, about 60 bytes each.
+pub(in crate::storage::kafka) const GENERATION_MAX: usize = 500_000;
+
+#[derive(Default)]
+pub(in crate::storage::kafka) struct Recent(Mutex<Generations>);
+
+#[derive(Default)]
+struct Generations {
+    pending: HashSet<EventId>,
+    young: HashMap<EventId, Fingerprint>,
+    old: HashMap<EventId, Fingerprint>,
+}
+
+impl Recent {
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Dedup for Recent {
+    async fn reserve(&self, id: EventId) -> Claim {
+        let mut known = self.lock();
+        match known.young.get(&id).or_else(|| known.old.get(&id)).copied() {
+            Some(fingerprint) => Claim::Known(fingerprint),
+            None if known.pending.insert(id) => Claim::Mine,
+            None => Claim::Pending,
+        }
+    }
+
+    async fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
+        self.remember(id, fingerprint);
+    }
+
+    async fn release(&self, id: EventId) {
+        self.lock().pending.remove(&id);
+    }
+
+    fn remember(&self, id: EventId, fingerprint: Fingerprint) {
+        let mut known = self.lock();
+        known.pending.remove(&id);
+        if known.young.len() >= GENERATION_MAX {
+            known.old = std::mem::take(&mut known.young);
+        }
+        known.young.insert(id, fingerprint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> EventId {
+        EventId::derive("recent", [number.to_be_bytes().as_slice()])
+    }
+
+    #[tokio::test]
+    async fn one_reserves_the_others_wait_and_know_when_it_is_done() {
+        let (recent, print) = (Recent::default(), Fingerprint::of(b"x"));
+        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
+        assert_eq!(recent.reserve(id(1)).await, Claim::Pending);
+        recent.release(id(1)).await;
+        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
+        recent.confirm(id(1), print).await;
+        assert_eq!(recent.reserve(id(1)).await, Claim::Known(print));
+    }
+
+    #[tokio::test]
+    async fn memory_is_bounded_and_the_latest_are_remembered() {
+        let (recent, print) = (Recent::default(), Fingerprint::of(b"x"));
+        for number in 0..2 * GENERATION_MAX + 2 {
+            recent.remember(id(number), print);
+        }
+        let kept = |known: &Generations| known.young.len() + known.old.len();
+        assert!(kept(&recent.lock()) <= 2 * GENERATION_MAX);
+        assert_eq!(recent.reserve(id(GENERATION_MAX + 1)).await, Claim::Known(print));
+        assert_eq!(recent.reserve(id(0)).await, Claim::Mine);
+    }
+}
