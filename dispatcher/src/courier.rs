@@ -64,11 +64,31 @@ pub(crate) enum Command {
 
 /// What the tasks of a courier report.
 enum Report {
-    Attempted { delivery: Box<Delivery>, outcome: Outcome, probe: bool },
-    Kept { delivery: Box<Delivery>, what: Keep, result: Result<(), StorageError> },
+    Attempted {
+        delivery: Box<Delivery>,
+        outcome: Outcome,
+        probe: bool,
+    },
+    Kept {
+        delivery: Box<Delivery>,
+        what: Keep,
+        result: Result<(), StorageError>,
+    },
     Looked(Result<Look, StorageError>),
-    Saved { lane: u64, mark: Position, result: Result<(), StorageError> },
-    Ended { cursor: Cursor, result: Result<(), StorageError> },
+    Saved {
+        lane: u64,
+        mark: Position,
+        result: Result<(), StorageError>,
+    },
+    /// A lane may begin: these subjects have something parked.
+    Opened {
+        lane: u64,
+        held: Result<Vec<(Arc<str>, u64)>, StorageError>,
+    },
+    Ended {
+        cursor: Cursor,
+        result: Result<(), StorageError>,
+    },
 }
 
 /// What the couriers of a destination and their tasks look at and nobody changes.
@@ -248,7 +268,7 @@ impl Courier {
             Some(Change::Gained(track)) => {
                 self.lanes_numbered += 1;
                 let lane = Lane::new(self.lanes_numbered, reading.cursor.clone(), track, reading.limits);
-                self.lanes.push(lane);
+                self.open(lane);
             }
             Some(Change::Lost { partition }) => {
                 let lost = |lane: &Lane| lane.cursor == reading.cursor && lane.partition == partition;
@@ -261,6 +281,17 @@ impl Courier {
         }
         // With the partition comes or goes what is parked of it.
         self.look_again();
+    }
+
+    /// Lets a lane begin; where deliveries are ordered only when it is known what is parked, or an event could
+    /// overtake an earlier one of its subject that another reader has parked.
+    fn open(&mut self, mut lane: Lane) {
+        if self.subjects.are_ordered() {
+            lane.wait_to_begin();
+            let (fixed, number) = (self.fixed.clone(), lane.number);
+            self.spawn(async move { Report::Opened { lane: number, held: fixed.store.held().await } });
+        }
+        self.lanes.push(lane);
     }
 
     /// Forgets what a lane has begun and not settled: another reader begins it anew.

@@ -51,6 +51,8 @@ pub(crate) struct Lane {
     settled: HashSet<Position>,
     /// Whether the window has room: full stops the reading, half empty resumes it.
     open: bool,
+    /// Whether it may not read yet.
+    waits_to_begin: bool,
     /// May be attempted now.
     pub(crate) ready: VecDeque<Box<Delivery>>,
     waits: BTreeMap<(Instant, Position), Wait>,
@@ -78,6 +80,7 @@ impl Lane {
             window: Window::new(track.mark),
             settled: track.settled.into_iter().collect(),
             open: true,
+            waits_to_begin: false,
             ready: VecDeque::new(),
             waits: BTreeMap::new(),
             delivered: Vec::new(),
@@ -117,7 +120,7 @@ impl Lane {
         {
             self.open = true;
         }
-        self.open && self.batches.is_some()
+        self.open && !self.waits_to_begin && self.batches.is_some()
     }
 
     /// The next batch. At its end the lane stays pending for good.
@@ -133,6 +136,16 @@ impl Lane {
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Nothing is read until it may begin.
+    pub(crate) fn wait_to_begin(&mut self) {
+        self.waits_to_begin = true;
+    }
+
+    /// It may read.
+    pub(crate) fn begin(&mut self) {
+        self.waits_to_begin = false;
     }
 
     /// Ends the reading; what was read and not settled is read again by the next one.

@@ -99,6 +99,11 @@ impl Store {
         })
     }
 
+    /// The subjects that have something parked, and how much. Fails only when the storage is closed.
+    pub(crate) async fn held(&self) -> Result<Vec<(Arc<str>, u64)>, StorageError> {
+        self.insist(|| self.storage.deliveries.held_subjects(&self.destination)).await
+    }
+
     /// Makes the end of a delivery's stay durable. Fails only when the storage is closed.
     pub(crate) async fn keep(&self, delivery: &Delivery, what: Keep) -> Result<(), StorageError> {
         let deliveries = &self.storage.deliveries;
@@ -133,10 +138,10 @@ impl Store {
 
     /// A poisoned store is asked again, too: it heals by a restart, which ends this wait, and until then
     /// nothing may be taken for settled.
-    async fn insist<F: Future<Output = Result<(), StorageError>>>(
+    async fn insist<T, F: Future<Output = Result<T, StorageError>>>(
         &self,
         write: impl FnMut() -> F,
-    ) -> Result<(), StorageError> {
+    ) -> Result<T, StorageError> {
         let backoff = ExponentialBuilder::new()
             .with_min_delay(RETRY_FIRST)
             .with_max_delay(RETRY_LAST)

@@ -60,6 +60,18 @@ impl Subjects {
         self.holds.retain(|_, hold| hold.parked > 0 || hold.turn_taken || !hold.line.is_empty());
     }
 
+    /// Whether deliveries of one subject wait for each other.
+    pub(crate) const fn are_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    /// What the storage has parked of subjects that nothing is known of yet; of the others more is known here.
+    pub(crate) fn learn_parked(&mut self, held: Vec<(Arc<str>, u64)>) {
+        for (subject, parked) in held {
+            self.holds.entry(subject).or_insert_with(|| Hold { parked, ..Hold::default() });
+        }
+    }
+
     /// Deliveries that stand in line.
     pub(crate) const fn in_line(&self) -> usize {
         self.in_line

@@ -38,6 +38,12 @@ impl Courier {
                 tracing::warn!(destination = %self.fixed.spec.name, %error, "parked deliveries could not be read; trying again");
                 if matches!(error, StorageError::Closed) { Err(error) } else { Ok(()) }
             }
+            Report::Opened { lane, held } => held.map(|held| {
+                self.subjects.learn_parked(held);
+                if let Some(lane) = self.lane(lane) {
+                    lane.begin();
+                }
+            }),
             // The lane goes as soon as the courier hears of its loss.
             Report::Saved { result: Err(StorageError::Revoked { .. }), .. } => Ok(()),
             Report::Saved { lane, mark, result } => result.map(|()| {

@@ -46,6 +46,13 @@ impl Process {
     }
 }
 
+async fn topics() -> kafka::Options {
+    let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
+    options.partitions = 4;
+    kafka::apply(&options, kafka::plan(&options).await.unwrap()).await.unwrap();
+    options
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
     // One in five attempts fails.
@@ -57,9 +64,7 @@ async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
     spec.retry =
         Schedule::listed(vec![Duration::from_millis(5), Duration::from_secs(11)], Duration::from_hours(1))
             .unwrap();
-    let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
-    options.partitions = 4;
-    kafka::apply(&options, kafka::plan(&options).await.unwrap()).await.unwrap();
+    let options = topics().await;
 
     let mut expected = BTreeMap::new();
     let first = Process::start(&options, &spec).await;
@@ -99,6 +104,35 @@ async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
     // A partition that is handed over takes with it at most what was delivered since the last settle.
     let copies = taken.len() - all.len();
     assert!(copies < 150, "{copies} events were delivered twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_partition_had_ready_is_left_to_the_next() {
+    let slow = Receiver::start(|_| Answer::Status(200)).await;
+    let fast = Receiver::start(|_| Answer::Status(200)).await;
+    let options = topics().await;
+    let mut expected = BTreeMap::new();
+    let first = Process::start(
+        &options,
+        &DestinationSpec { rate_per_second: Some(10.0), ..spec("erp", &slow.url()) },
+    )
+    .await;
+    first.append(0..100, &mut expected).await;
+    until("the first has read", async || slow.got().len() > 5).await;
+    let second = Process::start(&options, &spec("erp", &fast.url())).await;
+    until("all settled", async || {
+        second.storage.events.progress().await.unwrap().iter().all(|progress| progress.lag == 0)
+    })
+    .await;
+    let ids =
+        |receiver: &Receiver| receiver.got().iter().map(|got| got.id().to_owned()).collect::<BTreeSet<_>>();
+    let (by_first, by_second) = (ids(&slow), ids(&fast));
+    assert!(by_second.len() > 10, "the second has its share");
+    assert_eq!(by_first.union(&by_second).count(), 100);
+    let both = by_first.intersection(&by_second).count();
+    assert!(both < 5, "{both} were delivered by both");
+    first.stop().await;
+    second.stop().await;
 }
 
 /// By its id and attempt, so that a run can be repeated.
