@@ -12,6 +12,7 @@
 pub mod conformance;
 mod tables;
 pub mod embedded;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 
 use std::sync::Arc;

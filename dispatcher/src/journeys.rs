@@ -7,6 +7,7 @@ mod answers;
 mod failing;
 mod order;
 mod steering;
+#[cfg(feature = "kafka")]
 mod shared;
 
 use std::collections::BTreeMap;
