@@ -195,11 +195,9 @@ pub enum ParkedCommand {
     },
 }
 
-/// Which dead letters.
+/// What dead letters are chosen by; all conditions must hold.
 #[derive(Clone, Debug, Args)]
-pub struct DeadSelection {
-    /// The event's id
-    pub id: Option<EventId>,
+pub struct DeadConditions {
     /// For this destination
     #[arg(long, conflicts_with = "quarantined")]
     pub destination: Option<String>,
@@ -217,24 +215,22 @@ pub struct DeadSelection {
     pub until: Option<Timestamp>,
 }
 
+/// Which dead letters to change.
+#[derive(Clone, Debug, Args)]
+pub struct DeadSelection {
+    /// The event's id
+    pub id: Option<EventId>,
+    /// Or by what they are.
+    #[command(flatten)]
+    pub conditions: DeadConditions,
+}
+
 /// `chaski dead list`.
 #[derive(Debug, Args)]
 pub struct DeadList {
-    /// For this destination
-    #[arg(long, conflicts_with = "quarantined")]
-    pub destination: Option<String>,
-    /// Signed events that could not be used
-    #[arg(long)]
-    pub quarantined: bool,
-    /// With this reason
-    #[arg(long)]
-    pub reason: Option<String>,
-    /// Dead at this time or later: RFC 3339, or a time span back from now such as 7d
-    #[arg(long, value_parser = moment)]
-    pub since: Option<Timestamp>,
-    /// Dead before this time
-    #[arg(long, value_parser = moment)]
-    pub until: Option<Timestamp>,
+    /// By what they are.
+    #[command(flatten)]
+    pub conditions: DeadConditions,
     /// At most so many, oldest first
     #[arg(long, default_value_t = 50, value_parser = limit)]
     pub limit: usize,

@@ -22,7 +22,7 @@ pub struct DestinationSpec {
     /// reload that adds a source must therefore reach the dispatcher before the edge, and one that removes a
     /// source the edge before the dispatcher.
     pub known_sources: Vec<Arc<str>>,
-    /// Event types it takes: exact, or ending in `*`; empty means all.
+    /// Event types it takes: exact, or ending in `*`; empty means all. An event without a type passes.
     pub events: Vec<String>,
     /// Keys that sign what we send (Standard Webhooks), current first; empty means unsigned.
     pub signing: Vec<Secret>,

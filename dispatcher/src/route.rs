@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chaski_common::event::Event;
+use chaski_common::event::{Event, TYPE_UNKNOWN};
 
 use crate::destination::DestinationSpec;
 
@@ -52,7 +52,9 @@ impl Route {
             Pattern::Prefix(prefix) => event.kind.starts_with(&**prefix),
         };
         if self.sources.contains(&event.source) {
-            let fits = self.kinds.is_empty() || self.kinds.iter().any(kind_fits);
+            // An event without a type is filtered by nobody: what was redriven from quarantine has none.
+            let fits =
+                self.kinds.is_empty() || *event.kind == *TYPE_UNKNOWN || self.kinds.iter().any(kind_fits);
             if fits { Way::There } else { Way::Past }
         } else if self.known_sources.contains(&event.source) {
             Way::Past
@@ -68,6 +70,12 @@ mod tests {
 
     use super::*;
     use crate::testing::{event, spec};
+
+    #[test]
+    fn an_event_without_a_type_passes_any_filter_of_its_source() {
+        assert!(takes(&["pe"], &["cip.*"], "pe", TYPE_UNKNOWN));
+        assert!(!takes(&["pe"], &["cip.*"], "other", TYPE_UNKNOWN));
+    }
 
     fn takes(sources: &[&str], kinds: &[&str], source: &str, kind: &str) -> bool {
         let mut spec = spec("erp", "http://127.0.0.1:1/");

@@ -11,7 +11,7 @@ use super::events::body;
 use super::{known_destination, usage};
 use crate::access::Access;
 use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
-use crate::cli::{DeadCommand, DeadList, DeadSelection};
+use crate::cli::{DeadCommand, DeadConditions, DeadList, DeadSelection};
 use crate::config::AccessConfig;
 use crate::output::{self, harmless};
 
@@ -37,11 +37,9 @@ pub(super) async fn run(
     outcome
 }
 
-async fn list(access: &Access, filter: DeadList, json: bool) -> anyhow::Result<()> {
-    let DeadList { destination, quarantined, reason, since, until, limit } = filter;
-    let destination = if quarantined { Some(String::new()) } else { destination };
-    let letters =
-        access.call(DeadFilter { destination, reason, since, until, limit, ..DeadFilter::default() }).await?;
+async fn list(access: &Access, list: DeadList, json: bool) -> anyhow::Result<()> {
+    let filter = filter(access, list.conditions).await?;
+    let letters = access.call(DeadFilter { limit: list.limit, ..filter }).await?;
     if json {
         return output::json(&letters);
     }
@@ -153,22 +151,14 @@ async fn change(
 /// All letters that match, page by page. At least one condition must be given: everything at once is a
 /// slip of the hand more often than a wish.
 async fn select(access: &Access, selection: DeadSelection) -> anyhow::Result<Vec<DeadView>> {
-    let DeadSelection { id, destination, quarantined, reason, since, until } = selection;
-    if id.is_none()
-        && destination.is_none()
-        && !quarantined
-        && reason.is_none()
-        && since.is_none()
-        && until.is_none()
-    {
-        return Err(usage(
-            "which ones? name an event id, --destination, --quarantined, --reason, --since or --until",
-        ));
+    let filter = filter(access, selection.conditions).await?;
+    let mut filter = DeadFilter { id: selection.id, limit: PAGE_MAX, ..filter };
+    let DeadFilter { id, destination, reason, since, until, .. } = &filter;
+    if id.is_none() && destination.is_none() && reason.is_none() && since.is_none() && until.is_none() {
+        let ways = "name an event id, --destination, --quarantined, --reason, --since or --until";
+        return Err(usage(format!("which ones? {ways}")));
     }
-    known_destination(access, destination.as_deref()).await?;
-    let destination = if quarantined { Some(String::new()) } else { destination };
     let mut letters = Vec::new();
-    let mut filter = DeadFilter { destination, id, reason, since, until, after: None, limit: PAGE_MAX };
     loop {
         let page = access.call(filter.clone()).await?;
         let last = page.len() < PAGE_MAX;
@@ -178,4 +168,11 @@ async fn select(access: &Access, selection: DeadSelection) -> anyhow::Result<Vec
             return Ok(letters);
         }
     }
+}
+
+async fn filter(access: &Access, conditions: DeadConditions) -> anyhow::Result<DeadFilter> {
+    let DeadConditions { destination, quarantined, reason, since, until } = conditions;
+    known_destination(access, destination.as_deref()).await?;
+    let destination = if quarantined { Some(String::new()) } else { destination };
+    Ok(DeadFilter { destination, reason, since, until, ..DeadFilter::default() })
 }

@@ -147,7 +147,7 @@ impl View {
             return;
         }
         if self.metrics.consecutive_failures.get() == 0 {
-            tracing::info!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "attempts begin to fail");
+            tracing::debug!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "attempts begin to fail");
         }
         self.metrics.consecutive_failures.inc();
         self.metrics.disabled.set(i64::from(outcome.result == AttemptResult::Gone));
