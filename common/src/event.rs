@@ -38,7 +38,8 @@ pub struct Event {
     pub received_at: Timestamp,
     /// As sent, at most [`CONTENT_TYPE_BYTES_MAX`] bytes.
     pub content_type: Option<Arc<str>>,
-    /// W3C trace context, as sent or begun by the edge.
+    /// W3C trace context, as sent; where none was, one begun by the edge: the trace is the event's id, the span
+    /// its two halves xor-ed, not sampled, so that all copies of an event share one trace.
     pub traceparent: Option<Arc<str>>,
     /// Tells equal content from other content under the same id.
     pub fingerprint: Fingerprint,
