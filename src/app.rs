@@ -175,7 +175,9 @@ impl App {
         });
         self.edge.run(shutdown, self.drain).await;
         let _ = readiness.await;
-        self.dispatcher.shutdown(DISPATCH_DRAIN).await;
+        // What a store that takes no writes cannot record is begun again after the restart anyhow.
+        let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };
+        self.dispatcher.shutdown(drain).await;
         let _ = pruning.await;
         admin_stop.cancel();
         let _ = admin.await;
