@@ -131,6 +131,15 @@ fn made_up(source: &SourceSpec, number: u64) -> Vec<u8> {
             "operationNumber": (unique % 10_u64.pow(12)).to_string(),
             "data": { "cip": cip.to_string(), "currency": "PEN", "amount": 22.05 },
         }),
+        Some("culqi") => {
+            let order = serde_json::json!({ "id": format!("ord_test_{unique}"), "state": "paid" });
+            serde_json::json!({
+                "object": "event",
+                "id": format!("evt_test_{unique}"),
+                "type": "order.status.changed",
+                "data": order.to_string(),
+            })
+        }
         _ => serde_json::json!({
             "id": format!("test-{unique}"),
             "type": "test",
