@@ -5,7 +5,7 @@
 //! nothing outside the process is touched. When the sender hangs up, the future is dropped wherever it stands:
 //! before the append nothing has happened, and during it the event is stored or not, as after any failed
 //! request; its resend has the same id, and its bytes stay charged until the storage lets go of them. A
-//! storage with separate steps (reserve, append, confirm) would run [`Acceptor::store`] in a task of its own.
+//! storage with several steps behind its append finishes them by itself.
 
 use std::net::IpAddr;
 use std::sync::Arc;

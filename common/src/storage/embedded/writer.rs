@@ -137,8 +137,8 @@ impl Writer {
         let _ = self.queue.send(Order::Stop).await;
     }
 
-    /// As [`Writer::write`], for a single statement that undoes itself when it fails; refuses at once when
-    /// the queue is full. `weight_bytes` is what it will add to the file.
+    /// As [`Writer::write`], for work that changes something with its last statement only, which undoes itself
+    /// when it fails; refuses at once when the queue is full. `weight_bytes` is what it will add to the file.
     pub(super) async fn write_or_refuse<T: Send + 'static>(
         &self,
         doing: &'static str,
