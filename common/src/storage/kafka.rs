@@ -37,6 +37,7 @@ pub mod testing;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ use super::{Cursor, Position, Storage, StorageError};
 use crate::secret::Secret;
 
 /// How to open the Kafka storage.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where to find the cluster, as `host:port`.
     pub brokers: Vec<String>,
@@ -77,10 +78,12 @@ pub struct Options {
     pub settings: Vec<(String, String)>,
     /// The deduplication that several edges share; none: each has its own.
     pub redis: Option<Redis>,
+    /// A folder on a local disk for what Kafka does not take in time; none: such an event is refused.
+    pub spool: Option<PathBuf>,
 }
 
 /// The deduplication that several edges share. Redis 7 or later.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Redis {
     /// `redis://` or `rediss://`, as the client reads it; may carry a password.
     pub url: Secret,
@@ -100,6 +103,7 @@ impl fmt::Debug for Options {
             .field("topic_retention", &self.topic_retention)
             .field("settings", &settings)
             .field("redis", &self.redis)
+            .field("spool", &self.spool)
             .finish()
     }
 }
@@ -116,6 +120,7 @@ impl Options {
             topic_retention: None,
             settings: Vec::new(),
             redis: None,
+            spool: None,
         }
     }
 }
