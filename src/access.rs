@@ -1,22 +1,24 @@
 //! How a command reaches the store: through the admin API of a running process, or by opening the store of
 //! one that stands still.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use chaski_common::clock::Clock;
-use chaski_common::storage::{StorageError, embedded};
+use chaski_common::storage::{Storage, StorageError, embedded, kafka};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use prometheus::Registry;
 
 use crate::admin::STORE_HEADER;
 use crate::api::{ApiError, CALL_TIMEOUT, Call, Operations};
-use crate::config::AccessConfig;
+use crate::config::{AccessConfig, StorageConfig, StorageKind};
+use crate::output;
 
 /// The largest answer read.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -42,31 +44,26 @@ impl Access {
     pub(crate) async fn find(config: &AccessConfig) -> anyhow::Result<Self> {
         let remote = Remote::new(config)?;
         if let Some(has) = remote.store().await {
-            match embedded::holder(&config.store) {
-                Some(holder) if holder != has => bail!(
+            match config.storage.identity() {
+                Some(wanted) if wanted != has => bail!(
                     "the process at {} has another store than {}; is this the right configuration (-c)?",
                     remote.base,
-                    config.store.display()
+                    shown(&config.storage)
                 ),
                 _ => return Ok(Self::Remote(remote)),
             }
         }
-        let path: PathBuf = config.store.clone();
-        if !path.join(embedded::FILE).exists() {
-            bail!(
-                "nothing answers at {} and there is no store in {}; is this the right configuration (-c)?",
-                remote.base,
-                path.display()
-            );
-        }
-        let storage = match embedded::open(&embedded::Options { path }, &prometheus::Registry::new()) {
-            Err(StorageError::Locked { path }) => {
-                bail!(
-                    "a process has the store in {path}, but nothing answers at {} ([admin] listen)",
-                    remote.base
-                )
+        let storage = match &config.storage.kind {
+            StorageKind::Embedded { path } => open_file(path, &remote.base)?,
+            StorageKind::Kafka { options, .. } => {
+                output::say(format_args!(
+                    "nothing answers at {}; reading {} itself, which may take a moment",
+                    remote.base,
+                    shown(&config.storage)
+                ));
+                let opened = kafka::open(options, &Registry::new()).await;
+                opened.with_context(|| format!("opening {}", shown(&config.storage)))?
             }
-            opened => opened?,
         };
         Ok(Self::Local(Operations { storage, dispatcher: None, clock: Clock::system(), reload: None }))
     }
@@ -87,6 +84,32 @@ impl Access {
         if let Self::Local(operations) = self {
             operations.storage.events.close().await;
         }
+    }
+}
+
+/// The storage in words.
+fn shown(storage: &StorageConfig) -> String {
+    match &storage.kind {
+        StorageKind::Embedded { path } => path.display().to_string(),
+        StorageKind::Kafka { options, .. } => {
+            format!("{}.* on {}", options.topic_prefix, options.brokers.join(", "))
+        }
+    }
+}
+
+/// Opens a store that no process has.
+fn open_file(path: &Path, admin: &str) -> anyhow::Result<Storage> {
+    if !path.join(embedded::FILE).exists() {
+        bail!(
+            "nothing answers at {admin} and there is no store in {}; is this the right configuration (-c)?",
+            path.display()
+        );
+    }
+    match embedded::open(&embedded::Options { path: path.to_owned() }, &Registry::new()) {
+        Err(StorageError::Locked { path }) => {
+            bail!("a process has the store in {path}, but nothing answers at {admin} ([admin] listen)")
+        }
+        opened => Ok(opened?),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::gauges::Gauges;
 const CONNECTIONS_MAX: usize = 64;
 /// The largest question.
 const QUESTION_BYTES_MAX: usize = 1 << 20;
-/// In the answer of `/healthz`: what [`holder`](chaski_common::storage::embedded::holder) of the store says.
+/// In the answer of `/healthz`: what [`identity`](crate::config::StorageConfig::identity) of the storage says.
 pub(crate) const STORE_HEADER: &str = "chaski-store";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -54,8 +54,8 @@ pub(crate) struct Shared {
 }
 
 impl Admin {
-    pub(crate) async fn bind(listen: SocketAddr, shared: Shared) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(listen).await?, shared: Arc::new(shared) })
+    pub(crate) async fn bind(listen: SocketAddr, shared: Arc<Shared>) -> std::io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(listen).await?, shared })
     }
 
     pub(crate) fn local_addr(&self) -> std::io::Result<SocketAddr> {

@@ -1,8 +1,9 @@
-//! A whole chaski in one process: opened once, addresses known, run, drained.
+//! A chaski in one process, whole or one half of it: opened once, addresses known, run, drained.
 //!
 //! The order of opening is the order of the promises: the store, then the dispatcher with all its cursors,
 //! then the edge, so that no event can arrive that a destination would miss. Stopping goes the other way.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use chaski_common::clock::Clock;
-use chaski_common::storage::{EventFilter, Progress, Storage, embedded};
+use chaski_common::storage::{EventFilter, Progress, Storage, StorageError, embedded, kafka};
+use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, TlsConfig};
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Shared};
 use crate::api::{Operations, Reload, Reloaded};
-use crate::config::{Config, IngestConfig, StorageConfig};
+use crate::config::{Config, IngestConfig, StorageConfig, StorageKind};
 use crate::gauges::Gauges;
 
 /// How long attempts under way may take when the process stops.
@@ -32,11 +34,46 @@ const PRUNE_PERIOD: Duration = Duration::from_secs(60);
 /// Events deleted in one write: few enough that no accept waits for it.
 const PRUNE_EVENTS: usize = 500;
 
+/// What a process does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes callbacks and delivers them.
+    Both,
+    /// Takes callbacks.
+    Edge,
+    /// Delivers to these destinations, or to all where none is named.
+    Dispatcher {
+        /// Their names.
+        only: Vec<String>,
+    },
+}
+
+impl Role {
+    const fn has_edge(&self) -> bool {
+        !matches!(self, Self::Dispatcher { .. })
+    }
+
+    const fn has_dispatcher(&self) -> bool {
+        !matches!(self, Self::Edge)
+    }
+
+    /// Those that this process delivers to.
+    fn destinations(&self, config: &Config) -> Vec<DestinationSpec> {
+        let mine = |destination: &&DestinationSpec| match self {
+            Self::Dispatcher { only } if !only.is_empty() => {
+                only.iter().any(|name| **name == *destination.name)
+            }
+            _ => true,
+        };
+        config.destinations.iter().filter(mine).cloned().collect()
+    }
+}
+
 /// Everything is open and nothing runs yet.
 pub struct App {
-    edge: Edge,
+    edge: Option<Edge>,
     admin: Admin,
-    dispatcher: Dispatcher,
+    dispatcher: Option<Dispatcher>,
     storage: Storage,
     ready: Arc<AtomicBool>,
     clock: Clock,
@@ -45,17 +82,14 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store and the listeners. `file` is where [`Control::reload`] reads the configuration again.
+    /// Opens the storage and the listeners. `file` is where [`Control::reload`] reads the configuration again.
     ///
     /// # Errors
-    /// When the store or a listener cannot be opened; nothing is left running.
-    pub async fn open(config: Config, file: &Path) -> anyhow::Result<Self> {
-        let StorageConfig::Embedded { path, parked_max, .. } = &config.storage;
+    /// When the storage or a listener cannot be opened; nothing is left running.
+    pub async fn open(config: Config, file: &Path, role: Role) -> anyhow::Result<Self> {
         let registry = Registry::new();
-        let clock = Clock::system();
-        let storage = embedded::open(&embedded::Options { path: path.clone() }, &registry)
-            .with_context(|| format!("opening the store in {}", path.display()))?;
-        let opened = Self::open_on(storage.clone(), *parked_max, config, file, registry, clock).await;
+        let storage = open_storage(&config.storage, &role, &registry).await?;
+        let opened = Self::open_on(storage.clone(), config, file, role, registry).await;
         if opened.is_err() {
             storage.events.close().await;
         }
@@ -64,49 +98,51 @@ impl App {
 
     async fn open_on(
         storage: Storage,
-        parked_max: u64,
         config: Config,
         file: &Path,
+        role: Role,
         registry: Registry,
-        clock: Clock,
     ) -> anyhow::Result<Self> {
-        let dispatching = DispatcherConfig { parked_max, ..DispatcherConfig::default() };
-        let dispatcher = Dispatcher::start(
-            dispatching,
-            config.destinations.clone(),
-            storage.clone(),
-            &registry,
-            clock.clone(),
-        )
-        .await
-        .context("opening the cursors of the destinations")?;
-        let listen = config.ingest.listen;
-        let edge = Edge::bind(
-            edge_config(&config),
-            config.sources.clone(),
-            storage.clone(),
-            &registry,
-            clock.clone(),
-        )
-        .with_context(|| format!("listening on {listen} ([ingest] listen)"))?;
+        let clock = Clock::system();
+        let dispatcher = match role.has_dispatcher() {
+            true => {
+                let dispatching =
+                    DispatcherConfig { parked_max: config.storage.parked_max, ..DispatcherConfig::default() };
+                let destinations = role.destinations(&config);
+                let opening =
+                    Dispatcher::start(dispatching, destinations, storage.clone(), &registry, clock.clone());
+                Some(opening.await.context("opening the cursors of the destinations")?)
+            }
+            false => None,
+        };
+        let edge = match role.has_edge() {
+            true => {
+                let listen = config.ingest.listen;
+                let sources = config.sources.clone();
+                let bound =
+                    Edge::bind(edge_config(&config), sources, storage.clone(), &registry, clock.clone());
+                Some(bound.with_context(|| format!("listening on {listen} ([ingest] listen)"))?)
+            }
+            false => None,
+        };
 
         let gauges =
             Gauges::new(&registry, config.sources.iter().map(|source| Arc::clone(&source.name)).collect());
         gauges
             .retention
             .with_label_values(&["events"])
-            .set(i64::try_from(retention(&config).as_secs()).unwrap_or(i64::MAX));
+            .set(i64::try_from(config.storage.retention.as_secs()).unwrap_or(i64::MAX));
         let ready = Arc::new(AtomicBool::new(false));
         let admin_config = config.admin.clone();
-        let StorageConfig::Embedded { path, .. } = &config.storage;
-        let store = embedded::holder(path);
+        let store = config.storage.identity();
         let drain = config.ingest.drain_timeout;
         let control = Control(Arc::new(Running {
             file: file.to_owned(),
-            edge: edge.handle(),
+            edge: edge.as_ref().map(Edge::handle),
             dispatcher: dispatcher.clone(),
             storage: storage.clone(),
             clock: clock.clone(),
+            role: role.clone(),
             in_force: Mutex::new(config),
             turn: tokio::sync::Mutex::new(()),
             successful: gauges.reload_successful.clone(),
@@ -115,7 +151,7 @@ impl App {
         control.0.report(true);
         let operations = Operations {
             storage: storage.clone(),
-            dispatcher: Some(dispatcher.clone()),
+            dispatcher: dispatcher.clone(),
             clock: clock.clone(),
             reload: Some(Arc::new(control.clone())),
         };
@@ -127,16 +163,14 @@ impl App {
             ready: Arc::clone(&ready),
             store: store.unwrap_or_default(),
         };
-        let admin = Admin::bind(admin_config.listen, shared)
-            .await
-            .with_context(|| format!("listening on {} ([admin] listen)", admin_config.listen))?;
+        let admin = bind_admin(admin_config.listen, shared, &role).await?;
         Ok(Self { edge, admin, dispatcher, storage, ready, clock, control, drain })
     }
 
-    /// Where senders post to.
+    /// Where senders post to, if they do so here.
     #[must_use]
-    pub fn edge_addr(&self) -> SocketAddr {
-        self.edge.local_addr()
+    pub fn edge_addr(&self) -> Option<SocketAddr> {
+        self.edge.as_ref().map(Edge::local_addr)
     }
 
     /// Where metrics, health and the API are.
@@ -164,8 +198,10 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken) {
         let admin_stop = CancellationToken::new();
         let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
-        let pruning =
-            tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()));
+        // Whoever delivers knows what is settled, and cleans up.
+        let pruning = self.dispatcher.as_ref().map(|_| {
+            tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()))
+        });
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
         let unready = shutdown.clone();
@@ -173,16 +209,64 @@ impl App {
             unready.cancelled().await;
             ready.store(false, Ordering::Relaxed);
         });
-        self.edge.run(shutdown, self.drain).await;
+        match self.edge {
+            Some(edge) => edge.run(shutdown, self.drain).await,
+            None => shutdown.cancelled().await,
+        }
         let _ = readiness.await;
-        // What a store that takes no writes cannot record is begun again after the restart anyhow.
-        let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };
-        self.dispatcher.shutdown(drain).await;
-        let _ = pruning.await;
+        if let Some(dispatcher) = self.dispatcher {
+            // What a store that takes no writes cannot record is begun again after the restart anyhow.
+            let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };
+            dispatcher.shutdown(drain).await;
+        }
+        if let Some(pruning) = pruning {
+            let _ = pruning.await;
+        }
         admin_stop.cancel();
         let _ = admin.await;
         self.storage.events.close().await;
     }
+}
+
+async fn open_storage(config: &StorageConfig, role: &Role, registry: &Registry) -> anyhow::Result<Storage> {
+    match &config.kind {
+        StorageKind::Embedded { path } => embedded::open(&embedded::Options { path: path.clone() }, registry)
+            .with_context(|| format!("opening the store in {}", path.display())),
+        StorageKind::Kafka { options, .. } => {
+            // The spool is the edge's: nobody else has anything to put there.
+            let spool = options.spool.clone().filter(|_| role.has_edge());
+            let options = kafka::Options { spool, ..options.clone() };
+            let opened = kafka::open(&options, registry).await;
+            let hint = match &opened {
+                Err(StorageError::Unfit { .. }) => " (see `chaski topics plan`)",
+                _ => "",
+            };
+            opened.with_context(|| {
+                format!(
+                    "opening the topics {}.* on {}{hint}",
+                    options.topic_prefix,
+                    options.brokers.join(", ")
+                )
+            })
+        }
+    }
+}
+
+/// Listens where the configuration says. Two halves on one machine may run on one file: the one that comes
+/// second takes a free port and says which.
+async fn bind_admin(listen: SocketAddr, shared: Shared, role: &Role) -> anyhow::Result<Admin> {
+    let shared = Arc::new(shared);
+    let bound = match Admin::bind(listen, Arc::clone(&shared)).await {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && *role != Role::Both => {
+            let bound = Admin::bind(SocketAddr::new(listen.ip(), 0), shared).await;
+            if let Ok(Ok(admin)) = bound.as_ref().map(Admin::local_addr) {
+                tracing::warn!(%listen, %admin, "[admin] listen is taken by another process; listening elsewhere");
+            }
+            bound
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("listening on {listen} ([admin] listen)"))
 }
 
 fn edge_config(config: &Config) -> EdgeConfig {
@@ -205,21 +289,17 @@ fn edge_config(config: &Config) -> EdgeConfig {
     }
 }
 
-fn retention(config: &Config) -> Duration {
-    let StorageConfig::Embedded { retention, .. } = &config.storage;
-    *retention
-}
-
 /// Changes a running process. Cloning gives another hand on the same one.
 #[derive(Clone)]
 pub struct Control(Arc<Running>);
 
 struct Running {
     file: PathBuf,
-    edge: EdgeHandle,
-    dispatcher: Dispatcher,
+    edge: Option<EdgeHandle>,
+    dispatcher: Option<Dispatcher>,
     storage: Storage,
     clock: Clock,
+    role: Role,
     /// What runs: after a reload the new sources and destinations, and the old rest.
     in_force: Mutex<Config>,
     /// Reloads go one after the other.
@@ -280,15 +360,22 @@ impl Running {
     async fn put_in_force(&self, old: &Config, new: &Config) -> Result<(), String> {
         let stays = |source: &&SourceSpec| new.sources.iter().any(|kept| kept.name == source.name);
         let staying = old.sources.iter().filter(stays).cloned().collect();
-        self.edge.reload(staying).map_err(|error| crate::chain(&error))?;
-        let delivered = self.dispatcher.reload(new.destinations.clone()).await;
-        if let Err(error) = delivered {
+        let take = |sources| match &self.edge {
+            Some(edge) => edge.reload(sources).map_err(|error| crate::chain(&error)),
+            None => Ok(()),
+        };
+        take(staying)?;
+        if let Some(dispatcher) = &self.dispatcher
+            && let Err(error) = dispatcher.reload(self.role.destinations(new)).await
+        {
             // The old sources were in force a moment ago, so they are in order.
-            let _ = self.edge.reload(old.sources.clone());
+            let _ = take(old.sources.clone());
             return Err(crate::chain(&error));
         }
-        self.edge.reload(new.sources.clone()).map_err(|error| crate::chain(&error))?;
-        self.edge.set_max_body(new.ingest.body_bytes_max);
+        take(new.sources.clone())?;
+        if let Some(edge) = &self.edge {
+            edge.set_max_body(new.ingest.body_bytes_max);
+        }
         Ok(())
     }
 
@@ -366,7 +453,7 @@ async fn prune(storage: Storage, control: Control, clock: Clock, shutdown: Cance
             _ = period.tick() => {}
         }
         let config = control.0.in_force();
-        let Ok(age) = SignedDuration::try_from(retention(&config)) else { continue };
+        let Ok(age) = SignedDuration::try_from(config.storage.retention) else { continue };
         let Ok(before) = clock.now().checked_sub(age) else { continue };
         let destinations: Vec<_> =
             config.destinations.iter().map(|destination| Arc::clone(&destination.name)).collect();

@@ -28,16 +28,16 @@ pub struct Cli {
 pub enum Command {
     /// Take callbacks and deliver them, in one process
     Run,
-    /// Take callbacks only; needs a storage that processes can share
+    /// Take callbacks only; needs a storage that processes can share, which is Kafka
     Ingest,
-    /// Deliver only; needs a storage that processes can share
+    /// Deliver only; needs a storage that processes can share, which is Kafka
     Dispatch {
         /// Deliver to these destinations only
         #[arg(long, value_delimiter = ',', value_name = "NAMES")]
         only: Vec<String>,
     },
     /// Show it at work: needs no file and no server
-    Demo,
+    Demo(Demo),
     /// Load the configuration and explain it; secrets are never shown
     Check,
     /// Sign as a source's provider would, post, and print the answers
@@ -93,6 +93,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<DestinationsCommand>,
     },
+    /// The topics that the Kafka storage needs
+    Topics {
+        /// What to do; plan when left out.
+        #[command(subcommand)]
+        command: Option<TopicsCommand>,
+    },
     /// Make a running process read its configuration again
     Reload,
     /// Print the annotated configuration, or its JSON Schema
@@ -101,6 +107,17 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+}
+
+/// `chaski demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// On this Kafka instead of an embedded store; its topics are the demo's own and deleted at the end
+    #[arg(long, value_delimiter = ',', value_name = "BROKERS")]
+    pub kafka: Vec<String>,
+    /// With the ids of events in this Redis
+    #[arg(long, value_name = "URL", requires = "kafka")]
+    pub redis: Option<String>,
 }
 
 /// `chaski send`.
@@ -281,6 +298,15 @@ pub enum DestinationsCommand {
         /// Its name
         destination: String,
     },
+}
+
+/// `chaski topics …`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum TopicsCommand {
+    /// Say what is missing or wrong; changes nothing
+    Plan,
+    /// Make what is missing
+    Apply,
 }
 
 /// `chaski config …`.

@@ -11,11 +11,13 @@ mod reload;
 mod replay;
 mod run;
 mod send;
+mod topics;
 
 use std::process::ExitCode;
 
 use crate::access::Access;
 use crate::api::ListDestinations;
+use crate::app::Role;
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::{AccessConfig, Config, ConfigErrors};
 use crate::output;
@@ -62,9 +64,11 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { config: file, json, command } = cli;
     let access = || AccessConfig::load(&file);
     match command {
-        Command::Run => run::run(&file).await?,
-        Command::Ingest | Command::Dispatch { .. } => return run::refuse_half(&file),
-        Command::Demo => return demo::run(json).await,
+        Command::Run => return run::run(&file, Role::Both).await,
+        Command::Ingest => return run::run(&file, Role::Edge).await,
+        Command::Dispatch { only } => return run::run(&file, Role::Dispatcher { only }).await,
+        Command::Topics { command } => return topics::run(&access()?, command, json).await,
+        Command::Demo(demo) => return demo::run(demo, json).await,
         Command::Check => output::line(check::run(&load_to_check(&file, json)?, json).trim_end()),
         Command::Send(send) => return send::run(&Config::load(&file)?, send, json).await,
         Command::Events { filter, command } => events::run(&access()?, filter, command, json).await?,

@@ -11,6 +11,7 @@ mod value;
 mod problem;
 mod reader;
 mod secret;
+mod storage;
 mod tls;
 mod scheme;
 mod source;
@@ -37,6 +38,7 @@ pub use access::AccessConfig;
 pub use problem::{ConfigErrors, Problem, Reason, Warning};
 pub use reference::reference;
 pub use schema::schema;
+pub use storage::{StorageConfig, StorageKind};
 pub use value::{parse_duration, spell_duration, spell_size};
 
 use problem::{Place, Report};
@@ -105,20 +107,6 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// The bearer token; always there unless the address is loopback.
     pub token: Option<Secret>,
-}
-
-/// `[storage]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StorageConfig {
-    /// One SQLite file.
-    Embedded {
-        /// The folder of the store.
-        path: PathBuf,
-        /// How long settled events, and their ids, are kept.
-        retention: Duration,
-        /// Deliveries waiting for their next attempt, per destination.
-        parked_max: u64,
-    },
 }
 
 /// `[log]`.
@@ -264,13 +252,15 @@ impl<'a> Checker<'a> {
 impl Checker<'_> {
     fn config(&mut self, text: &str) -> Option<Config> {
         let file = self.read(text)?;
-        let storage = self.storage(file.section("storage"));
-        let StorageConfig::Embedded { retention, .. } = &storage;
+        let mut storage = self.storage(file.section("storage"));
+        let retention = storage.retention;
         let ingest = self.ingest(file.section("ingest"));
         let admin = self.admin(file.section("admin"), ingest.listen);
-        let sources = self.sources(&file.section("sources").each, *retention);
-        let destinations = self.destinations(&file.section("destinations").each, &sources, *retention);
+        let sources = self.sources(&file.section("sources").each, retention);
+        let destinations = self.destinations(&file.section("destinations").each, &sources, retention);
         let (sources, source_rules) = sources.into_config();
+        let windows = source_rules.values().map(|rules| rules.dedup_window);
+        storage.remember_ids_for(windows.max().unwrap_or_default());
         Some(Config {
             ingest,
             admin,
@@ -327,19 +317,6 @@ impl Checker<'_> {
             );
         }
         AdminConfig { listen, token }
-    }
-
-    fn storage(&mut self, node: &Node) -> StorageConfig {
-        if node.text("kind").as_deref() == Some("kafka") {
-            let message = "this build has only the embedded storage";
-            self.report.refuse(&node.at("kind"), Reason::Unsupported, message, "write kind = \"embedded\"");
-        }
-        let path = self.folder.join(node.text("path").unwrap_or_default());
-        StorageConfig::Embedded {
-            path,
-            retention: node.duration("retention"),
-            parked_max: node.integer("parked_max"),
-        }
     }
 
     /// The secret a reference stands for; a missing one is a problem.

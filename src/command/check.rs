@@ -4,13 +4,13 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use chaski_common::storage::{OnConflict, Start};
+use chaski_common::storage::{OnConflict, Start, kafka};
 use chaski_dispatcher::destination::{Auth, DestinationSpec, Ordering};
 use chaski_ingest::source::{SchemeSpec, Secrets, SourceSpec};
 use chaski_ingest::verify::Freshness;
 use serde::Serialize;
 
-use crate::config::{Config, StorageConfig, spell_duration, spell_size};
+use crate::config::{Config, StorageConfig, StorageKind, spell_duration, spell_size};
 
 /// Most times of a retry schedule that are listed.
 const RETRIES_LISTED_MAX: usize = 100;
@@ -62,14 +62,47 @@ pub struct Admin {
 /// Where events are made durable.
 #[derive(Clone, Debug, Serialize)]
 pub struct Storage {
-    /// `embedded`.
+    /// `embedded` or `kafka`.
     pub kind: &'static str,
-    /// Its folder.
-    pub path: String,
+    /// The folder of the store, or of the spool.
+    pub path: Option<String>,
     /// How long events are kept.
     pub retention: String,
     /// Waiting deliveries per destination.
     pub parked_max: u64,
+    /// The topics, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<Kafka>,
+}
+
+/// The topics and what is beside them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Kafka {
+    /// Where the cluster is.
+    pub brokers: Vec<String>,
+    /// What names of topics and groups begin with.
+    pub topic_prefix: String,
+    /// Of the events topic.
+    pub partitions: i32,
+    /// Copies of everything.
+    pub replication: i32,
+    /// The names of the client's settings that the file makes.
+    pub settings: Vec<String>,
+    /// The ids that all edges share.
+    pub dedup: Option<SharedDedup>,
+}
+
+/// Redis.
+#[derive(Clone, Debug, Serialize)]
+pub struct SharedDedup {
+    /// Where it is.
+    pub redis: String,
+    /// How long an id is remembered.
+    pub window: String,
+    /// Events expected per second.
+    pub rate_per_second: f64,
+    /// What Redis needs for the ids of that window at that rate.
+    pub memory_bytes: u64,
 }
 
 /// One sender.
@@ -137,7 +170,6 @@ pub struct Destination {
 /// What a configuration means.
 #[must_use]
 pub fn explain(config: &Config) -> Explanation {
-    let StorageConfig::Embedded { path, retention, parked_max } = &config.storage;
     Explanation {
         ingest: Ingest {
             listen: config.ingest.listen.to_string(),
@@ -145,15 +177,42 @@ pub fn explain(config: &Config) -> Explanation {
             max_body: spell_size(config.ingest.body_bytes_max as u64),
         },
         admin: Admin { listen: config.admin.listen.to_string(), token: config.admin.token.is_some() },
-        storage: Storage {
-            kind: "embedded",
-            path: path.display().to_string(),
-            retention: spell_duration(*retention),
-            parked_max: *parked_max,
-        },
+        storage: explain_storage(&config.storage),
         sources: config.sources.iter().map(|source| explain_source(config, source)).collect(),
         destinations: config.destinations.iter().map(explain_destination).collect(),
         warnings: config.warnings.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn explain_storage(config: &StorageConfig) -> Storage {
+    let (path, kafka) = match &config.kind {
+        StorageKind::Embedded { path } => (Some(path), None),
+        StorageKind::Kafka { options, rate_per_second } => {
+            (options.spool.as_ref(), Some(explain_kafka(options, *rate_per_second)))
+        }
+    };
+    Storage {
+        kind: config.name(),
+        path: path.map(|path| path.display().to_string()),
+        retention: spell_duration(config.retention),
+        parked_max: config.parked_max,
+        kafka,
+    }
+}
+
+fn explain_kafka(options: &kafka::Options, rate_per_second: f64) -> Kafka {
+    Kafka {
+        brokers: options.brokers.clone(),
+        topic_prefix: options.topic_prefix.clone(),
+        partitions: options.partitions,
+        replication: options.replication,
+        settings: options.settings.iter().map(|(name, _)| name.clone()).collect(),
+        dedup: options.redis.as_ref().map(|redis| SharedDedup {
+            redis: kafka::redis_address(&redis.url).map(|address| address.shown).unwrap_or_default(),
+            window: spell_duration(redis.window),
+            rate_per_second,
+            memory_bytes: (redis.window.as_secs_f64() * rate_per_second * kafka::REDIS_BYTES_PER_ID) as u64,
+        }),
     }
 }
 
@@ -254,11 +313,7 @@ impl Explanation {
         let token = if self.admin.token { "with a token" } else { "without a token" };
         writeln!(out, "edge     {} ({tls}), bodies up to {}", self.ingest.listen, self.ingest.max_body)?;
         writeln!(out, "admin    {} ({token})", self.admin.listen)?;
-        let Storage { kind, path, retention, parked_max } = &self.storage;
-        writeln!(
-            out,
-            "storage  {kind} in {path}, kept {retention}, at most {parked_max} parked per destination"
-        )?;
+        self.storage.write(out)?;
         self.sources.iter().try_for_each(|source| source.write(out))?;
         self.destinations.iter().try_for_each(|destination| destination.write(out))?;
         if !self.warnings.is_empty() {
@@ -266,6 +321,38 @@ impl Explanation {
             self.warnings.iter().try_for_each(|warning| writeln!(out, "  {warning}"))?;
         }
         Ok(())
+    }
+}
+
+impl Storage {
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Self { kind, path, retention, parked_max, kafka } = self;
+        let bounds = format!("kept {retention}, at most {parked_max} parked per destination");
+        let Some(kafka) = kafka else {
+            return writeln!(out, "storage  {kind} in {}, {bounds}", path.as_deref().unwrap_or_default());
+        };
+        writeln!(
+            out,
+            "storage  {kind} at {}, topics {}.*, {} partitions, {} copies, {bounds}",
+            kafka.brokers.join(", "),
+            kafka.topic_prefix,
+            kafka.partitions,
+            kafka.replication
+        )?;
+        if !kafka.settings.is_empty() {
+            writeln!(out, "         client settings: {}", kafka.settings.join(", "))?;
+        }
+        let spool =
+            path.as_ref().map_or("none: 503 while Kafka is away".to_owned(), |path| format!("in {path}"));
+        writeln!(out, "spool    {spool}")?;
+        match &kafka.dedup {
+            None => writeln!(out, "dedup    in each edge's own memory"),
+            Some(SharedDedup { redis, window, rate_per_second, memory_bytes }) => writeln!(
+                out,
+                "dedup    Redis at {redis}; ids of {window} at {rate_per_second} events/s need {} MiB there",
+                memory_bytes.div_ceil(1 << 20)
+            ),
+        }
     }
 }
 

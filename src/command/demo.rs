@@ -1,4 +1,4 @@
-//! `chaski demo`: everything on loopback in a scratch folder, nothing pretended.
+//! `chaski demo`: everything on loopback in a scratch folder, nothing pretended; or on a Kafka that is there.
 //!
 //! It runs the same [`App`] as `chaski run`, with a configuration written as text, three receivers of which
 //! the ERP refuses for a while, and a PagoEfectivo that sends callbacks, repeats, forgeries and one payment
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use chaski_common::clock::Clock;
 use chaski_common::secret::Secret;
+use chaski_common::storage::kafka;
 use chaski_ingest::source::SchemeSpec;
 use chaski_ingest::verify::sign::{Signer, sign};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,8 +23,9 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use self::receiver::Receiver;
-use crate::app::App;
-use crate::config::Config;
+use crate::app::{App, Role};
+use crate::cli::Demo;
+use crate::config::{Config, StorageKind};
 use crate::post::Poster;
 use crate::{logging, output};
 
@@ -74,7 +76,7 @@ struct Row {
     missing: usize,
 }
 
-pub(super) async fn run(json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(on: Demo, json: bool) -> anyhow::Result<ExitCode> {
     logging::start_quiet();
     let scratch = tempfile::tempdir().context("making a scratch folder")?;
     let receivers = [
@@ -85,20 +87,44 @@ pub(super) async fn run(json: bool) -> anyhow::Result<ExitCode> {
     let secret =
         hex::encode(Sha256::digest(format!("{:?} {}", std::time::SystemTime::now(), std::process::id())));
     let file = scratch.path().join("chaski.toml");
-    let config = configuration(&receivers, &secret, &file)?;
+    let config = configuration(&on, &storage(&on, &secret).await?, &receivers, &secret, &file)?;
+    let topics = match &config.storage.kind {
+        StorageKind::Kafka { options, .. } => Some(options.clone()),
+        StorageKind::Embedded { .. } => None,
+    };
+    if let Some(options) = &topics {
+        let steps = kafka::plan(options).await.context("asking the brokers")?;
+        kafka::apply(options, steps).await.context("making the demo's topics")?;
+    }
+    let shown = show(config, &file, &secret, &receivers, json).await;
+    if let Some(options) = &topics {
+        kafka::delete(options).await.context("deleting the demo's topics")?;
+    }
+    shown
+}
+
+/// Runs chaski on a storage that is there, until everything has arrived.
+async fn show(
+    config: Config,
+    file: &Path,
+    secret: &str,
+    receivers: &[Receiver],
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     let scheme = config.sources.first().context("the demo has a source")?.scheme.clone();
-    let app = App::open(config, &file).await?;
-    let url = format!("http://{}/in/pagoefectivo", app.edge_addr());
+    let app = App::open(config, file, Role::Both).await?;
+    let edge = app.edge_addr().context("the demo has an edge")?;
+    let url = format!("http://{edge}/in/pagoefectivo");
     output::say(format_args!("chaski takes callbacks at {url}; the ERP refuses for {ERP_REFUSES:?}"));
 
     let stop = CancellationToken::new();
     let running = tokio::spawn(app.run(stop.clone()));
     let screen = Screen::new(json)?;
-    let sender = Sender { poster: Poster::new(), url, scheme, secret: Secret::new(secret) };
-    let ledger = sender.send_all(&screen, &receivers).await?;
-    wait_for_deliveries(&ledger, &screen, &receivers).await;
+    let sender = Sender { poster: Poster::new(), url, scheme, secret: Secret::new(secret.to_owned()) };
+    let ledger = sender.send_all(&screen, receivers).await?;
+    wait_for_deliveries(&ledger, &screen, receivers).await;
     screen.finish();
-    let report = report(ledger, &receivers);
+    let report = report(ledger, receivers);
     stop.cancel();
     running.await.context("stopping")?;
     if json {
@@ -109,9 +135,33 @@ pub(super) async fn run(json: bool) -> anyhow::Result<ExitCode> {
     Ok(if report.lost == 0 && report.unexpected.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn configuration(receivers: &[Receiver], secret: &str, file: &Path) -> anyhow::Result<Config> {
-    let mut text = String::from(
-        "[ingest]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\nkind = \"embedded\"\npath = \"store\"\n\
+/// What stands in `[storage]`; topics are the demo's own.
+async fn storage(on: &Demo, secret: &str) -> anyhow::Result<String> {
+    if on.kafka.is_empty() {
+        return Ok("kind = \"embedded\"\npath = \"store\"\n".to_owned());
+    }
+    let brokers = kafka::brokers(&kafka::Options::new(on.kafka.clone())).await;
+    let copies = brokers.with_context(|| format!("asking {}", on.kafka.join(", ")))?.clamp(1, 3);
+    let mut text = format!(
+        "kind = \"kafka\"\nbrokers = {:?}\ntopic_prefix = \"chaski-demo-{}\"\npartitions = 3\nreplication = {copies}\npath = \"spool\"\n",
+        on.kafka,
+        &secret[..8]
+    );
+    if on.redis.is_some() {
+        text.push_str("[storage.dedup]\nredis = \"env:DEMO_REDIS\"\n");
+    }
+    Ok(text)
+}
+
+fn configuration(
+    on: &Demo,
+    storage: &str,
+    receivers: &[Receiver],
+    secret: &str,
+    file: &Path,
+) -> anyhow::Result<Config> {
+    let mut text = format!(
+        "[ingest]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{storage}\
          [sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n",
     );
     for receiver in receivers {
@@ -121,7 +171,11 @@ fn configuration(receivers: &[Receiver], secret: &str, file: &Path) -> anyhow::R
             receiver.name, receiver.address
         ));
     }
-    let variable = |name: &str| (name == "PE_SECRET").then(|| secret.to_owned());
+    let variable = |name: &str| match name {
+        "PE_SECRET" => Some(secret.to_owned()),
+        "DEMO_REDIS" => on.redis.clone(),
+        _ => None,
+    };
     Ok(Config::parse(&text, file, &variable)?)
 }
 

@@ -53,7 +53,7 @@ async fn list(access: &Access, json: bool) -> anyhow::Result<()> {
 fn state(view: &DestinationView) -> String {
     let mut state = match &view.running {
         _ if view.progress.paused => "paused".to_owned(),
-        None => "not running".to_owned(),
+        None => "not running here".to_owned(),
         Some(running) if running.breaker == "closed" => "up".to_owned(),
         Some(running) => format!("breaker {}", running.breaker),
     };

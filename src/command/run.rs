@@ -1,4 +1,5 @@
-//! `chaski run`: edge and dispatcher in one process, until a signal ends it.
+//! `chaski run`, `ingest` and `dispatch`: edge and dispatcher in one process, or one of them, until a signal ends
+//! it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,21 +9,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Reload as _;
-use crate::app::App;
-use crate::config::Config;
+use crate::app::{App, Role};
+use crate::config::{Config, StorageKind};
 use crate::{logging, output};
 
-pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
+pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
+    if let Some(code) = refused(&config, file, &role) {
+        return Ok(code);
+    }
     logging::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(%warning, "configuration");
     }
     let mut signals = Signals::new()?;
     let (sources, destinations) = (config.sources.len(), config.destinations.len());
-    let app = App::open(config, file).await?;
+    let app = App::open(config, file, role).await?;
     tracing::info!(
-        edge = %app.edge_addr(),
+        edge = app.edge_addr().map(tracing::field::display),
         admin = %app.admin_addr()?,
         sources,
         destinations,
@@ -43,18 +47,27 @@ pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     app.run(shutdown).await;
     watcher.abort();
     tracing::info!("stopped");
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-/// One half of chaski needs a storage that the other half can share.
-pub(super) fn refuse_half(file: &Path) -> anyhow::Result<ExitCode> {
-    Config::load(file)?;
+/// One half of chaski needs a storage that the other half can share, and destinations that exist.
+fn refused(config: &Config, file: &Path, role: &Role) -> Option<ExitCode> {
+    if *role != Role::Both && matches!(config.storage.kind, StorageKind::Embedded { .. }) {
+        output::say(format_args!(
+            "{}: storage.kind: \"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart; \
+             use `chaski run`, or kind = \"kafka\"",
+            file.display()
+        ));
+        return Some(ExitCode::from(super::EXIT_CONFIG));
+    }
+    let Role::Dispatcher { only } = role else { return None };
+    let names: Vec<&str> = config.destinations.iter().map(|destination| &*destination.name).collect();
+    let unknown = only.iter().find(|name| !names.contains(&name.as_str()))?;
     output::say(format_args!(
-        "{}: storage.kind: \"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart; \
-         use `chaski run`",
-        file.display()
+        "chaski: there is no destination named {unknown} (--only); there are: {}",
+        names.join(", ")
     ));
-    Ok(ExitCode::from(super::EXIT_CONFIG))
+    Some(ExitCode::from(super::EXIT_USAGE))
 }
 
 #[derive(PartialEq, Eq)]

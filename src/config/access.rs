@@ -2,17 +2,17 @@
 //! sources and destinations, and a slip in their tables must not stand between a person and a dead letter.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use chaski_common::secret::Secret;
 
-use super::{Checker, ConfigErrors, StorageConfig};
+use super::{Checker, ConfigErrors, StorageConfig, StorageKind};
 
 /// Where the store is, and where the process that may have it open answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AccessConfig {
-    /// The folder of the store.
-    pub store: PathBuf,
+    /// Where the events are.
+    pub storage: StorageConfig,
     /// Where the admin API is reached.
     pub admin: SocketAddr,
     /// Its bearer token.
@@ -52,8 +52,12 @@ impl Checker<'_> {
     fn access(&mut self, text: &str) -> Option<AccessConfig> {
         let file = self.read(text)?;
         let admin = self.admin(file.section("admin"), file.section("ingest").address("listen"));
-        let StorageConfig::Embedded { path: store, .. } = self.storage(file.section("storage"));
-        Some(AccessConfig { store, admin: reachable(admin.listen), token: admin.token })
+        let mut storage = self.storage(file.section("storage"));
+        if let StorageKind::Kafka { options, .. } = &mut storage.kind {
+            // It belongs to the edge; who only looks at the log has no use for it.
+            options.spool = None;
+        }
+        Some(AccessConfig { storage, admin: reachable(admin.listen), token: admin.token })
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
         let text = "[admin]\nlisten = '0.0.0.0:9000'\ntoken = 'env:TOKEN'\n[storage]\npath = 'data'\n\
                     [sources.a]\nprovider = 'nobody'\nsecrets = ['env:NOT_THERE']\n";
         let access = parse(text).unwrap();
-        assert_eq!(access.store, Path::new("/etc/data"));
+        assert_eq!(access.storage.kind, StorageKind::Embedded { path: "/etc/data".into() });
         assert_eq!(access.admin.to_string(), "127.0.0.1:9000");
         assert_eq!(access.token.unwrap().expose(), b"k3J9-0aX7qLmZ-token");
     }

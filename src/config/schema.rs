@@ -74,6 +74,9 @@ fn kind(kind: Kind) -> Value {
         Kind::Text | Kind::Path | Kind::Address => json!({ "type": "string" }),
         Kind::Texts => json!({ "type": "array", "items": { "type": "string" } }),
         Kind::TextTable => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+        Kind::Settings => {
+            json!({ "type": "object", "additionalProperties": { "type": ["string", "number", "boolean"] } })
+        }
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Kind::Number { min, max } => json!({ "type": "number", "minimum": min, "maximum": max }),

@@ -132,14 +132,27 @@ const ADMIN: Section = section(
 );
 
 const STORAGE: Section = section("storage", "Where events are made durable.", &[
-    setting("kind", Kind::Choice(&["embedded", "kafka"]), "\"embedded\" is one SQLite file; \"kafka\" is not in this build.")
+    setting("kind", Kind::Choice(&["embedded", "kafka"]), "\"embedded\": one SQLite file, for one machine; \"kafka\": topics on Apache Kafka, for any number of edges and dispatchers.")
         .default("\"embedded\""),
-    setting("path", Kind::Path, "The folder of the store.").default("\"chaski-data\""),
-    setting("retention", from_to(HOUR, Duration::from_secs(3650 * 86_400)), "How long settled events are kept; their ids, against duplicates, as long.")
+    setting("path", Kind::Path, "The folder of the store. With Kafka the folder of the spool, on a local disk: it takes events while Kafka is away; without it they are answered 503.")
+        .default("\"chaski-data\""),
+    setting("retention", from_to(HOUR, Duration::from_secs(3650 * 86_400)), "How long settled events are kept; in the embedded store their ids, against duplicates, as long.")
         .default("\"30d\""),
     setting("parked_max", Kind::Integer { min: 1, max: 100_000_000 }, "Deliveries waiting for their next attempt, per destination; above it the destination takes nothing new.")
         .default("100000"),
-]);
+    setting("brokers", Kind::Texts, "Kafka: where to find the cluster.").example("[\"127.0.0.1:9092\"]"),
+    setting("topic_prefix", Kind::Text, "Kafka: what the names of topics and consumer groups begin with. Left out it is \"chaski\".").example("\"chaski\""),
+    setting("partitions", Kind::Integer { min: 1, max: 1024 }, "Kafka: partitions of the events topic, how many dispatchers can share a destination. Left out it is 12.").example("12"),
+    setting("replication", Kind::Integer { min: 1, max: 32 }, "Kafka: copies of everything; two of them must be written before a 200. Left out it is 3.").example("3"),
+    setting("kafka", Kind::Settings, "Kafka: settings for its client, librdkafka, as its documentation names them; those that promises rest on are refused. Secrets are references.")
+        .example("{ \"security.protocol\" = \"SASL_SSL\", \"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\" = \"chaski\", \"sasl.password\" = \"env:KAFKA_PASSWORD\" }"),
+])
+.with(&[section("dedup", "Kafka: the ids of events, shared by all edges.", &[
+    setting("redis", Kind::Text, "Redis 7 or later: redis:// or rediss://; \"env:NAME\" or \"file:PATH\" where the URL has a password.")
+        .example("\"redis://127.0.0.1:6379/0\""),
+    setting("rate", Kind::Rate, "Events that are expected, for the memory that `chaski check` says Redis needs.").default("\"100/s\""),
+])
+.optional()]);
 
 const LOG: Section = section(
     "log",

@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Texts,
     /// Names with a text each.
     TextTable,
+    /// Names with a text, a number or a flag each, kept as text.
+    Settings,
     Flag,
     Integer {
         min: u64,
@@ -114,7 +116,7 @@ impl Kind {
                 DeValue::Array(_) => self.entries(value, lines).map(Value::Texts),
                 _ => self.wrong(inner),
             },
-            Self::TextTable => self.table(inner, lines).map(Value::Table),
+            Self::TextTable | Self::Settings => self.table(inner, lines).map(Value::Table),
             Self::Flag => inner.as_bool().map(Value::Flag).map_or_else(|| self.wrong(inner), Ok),
             Self::Integer { min, max } => match inner.as_integer() {
                 Some(given) => match u64::from_str_radix(given.as_str(), given.radix()) {
@@ -251,7 +253,14 @@ impl Kind {
             DeValue::Table(table) => table
                 .iter()
                 .map(|(name, entry)| {
-                    let text = self.text(entry.get_ref())?;
+                    let text = match (self, entry.get_ref()) {
+                        (Self::Settings, DeValue::Boolean(flag)) => flag.to_string(),
+                        (Self::Settings, DeValue::Integer(number)) if number.radix() == 10 => {
+                            number.as_str().to_owned()
+                        }
+                        (Self::Settings, DeValue::Float(number)) => number.as_str().to_owned(),
+                        (_, other) => self.text(other)?,
+                    };
                     Ok((name.get_ref().to_string(), Entry { line: lines.of(name.span().start), text }))
                 })
                 .collect(),
@@ -270,6 +279,7 @@ impl Kind {
             Self::Text => "a text".to_owned(),
             Self::Texts => "a list of texts".to_owned(),
             Self::TextTable => "a table of texts".to_owned(),
+            Self::Settings => "a table of texts, numbers and flags".to_owned(),
             Self::Flag => "true or false".to_owned(),
             Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
             Self::Number { min, max } => format!("a number from {min} to {max}"),
@@ -298,7 +308,12 @@ impl Kind {
             Self::Secret => "write \"env:NAME\" or \"file:PATH\"",
             Self::Secrets | Self::SecretSet => "write one like [\"env:NAME\"]",
             Self::Address => "write one like \"127.0.0.1:8080\"",
-            Self::TextTable | Self::Flag | Self::Integer { .. } | Self::Number { .. } | Self::Rate => "",
+            Self::TextTable
+            | Self::Settings
+            | Self::Flag
+            | Self::Integer { .. }
+            | Self::Number { .. }
+            | Self::Rate => "",
         }
     }
 }

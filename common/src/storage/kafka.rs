@@ -20,6 +20,7 @@
 //! first: a crash between them leaves both, and the delivery is attempted once more.
 
 mod client;
+mod written;
 mod topics;
 mod record;
 mod producer;
@@ -55,11 +56,15 @@ use self::progress::{Committed, Group};
 use self::query::{Extent, Query};
 use self::reader::Reader;
 use self::topics::Topics;
-pub use self::topics::{Step, apply, plan};
+pub use self::topics::{Step, apply, brokers, delete, plan};
 use self::view::{DEAD, PARKED, View};
+pub use self::written::{RedisAddress, check_setting, redis_address};
 use super::tables::deliveries::settled_elsewhere;
 use super::{Cursor, Position, Storage, StorageError};
 use crate::secret::Secret;
+
+/// Bytes that Redis 7 needs for one id, measured as resident memory with a million of them and the default prefix.
+pub const REDIS_BYTES_PER_ID: f64 = 240.0;
 
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]

@@ -151,7 +151,10 @@ impl ClientContext for Spoken {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka client");
+        // Who asked for the end of a partition to be told hears of it elsewhere.
+        if !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(%error, reason, "kafka client");
+        }
     }
 }
 

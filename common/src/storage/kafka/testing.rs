@@ -182,7 +182,7 @@ fn libraries() -> PathBuf {
     };
     assert!(
         folder.is_dir(),
-        "no Kafka broker in {}: run `make tools-kafka`, or set KAFKA_HOME or CHASKI_TEST_KAFKA",
+        "no Kafka broker in {}: run `make tools-test`, or set KAFKA_HOME or CHASKI_TEST_KAFKA",
         folder.display()
     );
     folder

@@ -10,7 +10,7 @@ use rdkafka::admin::{
     AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::Options;
 use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed};
@@ -40,6 +40,8 @@ pub enum Step {
         topic: String,
         /// Its partitions.
         partitions: i32,
+        /// Its copies.
+        replication: i32,
         /// Its settings.
         settings: Vec<(&'static str, String)>,
     },
@@ -61,14 +63,30 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The name of the topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        match self {
+            Self::Create { topic, .. } | Self::Grow { topic, .. } | Self::Refuse { topic, .. } => topic,
+        }
+    }
+}
+
+impl Options {
+    /// The names of the topics.
+    #[must_use]
+    pub fn topics(&self) -> Vec<String> {
+        let topics = Topics::new(&self.topic_prefix);
+        [topics.events, topics.parked, topics.dead].iter().map(ToString::to_string).collect()
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Create { topic, partitions, settings } => {
-                write!(f, "create {topic}: {partitions} partitions")?;
-                settings.iter().try_for_each(|(name, value)| write!(f, ", {name}={value}"))
-            }
-            Self::Grow { topic, from, to } => write!(f, "grow {topic} from {from} to {to} partitions"),
+            Self::Create { topic, .. } => write!(f, "{topic} is missing"),
+            Self::Grow { topic, from, to } => write!(f, "{topic} has {from} partitions instead of {to}"),
             Self::Refuse { topic, why } => write!(f, "{topic}: {why}"),
         }
     }
@@ -121,6 +139,7 @@ pub async fn plan(options: &Options) -> Result<Vec<Step>, StorageError> {
             None => steps.push(Step::Create {
                 topic: wanted.topic.to_string(),
                 partitions: wanted.partitions,
+                replication: options.replication,
                 settings: wanted.settings,
             }),
             Some(found) => compare(&admin, &wanted, found, &mut steps).await?,
@@ -140,8 +159,8 @@ pub async fn apply(options: &Options, steps: Vec<Step>) -> Result<Vec<Step>, Sto
     let mut left = Vec::new();
     for step in steps {
         let done = match &step {
-            Step::Create { topic, partitions, settings } => {
-                let mut new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(options.replication));
+            Step::Create { topic, partitions, replication, settings } => {
+                let mut new = NewTopic::new(topic, *partitions, TopicReplication::Fixed(*replication));
                 for (name, value) in settings {
                     new = new.set(name, value);
                 }
@@ -161,6 +180,35 @@ pub async fn apply(options: &Options, steps: Vec<Step>) -> Result<Vec<Step>, Sto
         }
     }
     Ok(left)
+}
+
+/// Deletes the topics with all that is in them.
+///
+/// # Errors
+/// When the brokers do not answer or do not do it; a topic that is missing is as good as deleted.
+pub async fn delete(options: &Options) -> Result<(), StorageError> {
+    let doing = "deleting the topics";
+    let names = options.topics();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let how = AdminOptions::new().operation_timeout(Some(ANSWER_WITHIN));
+    let deleted = admin(options)?.delete_topics(&names, &how).await;
+    for outcome in deleted.map_err(|error| failed(doing, error))? {
+        match outcome {
+            Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+            Err((_, code)) => return Err(failed(doing, KafkaError::AdminOp(code))),
+        }
+    }
+    Ok(())
+}
+
+/// How many brokers the cluster has.
+///
+/// # Errors
+/// When none of them answers.
+pub async fn brokers(options: &Options) -> Result<usize, StorageError> {
+    let admin = admin(options)?;
+    let found = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, ANSWER_WITHIN));
+    Ok(found.map_err(|error| failed("reading the list of brokers", error))?.brokers().len())
 }
 
 type Admin = AdminClient<DefaultClientContext>;
