@@ -30,7 +30,7 @@ check: tools-build $(DENY) ## format, lints, documentation, dependencies
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(DENY) --log-level error check bans licenses sources
 
-bench: tools-build ## what chaski costs beside its own baseline, measured in one run
+bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run
 	cargo build --release --package chaski --package chaski-benches --bins
 	target/release/chaski-bench --json benches/results.json
 
@@ -45,12 +45,12 @@ tools-build:
 tools-test:
 	@tests/tools/need curl:curl openssl:openssl python3:python3 redis-server:redis-server kcat:kcat
 	@test -n "$${CHASKI_TEST_KAFKA:-}" || tests/tools/need java:openjdk-17-jre-headless
-	@test -n "$${CHASKI_TEST_KAFKA:-}$${KAFKA_HOME:-}" || test -d $(KAFKA_CACHE)/libs || { \
+	@test -n "$${CHASKI_TEST_KAFKA:-}$${KAFKA_HOME:-}" || test -e $(KAFKA_CACHE)/libs/kafka-tools-$(KAFKA_VERSION).jar || { \
 		tests/tools/need mvn:maven && \
 		mkdir -p $(KAFKA_CACHE) && rm -rf $(KAFKA_CACHE)/fetched && \
 		mvn --batch-mode --quiet --file tests/kafka/pom.xml dependency:copy-dependencies \
 			-DincludeScope=runtime -DoutputDirectory=$(KAFKA_CACHE)/fetched && \
-		mv $(KAFKA_CACHE)/fetched $(KAFKA_CACHE)/libs; }
+		rm -rf $(KAFKA_CACHE)/libs && mv $(KAFKA_CACHE)/fetched $(KAFKA_CACHE)/libs; }
 
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet

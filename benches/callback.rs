@@ -34,10 +34,20 @@ pub(crate) enum Signature {
 impl Callbacks {
     /// `count` different callbacks; those with other numbers `from` are different again.
     pub(crate) fn render(from: usize, count: usize, signature: Signature) -> anyhow::Result<Self> {
+        Self::timed(from, count, signature, |_| 0)
+    }
+
+    /// Callbacks that say when each is to be sent, in microseconds since 1970.
+    pub(crate) fn timed(
+        from: usize,
+        count: usize,
+        signature: Signature,
+        sent_us: impl Fn(usize) -> u64,
+    ) -> anyhow::Result<Self> {
         let key = MacKey::new(Hash::Sha256, SECRET.as_bytes());
         let (mut requests, mut tally) = (Vec::new(), Tally::default());
-        for number in from..from + count {
-            let body = body(number);
+        for index in 0..count {
+            let body = body(from + index, sent_us(index));
             let mut tag = key.tag(&[body.as_bytes()]).as_bytes().to_vec();
             if signature == Signature::Forged {
                 tag[0] ^= 1;
@@ -79,10 +89,20 @@ impl Callbacks {
     }
 }
 
-fn body(number: usize) -> String {
+/// What stands in front of the time of sending in a body, and how many digits follow.
+const SENT: &str = "\"concept\":\"sent ";
+const SENT_DIGITS: usize = 16;
+
+/// When a body was to be sent, in microseconds since 1970.
+pub(crate) fn sent_us(body: &[u8]) -> Option<u64> {
+    let at = body.windows(SENT.len()).position(|bytes| bytes == SENT.as_bytes())? + SENT.len();
+    std::str::from_utf8(body.get(at..at + SENT_DIGITS)?).ok()?.parse().ok()
+}
+
+fn body(number: usize, sent_us: u64) -> String {
     let mut body = format!(
         "{{\"eventType\":\"cip.paid\",\"operationNumber\":\"{}\",\"data\":{{\"cip\":\"{}\",\"currency\":\"PEN\",\"amount\":22.05,\
-         \"paymentDate\":\"2026-01-31T10:15:00-05:00\",\"transactionCode\":\"{:020}\",\"concept\":\"",
+         \"paymentDate\":\"2026-01-31T10:15:00-05:00\",\"transactionCode\":\"{:020}\",{SENT}{sent_us:0SENT_DIGITS$}",
         100_000_000_000 + number,
         1_000_000_000_000 + number,
         number
@@ -104,7 +124,9 @@ mod tests {
         let request = callbacks.request(4);
         assert!(request.starts_with(b"POST /in/pagoefectivo HTTP/1.1\r\n"));
         assert!(request.ends_with(&callbacks.body(1)));
-        assert_eq!(callbacks.body(1), body(8));
-        assert_eq!(body(123_456_789).len(), BODY_BYTES);
+        assert_eq!(callbacks.body(1), body(8, 0));
+        let timed = body(123_456_789, 1_795_322_730_961_000);
+        assert_eq!(timed.len(), BODY_BYTES);
+        assert_eq!(sent_us(timed.as_bytes()), Some(1_795_322_730_961_000));
     }
 }

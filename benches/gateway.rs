@@ -1,6 +1,7 @@
-//! The product under measurement: the release binary `chaski run`, with a configuration and a store of its
-//! own, and a look into that store when it is done.
+//! The product under measurement: the release binary `chaski run`, with a configuration and a store of its own, and
+//! a look into that store when it is done.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,44 +9,44 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use chaski_common::storage::{EventFilter, PAGE_MAX, embedded};
-use prometheus::Registry;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::callback::SECRET;
 use crate::process::{LOOK, Process};
-use crate::tally::Tally;
+use crate::store::{Books, Store};
 
-/// The only destination there is, in the scenarios that have one.
-pub(crate) const DESTINATION: &str = "receiver";
 /// How long a start may take.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// A gateway that runs.
 pub(crate) struct Gateway {
     pub(crate) process: Process,
     pub(crate) edge: SocketAddr,
-    site: PathBuf,
+    store: Store,
 }
 
 impl Gateway {
-    /// Starts on the store in `site`, a folder; delivers to `receiver`, everything from the beginning, if
-    /// there is one.
+    /// Starts in `site`, a folder, on a store; delivers everything from the beginning to each receiver.
     pub(crate) async fn start(
         site: &Path,
-        receiver: Option<SocketAddr>,
+        store: &Store,
+        receivers: &[SocketAddr],
         concurrency: usize,
     ) -> anyhow::Result<Self> {
-        let mut configuration = "[ingest]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [storage]\nkind = \"embedded\"\npath = \"store\"\n[log]\nformat = \"json\"\nlevel = \"info\"\n\
-             [sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n"
-            .to_owned();
-        if let Some(address) = receiver {
-            configuration.push_str(&format!(
-                "[destinations.{DESTINATION}]\nurl = \"http://{address}/hooks\"\nsecret = \"env:PE_SECRET\"\n\
+        store.prepare()?;
+        let mut configuration = format!(
+            "[ingest]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{}\
+             [log]\nformat = \"json\"\nlevel = \"info\"\n\
+             [sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n",
+            store.section()?
+        );
+        for (number, address) in receivers.iter().enumerate() {
+            write!(
+                configuration,
+                "[destinations.receiver-{number}]\nurl = \"http://{address}/hooks\"\nsecret = \"env:PE_SECRET\"\n\
                  concurrency = {concurrency}\nstart = \"beginning\"\n"
-            ));
+            )?;
         }
         let (file, log) = (site.join("chaski.toml"), site.join("log"));
         fs::write(&file, configuration)?;
@@ -56,7 +57,7 @@ impl Gateway {
         loop {
             let said = fs::read_to_string(&log)?;
             if let Some(edge) = said.lines().find_map(address) {
-                return Ok(Self { process, edge, site: site.to_owned() });
+                return Ok(Self { process, edge, store: store.clone() });
             }
             if process.has_ended()? || Instant::now() > deadline {
                 bail!("chaski did not start; it said: {said}");
@@ -68,50 +69,7 @@ impl Gateway {
     /// Ends it in order, and reads what it has stored.
     pub(crate) async fn stop(self) -> anyhow::Result<Books> {
         self.process.stop().await?;
-        Books::read(&self.site.join("store")).await
-    }
-}
-
-/// What a store holds.
-#[derive(Debug)]
-pub(crate) struct Books {
-    pub(crate) stored: Tally,
-    /// Events the destination has not settled, and those that ended dead or wait there.
-    pub(crate) unsettled: u64,
-    pub(crate) failed: u64,
-}
-
-impl Books {
-    async fn read(store: &Path) -> anyhow::Result<Self> {
-        let storage = embedded::open(&embedded::Options { path: store.to_owned() }, &Registry::new())?;
-        let mut stored = Tally::default();
-        let mut before = None;
-        loop {
-            let filter = EventFilter { before, limit: PAGE_MAX, ..EventFilter::default() };
-            let page = storage.events.find(filter).await?;
-            let Some(last) = page.last() else { break };
-            before = Some(last.position);
-            for record in &page {
-                stored.add(&record.event.body);
-            }
-        }
-        let progress = storage.events.progress().await?;
-        let quarantined: u64 = storage.deliveries.quarantined().await?.iter().map(|of| of.events).sum();
-        let books = Self {
-            stored,
-            unsettled: progress.iter().map(|progress| progress.lag).sum(),
-            failed: quarantined
-                + progress.iter().map(|progress| progress.parked + progress.dead).sum::<u64>(),
-        };
-        storage.events.close().await;
-        Ok(books)
-    }
-
-    /// Everything was stored, each once, and nothing went wrong on its way.
-    pub(crate) fn must_be(&self, stored: Tally) -> anyhow::Result<()> {
-        ensure!(self.stored == stored, "the store holds {:?} instead of {stored:?}", self.stored);
-        ensure!(self.unsettled == 0 && self.failed == 0, "not everything was delivered: {self:?}");
-        Ok(())
+        self.store.books()
     }
 }
 

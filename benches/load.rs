@@ -1,5 +1,5 @@
 //! The load: a fixed number of connections, each sending its next request when its last one is answered, until
-//! a count is reached. Every answer is looked at; one that was not expected ends the run.
+//! a count is reached; or requests by a schedule that waits for no answer. Every answer is looked at; one that was not expected ends the run.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
 
 use crate::callback::Callbacks;
+use crate::machine;
 use crate::wire::{Answer, Connection};
 
 /// The longest a load may take; beyond it something stands still.
@@ -44,6 +45,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    pub(crate) fn new(elapsed: Duration, mut latencies_us: Vec<u32>) -> Self {
+        latencies_us.sort_unstable();
+        Self { elapsed, latencies_us }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.latencies_us.len()
     }
@@ -93,9 +99,58 @@ impl Senders {
         let elapsed = tokio::time::timeout(PATIENCE, finished)
             .await
             .with_context(|| format!("{count} requests were not answered within {PATIENCE:?}"))??;
-        latencies_us.sort_unstable();
-        Ok(Seen { elapsed, latencies_us })
+        Ok(Seen::new(elapsed, latencies_us))
     }
+
+    /// Sends each callback when it is due (microseconds since 1970), whether or not others are still unanswered: on
+    /// a connection that is free, else on the first that becomes so. Latencies count from when it was due.
+    pub(crate) async fn keep_to(
+        &mut self,
+        callbacks: &Arc<Callbacks>,
+        due_us: impl Fn(usize) -> u64,
+        expected: Expected,
+    ) -> anyhow::Result<Seen> {
+        let connections = self.0.len();
+        let (give_back, mut free) = tokio::sync::mpsc::channel(connections);
+        for connection in self.0.drain(..) {
+            give_back.try_send(connection).context("there is room for each")?;
+        }
+        let begun = Instant::now();
+        let mut tasks = JoinSet::new();
+        for index in 0..callbacks.count() {
+            let due_us = due_us(index);
+            tokio::time::sleep(Duration::from_micros(due_us.saturating_sub(machine::now_us()))).await;
+            let mut connection = free.recv().await.context("connections come back")?;
+            let (callbacks, give_back) = (Arc::clone(callbacks), give_back.clone());
+            tasks.spawn(async move {
+                exchange(&mut connection, callbacks.request(index), expected).await?;
+                let late = machine::now_us().saturating_sub(due_us);
+                give_back.send(connection).await.context("somebody takes it back")?;
+                anyhow::Ok(u32::try_from(late).unwrap_or(u32::MAX))
+            });
+        }
+        let mut latencies_us = Vec::with_capacity(callbacks.count());
+        let finished = async {
+            while let Some(late) = tasks.join_next().await {
+                latencies_us.push(late??);
+            }
+            anyhow::Ok(begun.elapsed())
+        };
+        let elapsed = tokio::time::timeout(PATIENCE, finished).await.context("answers are missing")??;
+        for _ in 0..connections {
+            self.0.push(free.recv().await.context("connections come back")?);
+        }
+        Ok(Seen::new(elapsed, latencies_us))
+    }
+}
+
+async fn exchange(connection: &mut Connection, request: &[u8], expected: Expected) -> anyhow::Result<()> {
+    let answer = connection.exchange(request).await?;
+    if !expected.is(&answer) {
+        let (status, body) = (answer.status.escape_ascii(), answer.body.escape_ascii());
+        bail!("{expected:?} was expected, {status} {body} came");
+    }
+    Ok(())
 }
 
 async fn send(
@@ -112,11 +167,7 @@ async fn send(
             return Ok((connection, latencies_us));
         }
         let begun = Instant::now();
-        let answer = connection.exchange(callbacks.request(index)).await?;
-        if !expected.is(&answer) {
-            let (status, body) = (answer.status.escape_ascii(), answer.body.escape_ascii());
-            bail!("{expected:?} was expected, {status} {body} came");
-        }
+        exchange(&mut connection, callbacks.request(index), expected).await?;
         latencies_us.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
     }
 }

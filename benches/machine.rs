@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -21,6 +21,17 @@ pub(crate) fn cpu_of(process: &str) -> anyhow::Result<Duration> {
     let ticks =
         fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
     Ok(TICK * ticks)
+}
+
+/// Microseconds since 1970, as every process here reads them.
+pub(crate) fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Threads of a process.
+pub(crate) fn threads_of(process: &str) -> anyhow::Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{process}/task"))?.count())
 }
 
 /// What a process has in memory.

@@ -15,6 +15,7 @@ mod load;
 mod null;
 mod bare;
 mod process;
+mod store;
 mod gateway;
 mod machine;
 mod scenario;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 
 use crate::report::Report;
 use crate::scenario::{Bench, Scenario, Size};
+use crate::store::On;
 
 /// Measures chaski beside its baseline and prints a table.
 #[derive(Parser)]
@@ -43,6 +45,9 @@ struct Cli {
     /// Only these scenarios; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Scenario>,
+    /// Only on this storage; both when left out.
+    #[arg(long, value_enum)]
+    on: Option<On>,
     /// How often each case is measured, instead of what the size says.
     #[arg(long)]
     rounds: Option<u32>,
@@ -113,7 +118,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let size = if cli.quick { Size::Quick } else { cli.size };
     let bench = Bench::new(size, cli.rounds, cli.dir)?;
     let mut report = Report::new(size, bench.folder())?;
-    bench.run(&cli.only, &mut report).await?;
+    bench.run(&cli.only, cli.on, &mut report).await?;
     report.finish()?;
     print(&report.markdown());
     if let Some(file) = cli.json {

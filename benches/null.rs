@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -15,6 +16,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
+use crate::callback::sent_us;
+use crate::machine::now_us;
 use crate::tally::{Tally, digest};
 
 /// What a null server does with a body that it has read.
@@ -22,7 +25,7 @@ use crate::tally::{Tally, digest};
 pub(crate) enum Manner {
     /// Answers 200.
     Take,
-    /// Answers 200 and keeps a tally.
+    /// Answers 200, keeps a tally, and notes how long after its sending each body came.
     Tally,
     /// Answers 401 and closes, as the edge does with a forgery.
     Refuse,
@@ -31,6 +34,8 @@ pub(crate) enum Manner {
 /// What came so far.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static SUM: AtomicU64 = AtomicU64::new(0);
+/// How long after its sending each body came that says when that was, in microseconds.
+static LATENCIES_US: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Says where it listens, and serves until it is killed.
 pub(crate) async fn serve(manner: Manner) -> anyhow::Result<()> {
@@ -50,6 +55,11 @@ pub(crate) async fn serve(manner: Manner) -> anyhow::Result<()> {
 
 async fn answer(request: Request<Incoming>, manner: Manner) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.method() == Method::GET {
+        if request.uri().path() == "/latencies" {
+            let latencies = LATENCIES_US.lock().unwrap_or_else(PoisonError::into_inner);
+            let told: Vec<u8> = latencies.iter().flat_map(|us| us.to_le_bytes()).collect();
+            return Ok(Response::new(Full::from(told)));
+        }
         let told = Tally { count: COUNT.load(Ordering::SeqCst), sum: SUM.load(Ordering::SeqCst) };
         return Ok(Response::new(Full::from(told.write())));
     }
@@ -60,7 +70,12 @@ async fn answer(request: Request<Incoming>, manner: Manner) -> Result<Response<F
     match manner {
         Manner::Take => {}
         Manner::Tally => {
-            SUM.fetch_add(digest(&body.to_bytes()), Ordering::SeqCst);
+            let body = body.to_bytes();
+            if let Some(sent_us) = sent_us(&body).filter(|sent_us| *sent_us > 0) {
+                let late = u32::try_from(now_us().saturating_sub(sent_us)).unwrap_or(u32::MAX);
+                LATENCIES_US.lock().unwrap_or_else(PoisonError::into_inner).push(late);
+            }
+            SUM.fetch_add(digest(&body), Ordering::SeqCst);
             COUNT.fetch_add(1, Ordering::SeqCst);
         }
         Manner::Refuse => {

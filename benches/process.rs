@@ -9,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use clap::ValueEnum as _;
 use tokio::time::{Instant, sleep};
 
+use crate::load::Seen;
 use crate::machine::{self, Resident};
 use crate::null::Manner;
 use crate::report::Sample;
@@ -37,6 +38,10 @@ impl Process {
 
     pub(crate) fn memory(&self) -> anyhow::Result<Resident> {
         machine::memory_of(&self.0.id().to_string())
+    }
+
+    pub(crate) fn threads(&self) -> anyhow::Result<usize> {
+        machine::threads_of(&self.0.id().to_string())
     }
 
     pub(crate) fn has_ended(&mut self) -> anyhow::Result<bool> {
@@ -95,6 +100,14 @@ impl Null {
         let mut connection = Connection::open(self.address).await?;
         let answer = connection.exchange(b"GET / HTTP/1.1\r\nhost: null\r\n\r\n").await?;
         Tally::read(std::str::from_utf8(answer.body)?)
+    }
+
+    /// How late each body came that says when it was to be sent.
+    pub(crate) async fn latencies(&self) -> anyhow::Result<Seen> {
+        let mut connection = Connection::open(self.address).await?;
+        let answer = connection.exchange(b"GET /latencies HTTP/1.1\r\nhost: null\r\n\r\n").await?;
+        let (latencies, _) = answer.body.as_chunks::<4>();
+        Ok(Seen::new(Duration::ZERO, latencies.iter().map(|us| u32::from_le_bytes(*us)).collect()))
     }
 
     /// Waits until it has received so many.

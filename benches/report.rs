@@ -8,9 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::{Machine, Times};
 use crate::scenario::{Scenario, Size};
+use crate::store::On;
 
 /// What chaski wants to cost at most, as CPU per request or delivery divided by the baseline's.
 const RATIO_MAX: f64 = 2.0;
+/// And an edge on Kafka and Redis.
+const KAFKA_RATIO_MAX: f64 = 2.5;
+/// What five destinations on Kafka want at most.
+const SEAT_MIB_MAX: f64 = 300.0;
 /// And what it wants to have in memory at most.
 const IDLE_MIB_MAX: f64 = 40.0;
 const AFTER_MIB_MAX: f64 = 256.0;
@@ -80,6 +85,7 @@ impl fmt::Display for Round {
 #[derive(Debug, Serialize)]
 pub(crate) struct Case {
     scenario: Scenario,
+    on: On,
     at_once: usize,
     /// In each round.
     events: usize,
@@ -98,6 +104,34 @@ pub(crate) struct Memory {
     pub(crate) seconds: f64,
 }
 
+/// Through the edge onto Kafka, and Kafka's own load generator in the same minute.
+#[derive(Debug, Serialize)]
+pub(crate) struct Published {
+    pub(crate) edge_per_second: f64,
+    pub(crate) perf_per_second: f64,
+}
+
+/// From when a callback was due to its answer and to its delivery: p50 and p99.
+#[derive(Debug, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) on: On,
+    pub(crate) per_second: usize,
+    pub(crate) events: usize,
+    pub(crate) answered_ms: [f64; 2],
+    pub(crate) delivered_ms: [f64; 2],
+}
+
+/// A process on Kafka.
+#[derive(Debug, Serialize)]
+pub(crate) struct Seat {
+    pub(crate) destinations: usize,
+    /// Delivered to each of them.
+    pub(crate) events: usize,
+    pub(crate) after_mib: f64,
+    pub(crate) peak_mib: f64,
+    pub(crate) threads: usize,
+}
+
 /// Everything that was measured.
 #[derive(Serialize)]
 pub(crate) struct Report {
@@ -105,7 +139,10 @@ pub(crate) struct Report {
     machine: Machine,
     stolen_percent: f64,
     cases: Vec<Case>,
+    pub(crate) published: Vec<Published>,
+    pub(crate) latencies: Vec<Latency>,
     pub(crate) memory: Option<Memory>,
+    pub(crate) seats: Vec<Seat>,
     #[serde(skip)]
     began: Times,
 }
@@ -113,14 +150,15 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(size: Size, folder: &Path) -> anyhow::Result<Self> {
         let (machine, began) = (Machine::look(folder)?, Times::now()?);
-        Ok(Self { size, machine, stolen_percent: 0.0, cases: Vec::new(), memory: None, began })
+        let (cases, published, latencies, memory, seats) = Default::default();
+        Ok(Self { size, machine, stolen_percent: 0.0, cases, published, latencies, memory, seats, began })
     }
 
-    pub(crate) fn add(&mut self, scenario: Scenario, at_once: usize, events: usize, round: Round) {
-        let known = |case: &Case| case.scenario == scenario && case.at_once == at_once;
+    pub(crate) fn add(&mut self, scenario: Scenario, on: On, at_once: usize, events: usize, round: Round) {
+        let known = |case: &Case| (case.scenario, case.on, case.at_once) == (scenario, on, at_once);
         let index = self.cases.iter().position(known).unwrap_or_else(|| {
             let (cpu_ratio, rate_ratio, rounds) = Default::default();
-            self.cases.push(Case { scenario, at_once, events, cpu_ratio, rate_ratio, rounds });
+            self.cases.push(Case { scenario, on, at_once, events, cpu_ratio, rate_ratio, rounds });
             self.cases.len() - 1
         });
         let case = &mut self.cases[index];
@@ -156,6 +194,36 @@ impl Report {
                 *events as f64 / seconds
             );
         }
+        for Seat { destinations, events, after_mib, peak_mib, threads } in &self.seats {
+            let goal = if *destinations == 5 { goal(*after_mib, SEAT_MIB_MAX, "MiB") } else { String::new() };
+            let _ = writeln!(
+                text,
+                "| memory on Kafka, {destinations} destinations, {events} events to each; {threads} threads | | | | | | | {after_mib:.0}, peak {peak_mib:.0} | {goal} |"
+            );
+        }
+        if !self.latencies.is_empty() {
+            text.push_str("\n| by a schedule, counted from when it was due | answered, p50 / p99 ms | delivered, p50 / p99 ms |\n|---|---|---|\n");
+        }
+        for Latency {
+            on, per_second, answered_ms: [answered, late], delivered_ms: [delivered, last], ..
+        } in &self.latencies
+        {
+            let _ = writeln!(
+                text,
+                "| {}, {per_second}/s | {answered:.1} / {late:.1} | {delivered:.1} / {last:.1} |",
+                on.shown()
+            );
+        }
+        if !self.published.is_empty() {
+            let of = |figure: fn(&Published) -> f64| Spread::over(self.published.iter().map(figure));
+            let _ = writeln!(
+                text,
+                "\nThrough the edge onto Kafka {:.0}/s; kafka-producer-perf-test, same broker, size and acks, no sender to \
+                 answer: {:.0}/s.",
+                of(|published| published.edge_per_second),
+                of(|published| published.perf_per_second)
+            );
+        }
         let Machine { cpu, cores, kernel, fsync_us } = &self.machine;
         let _ = write!(
             text,
@@ -171,13 +239,20 @@ impl Report {
 impl Case {
     fn write(&self, text: &mut String) {
         let (what, baseline, ratio_max) = match self.scenario {
+            Scenario::Accept if self.on == On::Kafka => {
+                let what = "new, on Kafka: verified, deduplicated in Redis, acknowledged";
+                (what, "bare server: reads, answers 200", Some(KAFKA_RATIO_MAX))
+            }
             Scenario::Accept => {
                 ("new: verified, deduplicated, synced", "bare server: reads, answers 200", Some(RATIO_MAX))
             }
             Scenario::Duplicate => ("duplicates", "bare server", None),
             Scenario::Forge => ("forged", "bare server: reads, answers 401, closes", None),
+            Scenario::Deliver if self.on == On::Kafka => {
+                ("deliveries, from Kafka", "bare pooled client", None)
+            }
             Scenario::Deliver => ("deliveries", "bare pooled client", Some(RATIO_MAX)),
-            Scenario::Memory => ("memory", "", None),
+            Scenario::Publish | Scenario::Latency | Scenario::Memory => ("", "", None),
         };
         let Self { at_once, rounds, cpu_ratio, rate_ratio, .. } = self;
         for (what, side, ratios) in [
@@ -219,7 +294,11 @@ struct Spread {
 
 impl Spread {
     fn of(rounds: &[Round], figure: impl Fn(&Round) -> f64) -> Self {
-        let mut figures: Vec<f64> = rounds.iter().map(figure).collect();
+        Self::over(rounds.iter().map(figure))
+    }
+
+    fn over(figures: impl Iterator<Item = f64>) -> Self {
+        let mut figures: Vec<f64> = figures.collect();
         figures.sort_by(f64::total_cmp);
         let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
         let (middle, last) = (figures.len() / 2, figures.len().saturating_sub(1));

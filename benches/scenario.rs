@@ -4,7 +4,7 @@
 //! own, and a warm-up that is not counted.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -15,10 +15,12 @@ use tempfile::TempDir;
 use crate::callback::{Callbacks, Signature};
 use crate::gateway::Gateway;
 use crate::load::{Expected, Senders};
+use crate::machine;
 use crate::null::Manner;
 use crate::process::{self, LOOK, Null, Process};
-use crate::report::{Memory, Report, Round, Sample};
+use crate::report::{Latency, Memory, Published, Report, Round, Sample, Seat};
 use crate::say;
+use crate::store::{On, Servers, Store};
 use crate::tally::Tally;
 
 /// Deliveries under way at once, here and in the bare client; chaski's default.
@@ -34,6 +36,13 @@ const MEMORY_CONNECTIONS: usize = 64;
 const MEMORY_BATCH: usize = 50_000;
 /// Callbacks that are repeated in the scenario of duplicates.
 const REPEATED: usize = 5_000;
+/// Connections of the load that keeps to a schedule, and the time it gets to make ready.
+const STEADY_CONNECTIONS: usize = 64;
+const STEADY_LEAD: Duration = Duration::from_secs(2);
+/// Destinations of a process on Kafka whose memory is watched.
+const FANS: [usize; 2] = [5, 50];
+/// Bytes of a record as chaski publishes it: the body, and its headers.
+const RECORD_BYTES: usize = 760;
 
 /// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
@@ -47,6 +56,10 @@ pub(crate) enum Scenario {
     Forge,
     /// From the store to a receiver.
     Deliver,
+    /// Callbacks through the edge onto Kafka, beside Kafka's own load generator.
+    Publish,
+    /// From the time a callback was to be sent to its answer, and to its delivery, at a fixed rate.
+    Latency,
     /// Resident memory, idle and after many events.
     Memory,
 }
@@ -66,18 +79,30 @@ struct Counts {
     requests: usize,
     deliveries: usize,
     through_memory: usize,
+    /// Per second, and for how long.
+    steady: (usize, usize),
 }
 
 impl Size {
     const fn counts(self) -> Counts {
         match self {
-            Self::Full => {
-                Counts { rounds: 5, requests: 150_000, deliveries: 60_000, through_memory: 1_000_000 }
+            Self::Full => Counts {
+                rounds: 5,
+                requests: 150_000,
+                deliveries: 60_000,
+                through_memory: 1_000_000,
+                steady: (2_000, 20),
+            },
+            Self::Quick => Counts {
+                rounds: 2,
+                requests: 40_000,
+                deliveries: 20_000,
+                through_memory: 100_000,
+                steady: (1_000, 5),
+            },
+            Self::Tiny => {
+                Counts { rounds: 1, requests: 400, deliveries: 400, through_memory: 500, steady: (100, 2) }
             }
-            Self::Quick => {
-                Counts { rounds: 2, requests: 40_000, deliveries: 20_000, through_memory: 100_000 }
-            }
-            Self::Tiny => Counts { rounds: 1, requests: 400, deliveries: 400, through_memory: 500 },
         }
     }
 }
@@ -92,20 +117,25 @@ impl Counts {
 pub(crate) struct Bench {
     counts: Counts,
     scratch: TempDir,
+    /// Started when something is to be measured on them.
+    servers: OnceLock<Arc<Servers>>,
 }
 
 /// One kind of request at the edge.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Edge {
     scenario: Scenario,
+    on: On,
     connections: usize,
 }
 
-const EDGES: [Edge; 4] = [
-    Edge { scenario: Scenario::Accept, connections: 64 },
-    Edge { scenario: Scenario::Accept, connections: 256 },
-    Edge { scenario: Scenario::Duplicate, connections: 256 },
-    Edge { scenario: Scenario::Forge, connections: 64 },
+const EDGES: [Edge; 6] = [
+    Edge { scenario: Scenario::Accept, on: On::Embedded, connections: 64 },
+    Edge { scenario: Scenario::Accept, on: On::Kafka, connections: 64 },
+    Edge { scenario: Scenario::Accept, on: On::Embedded, connections: 256 },
+    Edge { scenario: Scenario::Accept, on: On::Kafka, connections: 256 },
+    Edge { scenario: Scenario::Duplicate, on: On::Embedded, connections: 256 },
+    Edge { scenario: Scenario::Forge, on: On::Embedded, connections: 64 },
 ];
 
 impl Edge {
@@ -126,7 +156,8 @@ impl Bench {
         let folder = folder.map_or_else(beside, Ok)?;
         let scratch = tempfile::Builder::new().prefix("chaski-bench-").tempdir_in(folder)?;
         let counts = size.counts();
-        Ok(Self { counts: Counts { rounds: rounds.unwrap_or(counts.rounds), ..counts }, scratch })
+        let counts = Counts { rounds: rounds.unwrap_or(counts.rounds), ..counts };
+        Ok(Self { counts, scratch, servers: OnceLock::new() })
     }
 
     /// Where the stores are.
@@ -134,10 +165,18 @@ impl Bench {
         self.scratch.path()
     }
 
-    /// Measures these scenarios, or all.
-    pub(crate) async fn run(&self, only: &[Scenario], report: &mut Report) -> anyhow::Result<()> {
+    /// Measures these scenarios, or all, on this storage, or on both.
+    pub(crate) async fn run(
+        &self,
+        only: &[Scenario],
+        on: Option<On>,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let wanted = |scenario| only.is_empty() || only.contains(&scenario);
-        let edges: Vec<Edge> = EDGES.into_iter().filter(|edge| wanted(edge.scenario)).collect();
+        let stores =
+            || [On::Embedded, On::Kafka].into_iter().filter(move |store| on.is_none_or(|on| on == *store));
+        let is_there = |edge: &Edge| wanted(edge.scenario) && on.is_none_or(|on| on == edge.on);
+        let edges: Vec<Edge> = EDGES.into_iter().filter(is_there).collect();
         let callbacks = Callbacks::render(0, self.counts.requests, Signature::Right)?;
         let before = self.counts.requests;
         let warm_up = Callbacks::render(before, Counts::warm_up(before), Signature::Right)?;
@@ -146,11 +185,26 @@ impl Bench {
             say(format_args!("round {round} of {}", self.counts.rounds));
             self.edges(&edges, &load, report).await?;
             if wanted(Scenario::Deliver) {
-                self.deliver(report).await?;
+                for on in stores() {
+                    self.deliver(on, report).await?;
+                }
+            }
+            if wanted(Scenario::Publish) && on != Some(On::Embedded) {
+                self.publish(&load, report).await?;
             }
         }
-        if wanted(Scenario::Memory) {
-            report.memory = Some(self.memory().await?);
+        for on in stores() {
+            if wanted(Scenario::Latency) {
+                report.latencies.push(self.latency(on).await?);
+            }
+            if wanted(Scenario::Memory) && on == On::Embedded {
+                report.memory = Some(self.memory().await?);
+            }
+            if wanted(Scenario::Memory) && on == On::Kafka {
+                for destinations in FANS {
+                    report.seats.push(self.seat(destinations).await?);
+                }
+            }
         }
         Ok(())
     }
@@ -171,15 +225,19 @@ impl Bench {
             let after = null(*edge, load).await?;
             last = Some((*edge, after));
             let round = Round { measured, baseline: Sample::mean(before, after) };
-            say(format_args!("{:?} at {} connections: {round}", edge.scenario, edge.connections));
-            report.add(edge.scenario, edge.connections, edge.count(load.callbacks.count()), round);
+            say(format_args!(
+                "{:?} on {:?} at {} connections: {round}",
+                edge.scenario, edge.on, edge.connections
+            ));
+            report.add(edge.scenario, edge.on, edge.connections, edge.count(load.callbacks.count()), round);
         }
         Ok(())
     }
 
     async fn edge(&self, edge: Edge, load: &Loads) -> anyhow::Result<Sample> {
         let site = self.site()?;
-        let gateway = Gateway::start(site.path(), None, CONCURRENCY).await?;
+        let store = self.store(&site, edge.on);
+        let gateway = Gateway::start(site.path(), &store, &[], CONCURRENCY).await?;
         let mut senders = Senders::connect(gateway.edge, edge.connections).await?;
         senders.post(&load.warm_up, load.warm_up.count(), Expected::Accepted).await?;
         let count = edge.count(load.callbacks.count());
@@ -203,14 +261,14 @@ impl Bench {
         Ok(sample)
     }
 
-    async fn deliver(&self, report: &mut Report) -> anyhow::Result<()> {
+    async fn deliver(&self, on: On, report: &mut Report) -> anyhow::Result<()> {
         let count = self.counts.deliveries;
         let before = self.bare(count).await?;
-        let measured = self.dispatch(count).await?;
+        let measured = self.dispatch(on, count).await?;
         let after = self.bare(count).await?;
         let round = Round { measured, baseline: Sample::mean(before, after) };
-        say(format_args!("Deliver, {CONCURRENCY} at once: {round}"));
-        report.add(Scenario::Deliver, CONCURRENCY, count, round);
+        say(format_args!("Deliver on {on:?}, {CONCURRENCY} at once: {round}"));
+        report.add(Scenario::Deliver, on, CONCURRENCY, count, round);
         Ok(())
     }
 
@@ -224,18 +282,19 @@ impl Bench {
     }
 
     /// Fills a store with nobody to deliver to, starts again with a receiver, and watches it fill.
-    async fn dispatch(&self, count: usize) -> anyhow::Result<Sample> {
+    async fn dispatch(&self, on: On, count: usize) -> anyhow::Result<Sample> {
         let warm_up = Counts::warm_up(count);
         let callbacks = Arc::new(Callbacks::render(0, warm_up + count, Signature::Right)?);
         let site = self.site()?;
-        let gateway = Gateway::start(site.path(), None, CONCURRENCY).await?;
+        let store = self.store(&site, on);
+        let gateway = Gateway::start(site.path(), &store, &[], CONCURRENCY).await?;
         let mut senders = Senders::connect(gateway.edge, MEMORY_CONNECTIONS).await?;
         senders.post(&callbacks, callbacks.count(), Expected::Accepted).await?;
         drop(senders);
         gateway.stop().await?;
 
         let receiver = Null::start(Manner::Tally)?;
-        let gateway = Gateway::start(site.path(), Some(receiver.address), CONCURRENCY).await?;
+        let gateway = Gateway::start(site.path(), &store, &[receiver.address], CONCURRENCY).await?;
         let warm = receiver.wait_for(warm_up as u64, PATIENCE).await?;
         let (begun, cpu) = (Instant::now(), gateway.process.cpu()?);
         receiver.wait_for(callbacks.count() as u64, PATIENCE).await?;
@@ -254,8 +313,9 @@ impl Bench {
     /// One gateway, first at rest, then with everything going through it, edge to receiver.
     async fn memory(&self) -> anyhow::Result<Memory> {
         let site = self.site()?;
+        let store = self.store(&site, On::Embedded);
         let receiver = Null::start(Manner::Tally)?;
-        let gateway = Gateway::start(site.path(), Some(receiver.address), CONCURRENCY).await?;
+        let gateway = Gateway::start(site.path(), &store, &[receiver.address], CONCURRENCY).await?;
         tokio::time::sleep(IDLE).await;
         let idle = gateway.process.memory()?;
         let mut senders = Senders::connect(gateway.edge, MEMORY_CONNECTIONS).await?;
@@ -282,6 +342,86 @@ impl Bench {
             peak_mib: after.peak_mib,
             seconds: elapsed.as_secs_f64(),
         })
+    }
+
+    /// The rate at which callbacks become records, and at which Kafka's own program makes records of that size.
+    async fn publish(&self, load: &Loads, report: &mut Report) -> anyhow::Result<()> {
+        let records = self.counts.requests;
+        let perf = self.servers().perf_test(records, RECORD_BYTES)?;
+        let edge = Edge { scenario: Scenario::Publish, on: On::Kafka, connections: 256 };
+        let edge = self.edge(edge, load).await?.per_second;
+        say(format_args!("Publish: {edge:.0}/s through the edge, {perf:.0}/s by kafka-producer-perf-test"));
+        report.published.push(Published { edge_per_second: edge, perf_per_second: perf });
+        Ok(())
+    }
+
+    /// Callbacks by a schedule that does not wait for answers.
+    async fn latency(&self, on: On) -> anyhow::Result<Latency> {
+        let (per_second, seconds) = self.counts.steady;
+        let site = self.site()?;
+        let receiver = Null::start(Manner::Tally)?;
+        let store = self.store(&site, on);
+        let gateway = Gateway::start(site.path(), &store, &[receiver.address], CONCURRENCY).await?;
+        let mut senders = Senders::connect(gateway.edge, STEADY_CONNECTIONS).await?;
+        let warm_up = Arc::new(Callbacks::render(0, per_second, Signature::Right)?);
+        senders.post(&warm_up, warm_up.count(), Expected::Accepted).await?;
+        receiver.wait_for(warm_up.count() as u64, PATIENCE).await?;
+
+        let count = per_second * seconds;
+        let begin_us = machine::now_us() + u64::try_from(STEADY_LEAD.as_micros())?;
+        let due_us = |index: usize| begin_us + (index * 1_000_000 / per_second) as u64;
+        let callbacks = Callbacks::timed(per_second, count, Signature::Right, due_us)?;
+        let answered = senders.keep_to(&Arc::new(callbacks), due_us, Expected::Accepted).await?;
+        receiver.wait_for((warm_up.count() + count) as u64, PATIENCE).await?;
+        let delivered = receiver.latencies().await?;
+        ensure!(
+            delivered.count() == count,
+            "{} of {count} deliveries say when they were sent",
+            delivered.count()
+        );
+        drop(senders);
+        gateway.stop().await?;
+        let [answered, delivered] =
+            [answered, delivered].map(|seen| [0.5, 0.99].map(|share| seen.quantile_ms(share)));
+        say(format_args!(
+            "Latency on {on:?} at {per_second}/s: answered {answered:?}, delivered {delivered:?} ms"
+        ));
+        Ok(Latency { on, per_second, events: count, answered_ms: answered, delivered_ms: delivered })
+    }
+
+    /// A process on Kafka with many destinations.
+    async fn seat(&self, destinations: usize) -> anyhow::Result<Seat> {
+        let site = self.site()?;
+        let receiver = Null::start(Manner::Tally)?;
+        let store = self.store(&site, On::Kafka);
+        let addresses = vec![receiver.address; destinations];
+        let gateway = Gateway::start(site.path(), &store, &addresses, CONCURRENCY).await?;
+        // The work is the same whatever their number.
+        let events = self.counts.deliveries / destinations;
+        let callbacks = Arc::new(Callbacks::render(0, events, Signature::Right)?);
+        let mut senders = Senders::connect(gateway.edge, MEMORY_CONNECTIONS).await?;
+        senders.post(&callbacks, events, Expected::Accepted).await?;
+        receiver.wait_for((events * destinations) as u64, PATIENCE).await?;
+        let (resident, threads) = (gateway.process.memory()?, gateway.process.threads()?);
+        drop(senders);
+        gateway.stop().await?.must_be(callbacks.tally())?;
+        say(format_args!(
+            "Memory on Kafka, {destinations} destinations: {:.0} MiB, {threads} threads",
+            resident.now_mib
+        ));
+        Ok(Seat { destinations, events, after_mib: resident.now_mib, peak_mib: resident.peak_mib, threads })
+    }
+
+    fn servers(&self) -> &Arc<Servers> {
+        self.servers.get_or_init(|| {
+            say("starting Kafka and Redis");
+            Arc::new(Servers::start())
+        })
+    }
+
+    fn store(&self, site: &TempDir, on: On) -> Store {
+        let servers = (on == On::Kafka).then(|| Arc::clone(self.servers()));
+        Store::new(site.path(), servers)
     }
 
     fn site(&self) -> anyhow::Result<TempDir> {

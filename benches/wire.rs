@@ -6,8 +6,8 @@ use anyhow::{Context as _, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// The longest answer taken.
-const ANSWER_BYTES_MAX: usize = 16 << 10;
+/// What an answer is read into at first; the latencies of a receiver are longer.
+const ANSWER_BYTES: usize = 16 << 10;
 
 /// A connection to a server; opened anew when the server has closed it behind an answer.
 pub(crate) struct Connection {
@@ -25,7 +25,7 @@ pub(crate) struct Answer<'a> {
 
 impl Connection {
     pub(crate) async fn open(to: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self { to, stream: connect(to).await?, closed: false, buffer: vec![0; ANSWER_BYTES_MAX] })
+        Ok(Self { to, stream: connect(to).await?, closed: false, buffer: vec![0; ANSWER_BYTES] })
     }
 
     /// Sends a rendered request and reads its answer to the end.
@@ -36,6 +36,9 @@ impl Connection {
         self.stream.write_all(request).await?;
         let mut filled = 0;
         loop {
+            if filled == self.buffer.len() {
+                self.buffer.resize(2 * filled, 0);
+            }
             let read = self.stream.read(&mut self.buffer[filled..]).await?;
             filled += read;
             if let Some((head, end)) = frame(&self.buffer[..filled]) {

@@ -23,20 +23,30 @@ fn every_scenario_does_its_work() {
         .map(|case| {
             let rounds = case["rounds"].as_array().unwrap().len();
             let number = |key: &str| case[key].as_u64().unwrap();
-            (case["scenario"].as_str().unwrap(), number("at_once"), number("events"), rounds)
+            let name = |key: &str| case[key].as_str().unwrap();
+            (name("scenario"), name("on"), number("at_once"), number("events"), rounds)
         })
         .collect();
     assert_eq!(
         cases,
         [
-            ("accept", 64, 400, 1),
-            ("accept", 256, 400, 1),
-            ("duplicate", 256, 400, 1),
-            ("forge", 64, 50, 1),
-            ("deliver", 32, 400, 1),
+            ("accept", "embedded", 64, 400, 1),
+            ("accept", "kafka", 64, 400, 1),
+            ("accept", "embedded", 256, 400, 1),
+            ("accept", "kafka", 256, 400, 1),
+            ("duplicate", "embedded", 256, 400, 1),
+            ("forge", "embedded", 64, 50, 1),
+            ("deliver", "embedded", 32, 400, 1),
+            ("deliver", "kafka", 32, 400, 1),
         ]
     );
     assert_eq!(figures["memory"]["events"], 500);
+    let numbers = |list: &str, key: &str| -> Vec<u64> {
+        figures[list].as_array().unwrap().iter().map(|entry| entry[key].as_u64().unwrap()).collect()
+    };
+    assert_eq!(numbers("latencies", "events"), [200, 200]);
+    assert_eq!(numbers("seats", "destinations"), [5, 50]);
+    assert!(figures["published"][0]["edge_per_second"].as_f64().unwrap() > 0.0);
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("| deliveries | 32 |"), "{table}");
 }

@@ -166,7 +166,9 @@ fn start() -> Broker {
     broker
 }
 
-fn libraries() -> PathBuf {
+/// Where the jars of the broker are.
+#[must_use]
+pub fn libraries() -> PathBuf {
     let version = POM
         .split("<version>")
         .nth(1)
