@@ -68,6 +68,9 @@ use super::tables::deliveries::settled_elsewhere;
 use super::{Cursor, Position, Storage, StorageError};
 use crate::secret::Secret;
 
+/// How long closing waits for what goes on in the background.
+const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Options {
@@ -358,7 +361,9 @@ impl Kafka {
             tracing::warn!("the producer did not close in order");
         }
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("the spool was not left in order; what it holds is published by the next process");
+        }
         if let Some(spool) = &self.spool {
             spool.close().await;
         }
