@@ -284,9 +284,16 @@ impl Spool {
     pub(super) async fn measure(&self) -> Result<(), StorageError> {
         let letters: u64 =
             self.store.deliveries.quarantined().await?.iter().map(|quarantined| quarantined.events).sum();
-        let progress = self.progress().await?;
-        let waiting = letters + progress.as_ref().map_or(0, |progress| progress.lag);
-        let oldest = progress.and_then(|progress| progress.oldest_unsettled).map_or(0, Timestamp::as_second);
+        let (waiting, oldest) = match self.progress().await? {
+            Some(progress) => (progress.lag, progress.oldest_unsettled),
+            // The drain has not begun: all that is here waits.
+            None => {
+                let census = self.store.events.census().await?;
+                (census.events, census.oldest)
+            }
+        };
+        let waiting = letters + waiting;
+        let oldest = oldest.map_or(0, Timestamp::as_second);
         self.gauges.records.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.gauges.oldest.set(oldest);
         Ok(())
