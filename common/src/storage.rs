@@ -129,6 +129,9 @@ pub enum StorageError {
         /// How long was waited.
         within: Duration,
     },
+    /// The brokers could not be reached since the storage was opened. It goes on trying, and keeps events meanwhile.
+    #[error("the brokers have not been reached yet")]
+    Away,
     /// The storage is closing.
     #[error("the storage is closed")]
     Closed,
@@ -147,7 +150,7 @@ impl StorageError {
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy | Self::Full { .. } | Self::Late { .. } | Self::Engine { .. })
+        matches!(self, Self::Busy | Self::Full { .. } | Self::Late { .. } | Self::Away | Self::Engine { .. })
     }
 }
 
@@ -166,10 +169,21 @@ pub enum OnConflict {
 pub enum Appended {
     /// New, and durable at this position.
     Stored(Position),
+    /// New, and durable on a disk of this machine; it gets its position when the log takes it, before later
+    /// events of its subject.
+    Spooled,
     /// The same event was durable before.
     Duplicate,
     /// The id was durable before with other content; these bytes are durable as a dead letter.
     Conflict,
+}
+
+impl Appended {
+    /// Whether the event was not known before.
+    #[must_use]
+    pub const fn is_new(self) -> bool {
+        matches!(self, Self::Stored(_) | Self::Spooled)
+    }
 }
 
 /// An event and where it stands in the log.
@@ -273,7 +287,7 @@ pub struct Delivered {
 #[async_trait]
 pub trait EventLog: Send + Sync {
     /// Makes the event durable, unless its id is known. Deduplication and storing are one step: of any
-    /// number of concurrent calls with one id exactly one gets [`Appended::Stored`].
+    /// number of concurrent calls with one id exactly one is told that it is new.
     ///
     /// `Ok` means durable. After an error the event may or may not be stored; a retry is then a duplicate,
     /// never a loss. A dropped future leaves the same uncertainty and nothing else.

@@ -131,7 +131,7 @@ impl Acceptor {
         let begun = Instant::now();
         let appended = self.storage.events.append(event, source.on_conflict).await;
         let (dedup, outcome) = match appended {
-            Ok(Appended::Stored(_)) => (Dedup::New, Ok(Outcome::Accepted(id))),
+            Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
             Ok(Appended::Duplicate) => (Dedup::Duplicate, Ok(Outcome::Duplicate(id))),
             Ok(Appended::Conflict) => (Dedup::Conflict, Ok(Outcome::Quarantined(id, Quarantine::Conflict))),
             Err(error) => (Dedup::Error, Err(error)),

@@ -25,9 +25,13 @@ mod topics;
 mod record;
 mod producer;
 mod dedup;
+mod append;
+mod spool;
+mod drain;
 mod query;
 mod progress;
 mod view;
+mod opening;
 mod reader;
 mod events;
 mod fates;
@@ -37,24 +41,27 @@ pub mod testing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use self::append::HEDGE_AFTER;
 use self::client::Connect;
 pub use self::client::is_reserved;
 use self::dedup::Dedup;
-use self::dedup::recent::{GENERATION_MAX, Recent};
+use self::dedup::recent::Recent;
 use self::dedup::shared::Shared;
+use self::opening::Opened;
 use self::producer::Producer;
 use self::progress::{Committed, Group};
 use self::query::{Extent, Query};
 use self::reader::Reader;
+use self::spool::Spool;
 use self::topics::Topics;
 pub use self::topics::{Step, apply, brokers, delete, plan};
 use self::view::{DEAD, PARKED, View};
@@ -133,52 +140,55 @@ impl Options {
 /// Opens the storage, or says why not: checks the topics, reads what is parked and dead, and the ids at the
 /// end of the log. Must be called inside a multi-threaded tokio runtime.
 ///
+/// With a spool it also succeeds while the brokers cannot be reached: see `opening.rs`.
+///
 /// # Errors
-/// [`StorageError::Unfit`] when the topics are missing or break a promise, [`StorageError::Engine`] for what else
-/// the brokers can come up with.
+/// [`StorageError::Unfit`] when the topics are missing or break a promise, [`StorageError::Locked`] when another
+/// process has the spool, [`StorageError::Engine`] for what else the brokers can come up with.
 pub async fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageError> {
-    let steps = plan(options).await?;
-    if !steps.is_empty() {
-        let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-        return Err(StorageError::Unfit { what: steps.join("; ") });
-    }
+    open_with(options, registry, HEDGE_AFTER).await
+}
+
+/// Also says after how long an event that waits for its report goes to the spool as well.
+async fn open_with(
+    options: &Options,
+    registry: &Registry,
+    hedge_after: Duration,
+) -> Result<Storage, StorageError> {
     let connect = Connect::new(options);
-    let topics = Topics::new(&options.topic_prefix);
-    let prefix = options.topic_prefix.clone();
-    let query = Query::new(&connect, &format!("{prefix}.query"), Arc::clone(&topics.events))?;
-    let followed = [Arc::clone(&topics.parked), Arc::clone(&topics.dead)];
-    let (extents, ends) = {
-        let followed = followed.clone();
-        query
-            .ask(move |asked| {
-                let end = |topic: &str| asked.extent_of(topic, 0).map(|extent| extent.end);
-                Ok((asked.extents()?, [end(&followed[PARKED])?, end(&followed[DEAD])?]))
-            })
-            .await?
-    };
     let dedup: Arc<dyn Dedup> = match &options.redis {
-        Some(redis) => Shared::new(redis, &prefix, registry)?,
+        Some(redis) => Shared::new(redis, &options.topic_prefix, registry)?,
         None => Arc::new(Recent::default()),
     };
-    let view = View::start(&connect, &format!("{prefix}.parked"), followed, ends)?;
-    let last = extents.iter().map(|extent| Position::new(extent.partition, extent.end)).max();
+    let spool = match &options.spool {
+        Some(folder) => Spool::open(folder, registry).await?,
+        None => None,
+    };
+    if let Some(spool) = &spool {
+        spool.remember_ids(&*dedup).await?;
+    }
     let kafka = Arc::new(Kafka {
-        producer: Producer::new(connect.clone())?,
+        producer: Producer::new(connect.clone(), registry)?,
         connect,
-        prefix,
-        topics,
-        query,
-        view,
+        prefix: options.topic_prefix.clone(),
+        topics: Topics::new(&options.topic_prefix),
+        opened: OnceLock::new(),
         dedup,
-        head: watch::Sender::new(last.unwrap_or_default()),
+        spool,
+        hedge_after,
+        head: watch::Sender::new(Position::default()),
         readers: Mutex::default(),
         seen: Mutex::default(),
         quarantining: tokio::sync::Mutex::default(),
+        reached: CancellationToken::new(),
         closing: CancellationToken::new(),
+        tasks: TaskTracker::new(),
     });
-    kafka.remember(extents).await?;
-    kafka.view.caught_up(ends).await?;
-    kafka.probe().await?;
+    if let Err(error) = opening::open(&kafka, options.clone()).await {
+        kafka.shut().await;
+        return Err(error);
+    }
+    drain::start(&kafka);
     let events = Arc::new(events::Events(Arc::clone(&kafka)));
     Ok(Storage { events, deliveries: Arc::new(deliveries::Ends(kafka)) })
 }
@@ -189,16 +199,22 @@ struct Kafka {
     prefix: String,
     topics: Topics,
     producer: Producer,
-    query: Query,
-    view: View,
+    /// Empty until the brokers have been reached.
+    opened: OnceLock<Opened>,
     dedup: Arc<dyn Dedup>,
+    spool: Option<Arc<Spool>>,
+    hedge_after: Duration,
     head: watch::Sender<Position>,
     readers: Mutex<HashMap<Cursor, Reader>>,
     /// Of each destination and partition the place from which on this process saw what became of everything.
     seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
     /// One at a time, so that the same bytes are one letter.
     quarantining: tokio::sync::Mutex<()>,
+    /// Cancelled when `opened` is there: then the spool is drained.
+    reached: CancellationToken,
     closing: CancellationToken,
+    /// What goes on in the background, to be waited for when the storage closes.
+    tasks: TaskTracker,
 }
 
 impl Kafka {
@@ -212,6 +228,29 @@ impl Kafka {
 
     fn check_open(&self) -> Result<(), StorageError> {
         if self.closing.is_cancelled() { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
+    /// What needs the brokers, once they have been reached.
+    fn opened(&self) -> Result<&Opened, StorageError> {
+        self.check_open()?;
+        self.opened.get().ok_or(StorageError::Away)
+    }
+
+    fn view(&self) -> Result<&View, StorageError> {
+        self.opened().map(|opened| &opened.view)
+    }
+
+    fn query(&self) -> Result<&Query, StorageError> {
+        self.opened().map(|opened| &opened.query)
+    }
+
+    /// The log has grown up to here, at least.
+    fn note_head(&self, position: Position) {
+        self.head.send_if_modified(|head| {
+            let newer = position > *head;
+            *head = position.max(*head);
+            newer
+        });
     }
 
     fn readers(&self) -> MutexGuard<'_, HashMap<Cursor, Reader>> {
@@ -257,7 +296,7 @@ impl Kafka {
 
     #[allow(clippy::redundant_closure_for_method_calls, reason = "the method itself is not general enough")]
     async fn extents(&self) -> Result<Vec<Extent>, StorageError> {
-        self.query.ask(|asked| asked.extents()).await
+        self.query()?.ask(|asked| asked.extents()).await
     }
 
     /// Asks or commits for a group that nobody here reads with.
@@ -294,12 +333,12 @@ impl Kafka {
         progress: &Committed,
         ends: [u64; 2],
     ) -> Result<Vec<Position>, StorageError> {
-        self.view.reached(PARKED, ends[PARKED]).await?;
-        self.view.reached(DEAD, ends[DEAD]).await?;
+        self.view()?.reached(PARKED, ends[PARKED]).await?;
+        self.view()?.reached(DEAD, ends[DEAD]).await?;
         let name = Arc::clone(destination);
         let mark = Position::new(partition, progress.mark);
         let mut settled = self
-            .view
+            .view()?
             .readers
             .read("reading what is settled past the mark", move |connection| {
                 settled_elsewhere(connection, &name, mark, Position::new(partition + 1, 0))
@@ -311,24 +350,7 @@ impl Kafka {
         Ok(settled)
     }
 
-    /// Learns the ids at the end of the log, as many as are remembered.
-    async fn remember(self: &Arc<Self>, extents: Vec<Extent>) -> Result<(), StorageError> {
-        let kafka = Arc::clone(self);
-        let most = (2 * GENERATION_MAX / extents.len().max(1)) as u64;
-        self.query
-            .ask(move |asked| {
-                for extent in extents {
-                    let first = extent.end.saturating_sub(most).max(extent.first);
-                    asked.read(Extent { first, ..extent }, |record| {
-                        kafka.dedup.remember(record.event.id, record.event.fingerprint);
-                        ControlFlow::Continue(())
-                    })?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
+    /// The producer first: then every report is in, and what has none is still in the spool when that closes.
     async fn shut(self: &Arc<Self>) {
         self.closing.cancel();
         let readers: Vec<Reader> = self.readers().drain().map(|(_, reader)| reader).collect();
@@ -336,10 +358,20 @@ impl Kafka {
             reader.stop().await;
         }
         let kafka = Arc::clone(self);
+        let closed = tokio::task::spawn_blocking(move || kafka.producer.close());
+        if closed.await.is_err() {
+            tracing::warn!("the producer did not close in order");
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(spool) = &self.spool {
+            spool.close().await;
+        }
+        let kafka = Arc::clone(self);
         let closed = tokio::task::spawn_blocking(move || {
-            kafka.producer.close();
-            kafka.view.close();
-            kafka.query.close();
+            if let Some(opened) = kafka.opened.get() {
+                opened.close();
+            }
         });
         if closed.await.is_err() {
             tracing::warn!("the storage did not close in order");

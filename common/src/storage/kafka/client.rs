@@ -49,6 +49,8 @@ const PRODUCERS: &[(&str, &str)] = &[
     ("queue.buffering.max.messages", "100000"),
     ("queue.buffering.max.kbytes", "262144"),
     ("linger.ms", "0.3"),
+    // How often it is counted which brokers are connected.
+    ("statistics.interval.ms", "5000"),
 ];
 
 /// Whether a setting is not the operator's to make.

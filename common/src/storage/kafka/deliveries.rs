@@ -23,13 +23,15 @@ pub(super) struct Ends(pub(super) Arc<Kafka>);
 impl Kafka {
     /// Appends to the parked topic and waits until the view has it.
     async fn to_parked(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+        let view = self.view()?;
         let (_, offset) = self.producer.append(doing, record).await?;
-        self.view.reached(PARKED, offset + 1).await
+        view.reached(PARKED, offset + 1).await
     }
 
     async fn to_dead(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+        let view = self.view()?;
         let (_, offset) = self.producer.append(doing, record).await?;
-        self.view.reached(DEAD, offset + 1).await
+        view.reached(DEAD, offset + 1).await
     }
 
     async fn park(&self, parked: &Parked) -> Result<(), StorageError> {
@@ -49,29 +51,36 @@ impl Kafka {
 
     async fn parked_of(&self, id: EventId, destination: Option<&str>) -> Result<Vec<Parked>, StorageError> {
         let name = destination.map(str::to_owned);
-        self.view
+        self.view()?
             .readers
             .read("looking up a parked delivery", move |connection| parked_of(connection, id, name))
             .await
     }
 
     async fn letter(&self, number: u64) -> Result<Option<DeadLetter>, StorageError> {
-        self.view.readers.read("looking up a dead letter", move |connection| letter(connection, number)).await
+        self.view()?
+            .readers
+            .read("looking up a dead letter", move |connection| letter(connection, number))
+            .await
+    }
+
+    /// Whether these very bytes are kept as a letter without destination.
+    pub(super) async fn is_quarantined(&self, event: &Event) -> Result<bool, StorageError> {
+        let filter =
+            DeadFilter { destination: Some(String::new()), id: Some(event.id), ..DeadFilter::default() };
+        let kept = self.view()?.readers.dead(filter).await?;
+        Ok(kept.iter().any(|letter| letter.event.fingerprint == event.fingerprint))
     }
 
     /// Keeps an event as a letter without destination, unless these very bytes are kept already.
-    pub(super) async fn quarantine(
+    pub(super) async fn keep_quarantined(
         &self,
         event: Event,
         reason: &str,
         detail: &str,
     ) -> Result<bool, StorageError> {
-        self.check_open()?;
         let _one_at_a_time = self.quarantining.lock().await;
-        let filter =
-            DeadFilter { destination: Some(String::new()), id: Some(event.id), ..DeadFilter::default() };
-        let kept = self.view.readers.dead(filter).await?;
-        if kept.iter().any(|letter| letter.event.fingerprint == event.fingerprint) {
+        if self.is_quarantined(&event).await? {
             return Ok(false);
         }
         let letter = DeadLetter {
@@ -90,7 +99,7 @@ impl Kafka {
     }
 
     /// Its new state first: should this process end in between, the letter is still there.
-    async fn redrive(&self, letter: DeadLetter, now: Timestamp) -> Result<(), StorageError> {
+    async fn redrive(self: &Arc<Self>, letter: DeadLetter, now: Timestamp) -> Result<(), StorageError> {
         let gone = Outgoing::no_letter(&self.topics.dead, &letter);
         match letter.destination {
             Some(destination) => {
@@ -112,7 +121,7 @@ impl Kafka {
 
     /// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
     /// from its own bytes, so that redriving the same letter twice is still one event.
-    async fn admit(&self, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
+    async fn admit(self: &Arc<Self>, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
         event.received_at = now;
         if self.append(event.clone(), OnConflict::Duplicate).await? == Appended::Duplicate
             && self.stored(event.id).await? != Some(event.fingerprint)
@@ -138,11 +147,11 @@ impl Deliveries for Ends {
         limit: usize,
     ) -> Result<Vec<Parked>, StorageError> {
         let share = self.0.share(destination);
-        self.0.view.readers.due(destination, share, now, ordered, limit).await
+        self.0.view()?.readers.due(destination, share, now, ordered, limit).await
     }
 
     async fn next_due(&self, destination: &str, ordered: bool) -> Result<Option<Timestamp>, StorageError> {
-        self.0.view.readers.next_due(destination, self.0.share(destination), ordered).await
+        self.0.view()?.readers.next_due(destination, self.0.share(destination), ordered).await
     }
 
     async fn complete(
@@ -160,15 +169,15 @@ impl Deliveries for Ends {
     }
 
     async fn held_subjects(&self, destination: &str) -> Result<Vec<(Arc<str>, u64)>, StorageError> {
-        self.0.view.readers.held_subjects(destination, self.0.share(destination)).await
+        self.0.view()?.readers.held_subjects(destination, self.0.share(destination)).await
     }
 
     async fn parked_count(&self, destination: &str) -> Result<u64, StorageError> {
-        self.0.view.readers.parked_count(destination, self.0.share(destination)).await
+        self.0.view()?.readers.parked_count(destination, self.0.share(destination)).await
     }
 
     async fn parked(&self, filter: ParkedFilter) -> Result<Vec<Parked>, StorageError> {
-        self.0.view.readers.parked(filter).await
+        self.0.view()?.readers.parked(filter).await
     }
 
     async fn hurry(
@@ -198,11 +207,11 @@ impl Deliveries for Ends {
     }
 
     async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError> {
-        self.0.view.readers.dead(filter).await
+        self.0.view()?.readers.dead(filter).await
     }
 
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
-        self.0.view.readers.quarantined().await
+        self.0.view()?.readers.quarantined().await
     }
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {

@@ -13,26 +13,20 @@ use rdkafka::client::DefaultClientContext;
 use tokio::sync::{mpsc, watch};
 
 use super::Kafka;
+use super::append::APPEND_WITHIN;
 use super::client::failed;
-use super::dedup::Claim;
 use super::progress::{Committed, Group};
 use super::query::{Asked, Extent};
 use super::reader::Reader;
 use super::record::{ControlKey, Outgoing};
+use super::spool::Spool;
 use super::view::{DestinationControl, PARKED, ReplayControl, Span};
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{Event, EventId};
 use crate::storage::{
-    Appended, BatchLimit, CONFLICT, CONFLICT_DETAIL, Census, Cursor, Delivered, EventFilter, EventLog, Fate,
-    OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, OnConflict, PAGE_MAX,
+    Position, Progress, Record, Replay, Start, StorageError, Subscription,
 };
 
-/// How long an append may take; a sender waits for its answer.
-const APPEND_WITHIN: Duration = Duration::from_millis(1200);
-/// How long a duplicate waits for the first to be durable, and when it looks for the first time.
-const PENDING_WITHIN: Duration = Duration::from_millis(500);
-const PENDING_LOOK: Duration = Duration::from_millis(5);
-/// How long the first write may take.
-const PROBE_WITHIN: Duration = Duration::from_secs(30);
 /// How far the clocks of two edges may be apart for a replay by time to find every event.
 const SKEW_MAX: Duration = Duration::from_secs(600);
 
@@ -67,7 +61,7 @@ impl EventLog for Events {
         limit: BatchLimit,
     ) -> Result<Subscription, StorageError> {
         let kafka = &self.0;
-        kafka.check_open()?;
+        kafka.opened()?;
         // One at a time per cursor, says the seam: an earlier one whose subscriber is gone is leaving.
         let _ = kafka.reader(cursor).await;
         let spans = if cursor.replay == 0 {
@@ -75,7 +69,8 @@ impl EventLog for Events {
             kafka.begin(cursor, start).await?;
             None
         } else {
-            let spans = kafka.view.controls().replays.get(&cursor.replay).map(|replay| replay.spans.clone());
+            let spans =
+                kafka.view()?.controls().replays.get(&cursor.replay).map(|replay| replay.spans.clone());
             match spans {
                 Some(spans) if !spans.is_empty() => Some(spans),
                 // Nothing to read: over before it begins.
@@ -94,13 +89,13 @@ impl EventLog for Events {
         delivered: Vec<Delivered>,
     ) -> Result<(), StorageError> {
         let kafka = &self.0;
-        kafka.check_open()?;
+        kafka.opened()?;
         match kafka.reader(cursor).await {
             Some(reader) => reader.settle(mark, &delivered).await?,
             None => kafka.settle_from_outside(cursor, mark, &delivered).await?,
         }
         if cursor.replay == 0 {
-            kafka.view.note_delivered(&cursor.destination, delivered).await?;
+            kafka.view()?.note_delivered(&cursor.destination, delivered).await?;
         }
         Ok(())
     }
@@ -116,7 +111,7 @@ impl EventLog for Events {
 
     async fn replays(&self) -> Result<Vec<Replay>, StorageError> {
         self.0.check_open()?;
-        let known = self.0.view.controls().replays.clone();
+        let known = self.0.view()?.controls().replays.clone();
         let extents = self.0.extents().await?;
         let mut replays = Vec::new();
         for (number, replay) in known {
@@ -160,7 +155,7 @@ impl EventLog for Events {
 
     async fn find(&self, filter: EventFilter) -> Result<Vec<Record>, StorageError> {
         self.0.check_open()?;
-        self.0.query.ask(move |asked| find(asked, &filter)).await
+        self.0.query()?.ask(move |asked| find(asked, &filter)).await
     }
 
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
@@ -181,7 +176,7 @@ impl EventLog for Events {
     async fn census(&self) -> Result<Census, StorageError> {
         self.0.check_open()?;
         self.0
-            .query
+            .query()?
             .ask(|asked| {
                 let extents = asked.extents()?;
                 let mut census = Census::default();
@@ -195,9 +190,9 @@ impl EventLog for Events {
             .await
     }
 
-    /// The client heals by itself.
+    /// The client heals by itself, a spool whose disk failed does not.
     fn is_writable(&self) -> bool {
-        !self.0.closing.is_cancelled()
+        !self.0.closing.is_cancelled() && self.0.spool.as_deref().is_none_or(Spool::is_writable_either_way)
     }
 
     async fn close(&self) {
@@ -206,91 +201,21 @@ impl EventLog for Events {
 }
 
 impl Kafka {
-    /// Stores an event, unless its id is known.
-    pub(super) async fn append(
-        &self,
-        event: Event,
-        on_conflict: OnConflict,
-    ) -> Result<Appended, StorageError> {
-        let stored = match self.claim(event.id).await? {
-            Some(stored) => stored,
-            None => {
-                let record = Outgoing::event(&self.topics.events, &event);
-                let appended = self.producer.append("storing an event", &record).await;
-                // In doubt the id is free: a resend may be stored twice, and never not at all.
-                let (partition, offset) = match appended {
-                    Ok(place) => place,
-                    Err(error) => {
-                        self.dedup.release(event.id).await;
-                        return Err(error);
-                    }
-                };
-                self.dedup.confirm(event.id, event.fingerprint).await;
-                let position = Position::new(partition, offset + 1);
-                self.head.send_if_modified(|head| {
-                    let newer = position > *head;
-                    *head = position.max(*head);
-                    newer
-                });
-                return Ok(Appended::Stored(position));
-            }
-        };
-        if stored == event.fingerprint || on_conflict == OnConflict::Duplicate {
-            return Ok(Appended::Duplicate);
-        }
-        self.quarantine(event, CONFLICT, CONFLICT_DETAIL).await?;
-        Ok(Appended::Conflict)
-    }
-
-    /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
-    async fn claim(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
-        let began = tokio::time::Instant::now();
-        let mut pause = PENDING_LOOK;
-        loop {
-            match self.dedup.reserve(id).await {
-                Claim::Mine => return Ok(None),
-                Claim::Known(fingerprint) => return Ok(Some(fingerprint)),
-                Claim::Pending if began.elapsed() < PENDING_WITHIN => {
-                    tokio::time::sleep(pause).await;
-                    pause = (2 * pause).min(PENDING_LOOK * 10);
-                }
-                Claim::Pending => return Err(StorageError::Busy),
-            }
-        }
-    }
-
-    /// The content that is stored under an id, as far as it is remembered.
-    pub(super) async fn stored(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
-        let stored = self.claim(id).await?;
-        if stored.is_none() {
-            self.dedup.release(id).await;
-        }
-        Ok(stored)
-    }
-
     /// Writes a control record and waits until it holds here.
     pub(super) async fn control(
         &self,
         key: &ControlKey,
         state: Option<&impl serde::Serialize>,
     ) -> Result<(), StorageError> {
+        let view = self.view()?;
         let record = Outgoing::control(&self.topics.parked, key, state);
         let (_, offset) = self.producer.append("writing a control record", &record).await?;
-        self.view.reached(PARKED, offset + 1).await
-    }
-
-    /// Shows that the brokers take what is written, under the conditions that events need; and leaves the producer
-    /// ready, so that the first event need not wait for its preparations.
-    pub(super) async fn probe(&self) -> Result<(), StorageError> {
-        let probe = self.control(&ControlKey::Probe, None::<&DestinationControl>);
-        tokio::time::timeout(PROBE_WITHIN, probe)
-            .await
-            .unwrap_or(Err(StorageError::Late { doing: "writing to the brokers", within: PROBE_WITHIN }))
+        view.reached(PARKED, offset + 1).await
     }
 
     /// Makes a destination known to all processes.
     async fn introduce(&self, destination: &str) -> Result<(), StorageError> {
-        if self.view.controls().destinations.contains_key(destination) {
+        if self.view()?.controls().destinations.contains_key(destination) {
             return Ok(());
         }
         self.control(&ControlKey::Destination(destination.to_owned()), Some(&DestinationControl::default()))
@@ -300,7 +225,7 @@ impl Kafka {
     /// Makes the start of a new cursor durable.
     async fn begin(&self, cursor: &Cursor, start: Start) -> Result<(), StorageError> {
         let (extents, starts) = self
-            .query
+            .query()?
             .ask(move |asked| {
                 let extents = asked.extents()?;
                 let starts = match start {
@@ -362,8 +287,8 @@ impl Kafka {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<(Cursor, u64), StorageError> {
-        let (spans, count) = self.query.ask(move |asked| span(asked, from, to)).await?;
-        let number = self.next_replay();
+        let (spans, count) = self.query()?.ask(move |asked| span(asked, from, to)).await?;
+        let number = self.next_replay()?;
         let cursor = Cursor { destination: destination.into(), replay: number };
         if !spans.is_empty() {
             let progress = spans
@@ -379,9 +304,10 @@ impl Kafka {
 
     /// A number that no replay had, even if the topic has forgotten those before: the topic has grown by one
     /// record at least since the last of them.
-    fn next_replay(&self) -> u64 {
-        let last = self.view.controls().last_replay;
-        (last + 1).max(self.view.applied(PARKED))
+    fn next_replay(&self) -> Result<u64, StorageError> {
+        let view = self.view()?;
+        let last = view.controls().last_replay;
+        Ok((last + 1).max(view.applied(PARKED)))
     }
 
     async fn prune(
@@ -391,7 +317,7 @@ impl Kafka {
         limit: usize,
     ) -> Result<usize, StorageError> {
         let (extents, aged) = self
-            .query
+            .query()?
             .ask(move |asked| {
                 let extents = asked.extents()?;
                 let aged = asked.since(&extents, before)?;
@@ -407,7 +333,7 @@ impl Kafka {
                 *bound = (*bound).min(committed.get(partition).map_or(0, |committed| committed.mark));
             }
         }
-        let replays = self.view.controls().replays.clone();
+        let replays = self.view()?.controls().replays.clone();
         for (number, replay) in replays {
             let cursor = Cursor { destination: replay.destination.into(), replay: number };
             let committed = self.progress_of(&cursor, &extents).await?;

@@ -16,7 +16,7 @@ use crate::storage::{
 
 impl Kafka {
     pub(super) async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
-        let known = self.view.controls().destinations.clone();
+        let known = self.view()?.controls().destinations.clone();
         let extents = self.extents().await?;
         let mut all = Vec::new();
         for (name, control) in known {
@@ -31,7 +31,7 @@ impl Kafka {
                 .map_or(Position(0), |extent| Position::new(extent.partition, marks[&extent.partition]));
             let lag = behind.iter().map(|extent| extent.end.saturating_sub(extent.first)).sum();
             let oldest_unsettled = self
-                .query
+                .query()?
                 .ask(move |asked| {
                     let mut oldest = None;
                     for extent in behind {
@@ -71,7 +71,7 @@ impl Kafka {
 
     async fn counts(&self, destination: &Arc<str>) -> Result<(u64, u64, Option<Timestamp>), StorageError> {
         let name = Arc::clone(destination);
-        self.view
+        self.view()?
             .readers
             .read("counting parked and dead deliveries", move |connection| {
                 let sql = "SELECT (SELECT COUNT(*) FROM parked WHERE parked.destination = destination.number), \
@@ -89,12 +89,12 @@ impl Kafka {
 
     pub(super) async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
         let wanted = EventFilter { id: Some(id), limit: 1, ..EventFilter::default() };
-        let found = self.query.ask(move |asked| super::events::find(asked, &wanted)).await?;
+        let found = self.query()?.ask(move |asked| super::events::find(asked, &wanted)).await?;
         let position = found.first().map(|record| record.position);
         let parked =
-            self.view.readers.parked(ParkedFilter { id: Some(id), ..ParkedFilter::default() }).await?;
-        let dead = self.view.readers.dead(DeadFilter { id: Some(id), ..DeadFilter::default() }).await?;
-        let known = self.view.controls().destinations.clone();
+            self.view()?.readers.parked(ParkedFilter { id: Some(id), ..ParkedFilter::default() }).await?;
+        let dead = self.view()?.readers.dead(DeadFilter { id: Some(id), ..DeadFilter::default() }).await?;
+        let known = self.view()?.controls().destinations.clone();
         let extents = if position.is_some() { self.extents().await? } else { Vec::new() };
         let mut fates = Vec::new();
         for name in known.into_keys() {
@@ -131,7 +131,7 @@ impl Kafka {
         extents: &[Extent],
     ) -> Result<FateState, StorageError> {
         let name = Arc::clone(destination);
-        let delivered = self.view.readers.read("reading when an event was delivered", move |connection| {
+        let delivered = self.view()?.readers.read("reading when an event was delivered", move |connection| {
             let sql = "SELECT at, attempts FROM delivered JOIN destination ON number = destination \
                        WHERE name = ? AND seq = ?";
             connection

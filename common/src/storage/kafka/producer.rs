@@ -3,9 +3,12 @@
 //! Handing a record over never blocks: with the queue full it is refused. A record whose report is late may
 //! still arrive; whoever gave up waiting has to allow for that.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+mod telemetry;
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::Registry;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -13,6 +16,7 @@ use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::oneshot;
 
+use self::telemetry::Telemetry;
 use super::client::{Connect, failed, log};
 use super::record::Outgoing;
 use crate::storage::StorageError;
@@ -22,17 +26,36 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where a record stands: partition and offset.
 pub(super) type Place = (u32, u64);
-type Report = Result<Place, KafkaError>;
+/// What the brokers said of a record.
+pub(super) type Report = Result<Place, KafkaError>;
 
 pub(super) struct Producer {
     connect: Connect,
     /// None once closed. Replaced when it has failed for good.
     current: Mutex<Option<ThreadedProducer<Reports>>>,
+    telemetry: Telemetry,
 }
 
-struct Reports;
+/// Whether this record is refused wherever it is sent, and not because of the state of Kafka.
+pub(super) fn is_unfit(error: &StorageError) -> bool {
+    let StorageError::Engine { source, .. } = error else { return false };
+    let code = source.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
+    code == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+}
+
+/// Who waits for a report, and since when.
+struct Waiting {
+    answer: oneshot::Sender<Report>,
+    since: Instant,
+}
+
+struct Reports(Telemetry);
 
 impl ClientContext for Reports {
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.0.connected(statistics);
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
     }
@@ -43,22 +66,24 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<oneshot::Sender<Report>>;
+    type DeliveryOpaque = Box<Waiting>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiting: Self::DeliveryOpaque) {
         let report = match result {
             Ok(message) => Ok((message.partition().unsigned_abs(), message.offset().unsigned_abs())),
             Err((error, _)) => Err(error.clone()),
         };
+        self.0.reported(&report, waiting.since.elapsed());
         // Who does not wait any more has counted it as unknown.
-        let _ = waiting.send(report);
+        let _ = waiting.answer.send(report);
     }
 }
 
 impl Producer {
-    pub(super) fn new(connect: Connect) -> Result<Self, StorageError> {
-        let current = Mutex::new(Some(connect.producer(Reports)?));
-        Ok(Self { connect, current })
+    pub(super) fn new(connect: Connect, registry: &Registry) -> Result<Self, StorageError> {
+        let telemetry = Telemetry::new(registry);
+        let current = Mutex::new(Some(connect.producer(Reports(telemetry.clone()))?));
+        Ok(Self { connect, current, telemetry })
     }
 
     /// Appends a record; `Ok` means that it is durable, and where.
@@ -67,12 +92,14 @@ impl Producer {
         report.await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
     }
 
-    fn hand_over(
+    /// Hands a record over; its report comes later, if the producer is not dropped before.
+    pub(super) fn hand_over(
         &self,
         doing: &'static str,
         outgoing: &Outgoing,
     ) -> Result<oneshot::Receiver<Report>, StorageError> {
-        let (waiting, report) = oneshot::channel();
+        let (answer, report) = oneshot::channel();
+        let waiting = Waiting { answer, since: Instant::now() };
         let mut record = BaseRecord::with_opaque_to(&outgoing.topic, Box::new(waiting))
             .key(&outgoing.key)
             .headers(outgoing.headers.clone());
@@ -85,6 +112,7 @@ impl Producer {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let producer = current.as_ref().ok_or(StorageError::Closed)?;
         let Err((error, record)) = producer.send(record) else { return Ok(report) };
+        self.telemetry.refused(&error);
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) {
             return Err(failed(doing, error));
         }
@@ -92,7 +120,7 @@ impl Producer {
         // failed. A new one begins a new count.
         tracing::warn!(%error, "the kafka producer has failed for good; a new one takes over");
         producer.purge(PurgeConfig::default().queue().inflight());
-        let fresh = self.connect.producer(Reports)?;
+        let fresh = self.connect.producer(Reports(self.telemetry.clone()))?;
         let sent = fresh.send(record);
         *current = Some(fresh);
         sent.map(|()| report).map_err(|(error, _)| failed(doing, error))

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
@@ -215,6 +216,13 @@ type Admin = AdminClient<DefaultClientContext>;
 
 fn admin(options: &Options) -> Result<Admin, StorageError> {
     Connect::new(options).base().create().map_err(|error| failed("making an admin client", error))
+}
+
+/// Whether any broker answers.
+pub(super) async fn answers(options: &Options, within: Duration) -> bool {
+    let Ok(admin) = admin(options) else { return false };
+    let asked = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, within).is_ok());
+    asked.await.unwrap_or(false)
 }
 
 /// How many partitions a topic has; none if it is missing.

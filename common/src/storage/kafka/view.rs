@@ -192,6 +192,13 @@ impl View {
     }
 }
 
+/// One that was never closed: its opening failed half-way.
+impl Drop for View {
+    fn drop(&mut self) {
+        let _ = self.wake.try_send(Wake::Stop);
+    }
+}
+
 fn open(file: &std::path::Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(file)?;
     connection.set_prepared_statement_cache_capacity(32);

@@ -1,0 +1,256 @@
+//! How an event becomes durable: in the log, and when Kafka is slow or away in the spool.
+//!
+//! An id is reserved, the event handed to the producer, and the id confirmed when the event is durable. Without
+//! a delivery report after [`HEDGE_AFTER`] the event goes to the spool as well, and the answer is given on
+//! whichever has it first: it is *hedged*. What the producer refuses or reports as failed goes to the spool at
+//! once. While the spool has the word (see `spool.rs`) events go there first and only there, so that they are
+//! not overtaken; should its disk fail, they are handed to Kafka all the same.
+//!
+//! All of it takes [`APPEND_WITHIN`] at most, or is answered with an error. What is under way then goes on: the id
+//! stays reserved until it is known what became of the event, so that a resend is a duplicate if it arrived.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Kafka;
+use super::client::failed;
+use super::dedup::Claim;
+use super::producer::{Place, Report, is_unfit};
+use super::record::Outgoing;
+use super::spool::{Hedge, Spool};
+use crate::event::{Event, EventId, Fingerprint};
+use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, OnConflict, Position, StorageError};
+
+/// How long an append may take; a sender waits for its answer.
+pub(super) const APPEND_WITHIN: Duration = Duration::from_millis(1200);
+/// How long an event waits for its report before it goes to the spool as well.
+pub(super) const HEDGE_AFTER: Duration = Duration::from_millis(150);
+/// How long a duplicate waits for the first to be durable, and when it looks for the first time.
+const PENDING_WITHIN: Duration = Duration::from_millis(500);
+const PENDING_LOOK: Duration = Duration::from_millis(5);
+const DOING: &str = "storing an event";
+
+/// What became of a direct publication, once it is known.
+pub(super) type Outcome = watch::Receiver<Option<Report>>;
+
+impl Kafka {
+    /// Stores an event, unless its id is known.
+    pub(super) async fn append(
+        self: &Arc<Self>,
+        event: Event,
+        on_conflict: OnConflict,
+    ) -> Result<Appended, StorageError> {
+        let stored = match self.claim(event.id).await? {
+            Some(stored) => stored,
+            None => {
+                let kept = self.keep(&event, on_conflict).await;
+                match kept {
+                    Ok(Appended::Stored(_) | Appended::Spooled) => {
+                        self.dedup.confirm(event.id, event.fingerprint).await;
+                    }
+                    // In doubt the id is free: a resend may be stored twice, and never not at all. The spool may
+                    // remember what is forgotten here: then it keeps remembering.
+                    Ok(Appended::Duplicate | Appended::Conflict) | Err(_) => {
+                        self.dedup.release(event.id).await;
+                    }
+                }
+                return kept;
+            }
+        };
+        if stored == event.fingerprint || on_conflict == OnConflict::Duplicate {
+            return Ok(Appended::Duplicate);
+        }
+        self.quarantine(event, CONFLICT, CONFLICT_DETAIL).await?;
+        Ok(Appended::Conflict)
+    }
+
+    /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
+    async fn claim(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
+        let began = Instant::now();
+        let mut pause = PENDING_LOOK;
+        loop {
+            match self.dedup.reserve(id).await {
+                Claim::Mine => return Ok(None),
+                Claim::Known(fingerprint) => return Ok(Some(fingerprint)),
+                Claim::Pending if began.elapsed() < PENDING_WITHIN => {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(PENDING_LOOK * 10);
+                }
+                Claim::Pending => return Err(StorageError::Busy),
+            }
+        }
+    }
+
+    /// The content that is stored under an id, as far as it is remembered.
+    pub(super) async fn stored(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
+        let stored = self.claim(id).await?;
+        if stored.is_none() {
+            self.dedup.release(id).await;
+        }
+        Ok(stored)
+    }
+
+    /// Makes an event durable whose id is new, one way or the other.
+    async fn keep(
+        self: &Arc<Self>,
+        event: &Event,
+        on_conflict: OnConflict,
+    ) -> Result<Appended, StorageError> {
+        let record = Outgoing::event(&self.topics.events, event);
+        let Some(spool) = &self.spool else {
+            return self.in_log(self.producer.append(DOING, &record).await);
+        };
+        if let Some(writing) = spool.enter_first() {
+            match spool.append(writing, event.clone(), on_conflict).await {
+                Ok(appended) => return Ok(appended),
+                // The spool is broken, and tells so itself: Kafka may be there all the same.
+                Err(_) => return self.in_log(self.publish_unspooled(spool, &record).await),
+            }
+        }
+        let mut report = match self.producer.hand_over(DOING, &record) {
+            Ok(report) => report,
+            Err(error) if is_unfit(&error) => return Err(error),
+            Err(error) => {
+                spool.turn_to(&error);
+                return spool.append(spool.enter(), event.clone(), on_conflict).await.map_err(|_| error);
+            }
+        };
+        let began = Instant::now();
+        match timeout(self.hedge_after, &mut report).await {
+            Ok(Ok(Ok(place))) => Ok(self.stored_at(place)),
+            Ok(report) => {
+                let error = match report {
+                    Ok(Err(error)) => failed(DOING, error),
+                    _ => StorageError::Closed,
+                };
+                spool.turn_to(&error);
+                spool.append(spool.enter(), event.clone(), on_conflict).await.map_err(|_| error)
+            }
+            Err(_) => self.hedge(spool, event, on_conflict, self.watch(spool, report, began)).await,
+        }
+    }
+
+    /// Gives an event whose report is late to the spool as well; whichever has it first answers.
+    async fn hedge(
+        &self,
+        spool: &Arc<Spool>,
+        event: &Event,
+        on_conflict: OnConflict,
+        mut outcome: Outcome,
+    ) -> Result<Appended, StorageError> {
+        let Some(hedge) = Hedge::begin(spool, event.id, &outcome) else {
+            return self.in_log(settled(&mut outcome).await);
+        };
+        let (keeper, event) = (Arc::clone(spool), event.clone());
+        // In a task of its own: where the report comes first the event may have gone to the spool or not.
+        let mut spooling = tokio::spawn(async move { hedge.append(&keeper, event, on_conflict).await });
+        tokio::select! {
+            biased;
+            report = settled(&mut outcome) => match report {
+                Ok(place) => Ok(self.stored_at(place)),
+                Err(error) => spooling.await.unwrap_or(Err(StorageError::Closed)).map_err(|_| error),
+            },
+            spooled = &mut spooling => match spooled {
+                Ok(Ok(appended)) => Ok(appended),
+                _ => self.in_log(settled(&mut outcome).await),
+            },
+        }
+    }
+
+    /// Publishes without a spool to fall back on.
+    async fn publish_unspooled(
+        self: &Arc<Self>,
+        spool: &Arc<Spool>,
+        record: &Outgoing,
+    ) -> Result<Place, StorageError> {
+        let report = self.producer.hand_over(DOING, record)?;
+        settled(&mut self.watch(spool, report, Instant::now())).await
+    }
+
+    /// Waits for a report in the background, for as long as it takes, and tells the spool what it says of Kafka.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        spool: &Arc<Spool>,
+        mut report: oneshot::Receiver<Report>,
+        began: Instant,
+    ) -> Outcome {
+        let (tell, outcome) = watch::channel(None);
+        let (kafka, spool) = (Arc::clone(self), Arc::clone(spool));
+        self.tasks.spawn(async move {
+            let in_time = timeout_at(began + APPEND_WITHIN, &mut report).await;
+            let report = match in_time {
+                Ok(report) => report,
+                Err(_) => {
+                    spool.turn_to(&StorageError::Late { doing: DOING, within: APPEND_WITHIN });
+                    report.await
+                }
+            };
+            // Dropped with the producer: nobody knows.
+            let report = report.unwrap_or(Err(rdkafka::error::KafkaError::Canceled));
+            match &report {
+                Ok((partition, offset)) => {
+                    kafka.note_head(Position::new(*partition, offset + 1));
+                    spool.acknowledged();
+                }
+                Err(error) => spool.turn_to(&failed(DOING, error.clone())),
+            }
+            tell.send_replace(Some(report));
+        });
+        outcome
+    }
+
+    fn in_log(&self, place: Result<Place, StorageError>) -> Result<Appended, StorageError> {
+        place.map(|place| self.stored_at(place))
+    }
+
+    fn stored_at(&self, (partition, offset): Place) -> Appended {
+        let position = Position::new(partition, offset + 1);
+        self.note_head(position);
+        Appended::Stored(position)
+    }
+
+    /// Keeps an event as a letter without destination, unless these very bytes are kept already.
+    pub(super) async fn quarantine(
+        self: &Arc<Self>,
+        event: Event,
+        reason: &str,
+        detail: &str,
+    ) -> Result<bool, StorageError> {
+        self.check_open()?;
+        let Some(spool) = &self.spool else { return self.keep_quarantined(event, reason, detail).await };
+        if self.opened.get().is_some() && self.is_quarantined(&event).await? {
+            return Ok(false);
+        }
+        let is_first = spool.is_first();
+        if is_first && let Ok(new) = spool.quarantine(event.clone(), reason, detail).await {
+            return Ok(new);
+        }
+        let kafka = Arc::clone(self);
+        let (letter, why, what) = (event.clone(), reason.to_owned(), detail.to_owned());
+        // It goes on when nobody waits any more: twice the same letter is one.
+        let keeping = self.tasks.spawn(async move { kafka.keep_quarantined(letter, &why, &what).await });
+        // It is read back, too, which takes longer than a report.
+        let within = if is_first { APPEND_WITHIN } else { 4 * self.hedge_after };
+        let kept = match timeout(within, keeping).await {
+            Ok(kept) => kept.unwrap_or(Err(StorageError::Closed)),
+            Err(_) => Err(StorageError::Late { doing: "keeping a quarantined event", within }),
+        };
+        match kept {
+            Err(error) if !is_first => spool.quarantine(event, reason, detail).await.map_err(|_| error),
+            kept => kept,
+        }
+    }
+}
+
+/// What a publication came to.
+async fn settled(outcome: &mut Outcome) -> Result<Place, StorageError> {
+    let report = outcome.wait_for(Option::is_some).await.map_err(|_| StorageError::Closed)?;
+    match &*report {
+        Some(Ok(place)) => Ok(*place),
+        Some(Err(error)) => Err(failed(DOING, error.clone())),
+        None => Err(StorageError::Closed),
+    }
+}
