@@ -73,6 +73,9 @@ use crate::secret::Secret;
 /// Bytes that Redis 7 needs for one id, measured as resident memory with a million of them and the default prefix.
 pub const REDIS_BYTES_PER_ID: f64 = 240.0;
 
+/// How long closing waits for what goes on in the background.
+const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Options {
@@ -363,7 +366,9 @@ impl Kafka {
             tracing::warn!("the producer did not close in order");
         }
         self.tasks.close();
-        self.tasks.wait().await;
+        if tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("the spool was not left in order; what it holds is published by the next process");
+        }
         if let Some(spool) = &self.spool {
             spool.close().await;
         }

@@ -28,6 +28,8 @@ use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, OnConflict, Position, 
 pub(super) const APPEND_WITHIN: Duration = Duration::from_millis(1200);
 /// How long an event waits for its report before it goes to the spool as well.
 pub(super) const HEDGE_AFTER: Duration = Duration::from_millis(150);
+/// How long a letter waits before it goes to the spool: it is read back, too, and nobody minds if it is written twice.
+const LETTER_AFTER: Duration = Duration::from_millis(600);
 /// How long a duplicate waits for the first to be durable, and when it looks for the first time.
 const PENDING_WITHIN: Duration = Duration::from_millis(500);
 const PENDING_LOOK: Duration = Duration::from_millis(5);
@@ -232,8 +234,7 @@ impl Kafka {
         let (letter, why, what) = (event.clone(), reason.to_owned(), detail.to_owned());
         // It goes on when nobody waits any more: twice the same letter is one.
         let keeping = self.tasks.spawn(async move { kafka.keep_quarantined(letter, &why, &what).await });
-        // It is read back, too, which takes longer than a report.
-        let within = if is_first { APPEND_WITHIN } else { 4 * self.hedge_after };
+        let within = if is_first { APPEND_WITHIN } else { LETTER_AFTER };
         let kept = match timeout(within, keeping).await {
             Ok(kept) => kept.unwrap_or(Err(StorageError::Closed)),
             Err(_) => Err(StorageError::Late { doing: "keeping a quarantined event", within }),

@@ -19,7 +19,7 @@ use super::client::failed;
 use super::producer::{Place, Report};
 use super::record::Outgoing;
 use super::spool::Spool;
-use crate::storage::{Change, DeadFilter, DeadLetter, Position, Record, StorageError};
+use crate::storage::{Change, DeadFilter, Position, Record, StorageError};
 
 const DOING: &str = "draining the spool";
 /// Pauses after something failed.
@@ -71,12 +71,14 @@ impl Drain {
         }
         let Some(mut batches) = self.batches().await else { return };
         let mut unsaved = None;
-        while let Some(batch) = self.next(&mut batches, &mut unsaved).await {
+        let mut is_closing = false;
+        while !is_closing && let Some(batch) = self.next(&mut batches, &mut unsaved).await {
             for wave in waves(&batch) {
                 let upto = self.publish(wave).await;
                 self.spool.drained(upto);
                 unsaved = Some(upto);
-                if wave.last().is_some_and(|last| last.position > upto) {
+                is_closing = wave.last().is_some_and(|last| last.position > upto);
+                if is_closing {
                     break;
                 }
             }
@@ -104,13 +106,14 @@ impl Drain {
         }
     }
 
-    /// What is to be drained next; none when the storage closes.
+    /// What is to be drained next; none when the storage closes. What is left then is looked at all the same: events
+    /// that came into the log by themselves are settled, so that they are not published again by the next process.
     async fn next(&self, batches: &mut Batches, unsaved: &mut Option<Position>) -> Option<Vec<Record>> {
         loop {
             let batch = tokio::select! {
                 biased;
-                () = self.kafka.closing.cancelled() => return None,
                 batch = batches.recv() => batch?,
+                () = self.kafka.closing.cancelled(), if self.spool.is_drained() => return None,
                 () = tokio::time::sleep(LOOK_EVERY), if unsaved.is_some() => {
                     self.forget(unsaved).await;
                     continue;
@@ -118,6 +121,7 @@ impl Drain {
             };
             match batch {
                 Ok(batch) => return Some(batch),
+                Err(_) if self.kafka.closing.is_cancelled() => return None,
                 Err(error) => tracing::error!(%error, "the spool cannot be read; trying on"),
             }
         }
@@ -237,14 +241,16 @@ impl Drain {
     async fn page_of_letters(&self) -> Result<usize, StorageError> {
         let store = &self.spool.store().deliveries;
         let letters = store.dead(DeadFilter { limit: LETTERS, ..DeadFilter::default() }).await?;
+        let (mut done, mut missing) = (Vec::new(), Vec::new());
+        for letter in &letters {
+            let is_kept = self.kafka.is_quarantined(&letter.event).await?;
+            if is_kept { done.push(letter.number) } else { missing.push(letter) }
+        }
         let topic = &self.kafka.topics.dead;
-        let outgoing = letters.iter().map(|letter| Outgoing::letter(topic, letter)).collect();
+        let outgoing = missing.iter().map(|letter| Outgoing::letter(topic, letter)).collect();
         let places = self.acknowledged(outgoing).await;
-        let done: Vec<u64> = letters
-            .iter()
-            .zip(&places)
-            .filter_map(|(letter, place): (&DeadLetter, _)| place.map(|_| letter.number))
-            .collect();
+        let kept = missing.iter().zip(places).filter(|(_, place)| place.is_some());
+        done.extend(kept.map(|(letter, _)| letter.number));
         store.drop_dead(&done).await?;
         if done.len() < letters.len() {
             return Err(StorageError::Late { doing: DOING, within: APPEND_WITHIN });

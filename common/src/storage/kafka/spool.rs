@@ -187,6 +187,11 @@ impl Spool {
         self.settle_word(&mut word);
     }
 
+    /// Whether the log has all that is here.
+    pub(super) fn is_drained(&self) -> bool {
+        self.word().drained >= *self.head.borrow()
+    }
+
     /// Makes an event durable here. What it is told is what it is: a resend of what is here is a duplicate.
     pub(super) async fn append(
         &self,

@@ -11,6 +11,8 @@ use crate::storage::{
     StorageError, Subscription, Track,
 };
 
+mod spool;
+
 struct OnBroker(Options);
 
 impl OnBroker {
@@ -21,10 +23,14 @@ impl OnBroker {
     async fn with_partitions(partitions: i32) -> Self {
         let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
         options.partitions = partitions;
-        let left = apply(&options, plan(&options).await.unwrap()).await.unwrap();
-        assert!(left.is_empty(), "{left:?}");
+        make_topics(&options).await;
         Self(options)
     }
+}
+
+async fn make_topics(options: &Options) {
+    let left = apply(options, plan(options).await.unwrap()).await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 impl Backend for OnBroker {
