@@ -75,6 +75,9 @@ pub const REDIS_BYTES_PER_ID: f64 = 240.0;
 /// How long closing waits for what goes on in the background.
 const CLOSE_WITHIN: Duration = Duration::from_secs(15);
 
+/// How long closing waits for what goes on in the background.
+const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Options {
