@@ -236,7 +236,7 @@ async fn open_storage(config: &StorageConfig, role: &Role, registry: &Registry) 
         StorageKind::Kafka { options, .. } => {
             // The spool is the edge's: nobody else has anything to put there.
             let spool = options.spool.clone().filter(|_| role.has_edge());
-            let options = kafka::Options { spool, ..options.clone() };
+            let options = kafka::Options { spool, appends: role.has_edge(), ..options.clone() };
             let opened = kafka::open(&options, registry).await;
             let hint = match &opened {
                 Err(StorageError::Unfit { .. }) => " (see `chaski topics plan`)",

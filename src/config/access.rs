@@ -56,6 +56,7 @@ impl Checker<'_> {
         if let StorageKind::Kafka { options, .. } = &mut storage.kind {
             // It belongs to the edge; who only looks at the log has no use for it.
             options.spool = None;
+            options.appends = false;
         }
         Some(AccessConfig { storage, admin: reachable(admin.listen), token: admin.token })
     }

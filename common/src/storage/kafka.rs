@@ -72,8 +72,6 @@ use crate::secret::Secret;
 
 /// Bytes that Redis 7 needs for one id, measured as resident memory with a million of them and the default prefix.
 pub const REDIS_BYTES_PER_ID: f64 = 240.0;
-/// How long closing waits for what goes on in the background.
-const CLOSE_WITHIN: Duration = Duration::from_secs(15);
 
 /// How long closing waits for what goes on in the background.
 const CLOSE_WITHIN: Duration = Duration::from_secs(15);
@@ -97,6 +95,9 @@ pub struct Options {
     pub redis: Option<Redis>,
     /// A folder on a local disk for what Kafka does not take in time; none: such an event is refused.
     pub spool: Option<PathBuf>,
+    /// Whether events are to be appended here. Who only reads or delivers need not know the ids at the end of the
+    /// log, and opens sooner; what it appends all the same is deduplicated by what it has seen since.
+    pub appends: bool,
 }
 
 /// The deduplication that several edges share. Redis 7 or later.
@@ -121,6 +122,7 @@ impl fmt::Debug for Options {
             .field("settings", &settings)
             .field("redis", &self.redis)
             .field("spool", &self.spool)
+            .field("appends", &self.appends)
             .finish()
     }
 }
@@ -138,6 +140,7 @@ impl Options {
             settings: Vec::new(),
             redis: None,
             spool: None,
+            appends: true,
         }
     }
 }

@@ -134,7 +134,9 @@ impl Kafka {
         }
         let view = View::start(&self.connect, &format!("{}.parked", self.prefix), followed, ends)?;
         let opened = Opened { query, view };
-        opened.remember(Arc::clone(&self.dedup), extents).await?;
+        if options.appends {
+            opened.remember(Arc::clone(&self.dedup), extents).await?;
+        }
         if let Some(spool) = &self.spool {
             // Again, because the log's ids may have taken their place.
             spool.remember_ids(&*self.dedup).await?;
