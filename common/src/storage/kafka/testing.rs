@@ -10,6 +10,7 @@
 
 mod broker;
 mod redis;
+mod secured;
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub use self::broker::{Broker, Cluster, libraries};
 pub use self::redis::RedisServer;
+pub use self::secured::SecuredBroker;
 use super::Options;
 
 const START_WITHIN: Duration = Duration::from_secs(90);

@@ -11,6 +11,7 @@ use crate::storage::{
     StorageError, Subscription, Track,
 };
 
+mod secured;
 mod spool;
 
 struct OnBroker(Options);

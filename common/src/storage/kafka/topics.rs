@@ -4,17 +4,20 @@
 //! is told, with what would be right, because another hand set it and must know why it breaks a promise.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 
 use super::Options;
-use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed};
+use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed, log};
 use crate::storage::{Position, StorageError};
 
 /// The names of the topics.
@@ -133,10 +136,13 @@ fn wanted(options: &Options) -> Vec<Wanted> {
 /// # Errors
 /// When the brokers do not answer or refuse to tell.
 pub async fn plan(options: &Options) -> Result<Vec<Step>, StorageError> {
+    let asked = || metadata(options, "reading the list of topics", ANSWER_WITHIN);
+    let found = tokio::task::block_in_place(asked)?;
     let admin = admin(options)?;
     let mut steps = Vec::new();
     for wanted in wanted(options) {
-        match partitions(&admin, &wanted.topic).await? {
+        let topic = found.topics().iter().find(|topic| topic.name() == &*wanted.topic);
+        match topic.map(|topic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX)) {
             None => steps.push(Step::Create {
                 topic: wanted.topic.to_string(),
                 partitions: wanted.partitions,
@@ -207,9 +213,9 @@ pub async fn delete(options: &Options) -> Result<(), StorageError> {
 /// # Errors
 /// When none of them answers.
 pub async fn brokers(options: &Options) -> Result<usize, StorageError> {
-    let admin = admin(options)?;
-    let found = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, ANSWER_WITHIN));
-    Ok(found.map_err(|error| failed("reading the list of brokers", error))?.brokers().len())
+    let asked = || metadata(options, "reading the list of brokers", ANSWER_WITHIN);
+    let found = tokio::task::block_in_place(asked)?;
+    Ok(found.brokers().len())
 }
 
 type Admin = AdminClient<DefaultClientContext>;
@@ -218,20 +224,65 @@ fn admin(options: &Options) -> Result<Admin, StorageError> {
     Connect::new(options).base().create().map_err(|error| failed("making an admin client", error))
 }
 
-/// Whether any broker answers.
-pub(super) async fn answers(options: &Options, within: Duration) -> bool {
-    let Ok(admin) = admin(options) else { return false };
-    let asked = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, within).is_ok());
-    asked.await.unwrap_or(false)
+/// Remembers what the client last complained of: a wrong password or certificate is known to it, and to who waits
+/// only as an answer that does not come.
+#[derive(Default)]
+struct Listener(Mutex<Option<String>>);
+
+impl Listener {
+    fn complaint(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// How many partitions a topic has; none if it is missing.
-async fn partitions(admin: &Admin, topic: &str) -> Result<Option<i32>, StorageError> {
-    // All topics are asked for: asking for one by name may create it, if the brokers are set up so.
-    let found = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, ANSWER_WITHIN));
-    let found = found.map_err(|error| failed("reading the list of topics", error))?;
-    let named = found.topics().iter().find(|found| found.name() == topic);
-    Ok(named.map(|named| i32::try_from(named.partitions().len()).unwrap_or(i32::MAX)))
+impl ClientContext for Listener {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, _error: KafkaError, reason: &str) {
+        // The first says why; that nobody is left to ask comes after it.
+        self.complaint().get_or_insert_with(|| reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Listener {}
+
+/// Why nobody answers.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}; the client last said: {complaint}")]
+struct Complaint {
+    #[source]
+    error: KafkaError,
+    complaint: String,
+}
+
+/// What the cluster consists of. All topics are asked for: asking for one by name may create it, if the brokers
+/// are set up so. Blocks.
+fn metadata(options: &Options, doing: &'static str, within: Duration) -> Result<Metadata, StorageError> {
+    // Only a consumer says what it has to complain of.
+    let group = format!("{}.query", options.topic_prefix);
+    let client = Connect::new(options).consumer(&group, false, Listener::default())?;
+    client.fetch_metadata(None, within).map_err(|error| {
+        // It says so when it is asked for messages, if there is anything to say.
+        for _ in 0..10 {
+            let _ = client.poll(Duration::from_millis(20));
+        }
+        match client.context().complaint().take() {
+            Some(complaint) => {
+                StorageError::Engine { doing, source: Arc::new(Complaint { error, complaint }) }
+            }
+            None => failed(doing, error),
+        }
+    })
+}
+
+/// Whether any broker answers.
+pub(super) async fn answers(options: &Options, within: Duration) -> bool {
+    let options = options.clone();
+    let asked =
+        tokio::task::spawn_blocking(move || metadata(&options, "looking for brokers", within).is_ok());
+    asked.await.unwrap_or(false)
 }
 
 async fn compare(

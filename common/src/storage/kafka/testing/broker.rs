@@ -15,6 +15,20 @@ const POM: &str = include_str!("../../../../../tests/kafka/pom.xml");
 /// Sixteen bytes in base64, as the broker wants them.
 const CLUSTER_ID: &str = "Y2hhc2tpLXRlc3RzLWthZg";
 
+/// The name of a listener that asks who is there.
+pub(super) const SECURED: &str = "SECURED";
+
+/// What a broker has beyond what each needs.
+#[derive(Default)]
+pub(super) struct Extra {
+    /// Behind the other listeners, each with a comma in front.
+    pub(super) listeners: String,
+    /// Lines of its configuration.
+    pub(super) properties: String,
+    /// Arguments for preparing its folder.
+    pub(super) format: Vec<String>,
+}
+
 /// A broker of its own: on its own, or one of a [`Cluster`]. Ends, with all it holds, when it is dropped.
 pub struct Broker {
     client: u16,
@@ -27,8 +41,14 @@ impl Broker {
     /// Starts a broker and waits until it answers.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with(|_| Extra::default())
+    }
+
+    /// Starts a broker with more than it needs; what that is may depend on its folder.
+    pub(super) fn start_with(extra: impl FnOnce(&Path) -> Extra) -> Self {
         let mut broker = Self::new("-Xmx512m");
-        broker.format(1, &[broker.controller]);
+        let extra = extra(&broker.server.folder);
+        broker.format(1, &[broker.controller], &extra);
         broker.run();
         broker
     }
@@ -76,7 +96,7 @@ impl Broker {
     }
 
     /// Prepares its folder; `voters` are the ports of all controllers, in the order of the nodes' numbers.
-    fn format(&self, node: usize, voters: &[u16]) {
+    fn format(&self, node: usize, voters: &[u16], extra: &Extra) {
         let quorum: Vec<String> =
             (1..).zip(voters).map(|(node, port)| format!("{node}@127.0.0.1:{port}")).collect();
         let copies = voters.len();
@@ -84,16 +104,19 @@ impl Broker {
             "process.roles=broker,controller\n\
              node.id={node}\n\
              controller.quorum.voters={quorum}\n\
-             listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{client},CONTROLLER://127.0.0.1:{controller}{listeners}\n\
              controller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,{SECURED}:SASL_SSL\n\
              log.dirs={folder}/log\n\
              auto.create.topics.enable=false\n\
              offsets.topic.replication.factor={copies}\n\
              offsets.topic.num.partitions=4\n\
              transaction.state.log.replication.factor={copies}\n\
              transaction.state.log.min.isr=1\n\
-             group.initial.rebalance.delay.ms=0\n",
+             group.initial.rebalance.delay.ms=0\n\
+             {properties}",
+            listeners = extra.listeners,
+            properties = extra.properties,
             quorum = quorum.join(","),
             client = self.client,
             controller = self.controller,
@@ -104,6 +127,7 @@ impl Broker {
             .args(["-Xmx128m", "-cp", &class_path(), "kafka.tools.StorageTool", "format"])
             .args(["-t", CLUSTER_ID, "-c"])
             .arg(self.properties())
+            .args(&extra.format)
             .output()
             .expect("java is missing: apt-get install openjdk-17-jre-headless");
         assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
@@ -124,7 +148,7 @@ impl Cluster {
         let mut brokers: Vec<Broker> = (0..nodes).map(|_| Broker::new("-Xmx256m")).collect();
         let voters: Vec<u16> = brokers.iter().map(|broker| broker.controller).collect();
         for (node, broker) in (1..).zip(&brokers) {
-            broker.format(node, &voters);
+            broker.format(node, &voters, &Extra::default());
         }
         for broker in &mut brokers {
             broker.launch();
