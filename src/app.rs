@@ -126,8 +126,9 @@ impl App {
             false => None,
         };
 
-        let gauges =
-            Gauges::new(&registry, config.sources.iter().map(|source| Arc::clone(&source.name)).collect());
+        let sources = config.sources.iter().map(|source| Arc::clone(&source.name)).collect();
+        let is_local = matches!(config.storage.kind, StorageKind::Embedded { .. });
+        let gauges = Gauges::new(&registry, sources, is_local);
         gauges
             .retention
             .with_label_values(&["events"])

@@ -17,16 +17,34 @@ pub(crate) struct Gauges {
     dead_oldest: IntGaugeVec,
     quarantined: IntGaugeVec,
     quarantine_oldest: IntGaugeVec,
-    records: IntGauge,
-    oldest_record: IntGauge,
+    /// None where the storage tells of its local store itself.
+    store: Option<StoreGauges>,
     pub(crate) reload_successful: IntGauge,
     pub(crate) reload_timestamp: Gauge,
     pub(crate) retention: IntGaugeVec,
     sources: Vec<Arc<str>>,
 }
 
+struct StoreGauges {
+    records: IntGauge,
+    oldest: IntGauge,
+}
+
+impl StoreGauges {
+    fn new(metrics: &Metrics<'_>) -> Self {
+        Self {
+            records: metrics.gauge("chaski_spool_records", "Events kept in the local store."),
+            oldest: metrics.gauge(
+                "chaski_spool_oldest_timestamp_seconds",
+                "When the oldest event of the local store was received; 0 if there is none.",
+            ),
+        }
+    }
+}
+
 impl Gauges {
-    pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>) -> Self {
+    /// `is_local`: whether all that is stored is in a local store.
+    pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>, is_local: bool) -> Self {
         let metrics = Metrics(registry);
         // The standard process_* metrics; a registry that has them already keeps its own.
         let _ = registry.register(Box::new(ProcessCollector::for_self()));
@@ -54,11 +72,7 @@ impl Gauges {
                 "chaski_quarantine_oldest_timestamp_seconds",
                 "When the oldest quarantined event was received; 0 if there is none.",
             ),
-            records: metrics.gauge("chaski_spool_records", "Events kept in the local store."),
-            oldest_record: metrics.gauge(
-                "chaski_spool_oldest_timestamp_seconds",
-                "When the oldest event of the local store was received; 0 if there is none.",
-            ),
+            store: is_local.then(|| StoreGauges::new(&metrics)),
             reload_successful: metrics.gauge(
                 "chaski_config_last_reload_successful",
                 "1 if the last reading of the configuration was taken into force.",
@@ -112,9 +126,11 @@ impl Gauges {
             self.quarantined.with_label_values(&[source]).set(found.map_or(0, |found| signed(found.events)));
             self.quarantine_oldest.with_label_values(&[source]).set(seconds(found.map(|found| found.oldest)));
         }
-        let census = storage.events.census().await?;
-        self.records.set(signed(census.events));
-        self.oldest_record.set(seconds(census.oldest));
+        if let Some(store) = &self.store {
+            let census = storage.events.census().await?;
+            store.records.set(signed(census.events));
+            store.oldest.set(seconds(census.oldest));
+        }
         Ok(())
     }
 }
