@@ -363,8 +363,29 @@ pub trait EventLog: Send + Sync {
     /// False in a state that only a restart cures.
     fn is_writable(&self) -> bool;
 
+    /// How metrics name what is behind it.
+    fn labels(&self) -> Labels {
+        Labels { path: Labels::SPOOL, dedup: "embedded" }
+    }
+
     /// Writes what is queued, closes the files and stops the threads. Later calls get [`StorageError::Closed`].
     async fn close(&self);
+}
+
+/// How metrics name what is behind an [`EventLog`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// Where an event is durable that is [`Appended::Stored`].
+    pub path: &'static str,
+    /// What deduplicates.
+    pub dedup: &'static str,
+}
+
+impl Labels {
+    /// A local disk.
+    pub const SPOOL: &str = "spool";
+    /// The brokers.
+    pub const KAFKA: &str = "kafka";
 }
 
 /// A replay that is under way.

@@ -130,13 +130,14 @@ impl Acceptor {
         let (id, kind, fingerprint) = (event.id, event.kind.clone(), event.fingerprint);
         let begun = Instant::now();
         let appended = self.storage.events.append(event, source.on_conflict).await;
+        let is_spooled = matches!(appended, Ok(Appended::Spooled));
         let (dedup, outcome) = match appended {
             Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
             Ok(Appended::Duplicate) => (Dedup::Duplicate, Ok(Outcome::Duplicate(id))),
             Ok(Appended::Conflict) => (Dedup::Conflict, Ok(Outcome::Quarantined(id, Quarantine::Conflict))),
             Err(error) => (Dedup::Error, Err(error)),
         };
-        source.metrics.stored(dedup, begun.elapsed());
+        source.metrics.stored(dedup, is_spooled, begun.elapsed());
         match &outcome {
             Ok(Outcome::Accepted(_)) => {
                 source.metrics.accepted(&kind, now);

@@ -119,13 +119,14 @@ impl AsRef<[u8]> for Held {
 
 #[cfg(test)]
 mod tests {
+    use chaski_common::storage::Labels;
     use prometheus::Registry;
 
     use super::*;
 
     #[test]
     fn a_body_is_charged_as_it_arrives_and_for_as_long_as_anybody_has_it() {
-        let metrics = EdgeMetrics::new(&Registry::new());
+        let metrics = EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" });
         let limits = Limits { inflight_bytes_max: 100_000, inflight_requests_max: 2, ..Limits::default() };
         let in_flight = InFlight::new(&limits, &metrics);
         let now = || (metrics.inflight_requests.get(), metrics.inflight_bytes.get());

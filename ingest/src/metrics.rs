@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use chaski_common::metrics::{BODY_BYTES, FAST_SECONDS, Metrics};
+use chaski_common::storage::Labels;
 use jiff::Timestamp;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
@@ -50,9 +51,10 @@ pub(crate) struct EdgeMetrics {
     pub(crate) inflight_requests: IntGauge,
     pub(crate) inflight_bytes: IntGauge,
     capacity: IntGaugeVec,
-    durable_ack: Histogram,
+    durable_ack: DurableAck,
     dedup_duration: Histogram,
     dedup: IntCounterVec,
+    backend: &'static str,
     requests: IntCounterVec,
     refused: IntCounterVec,
     duration: HistogramVec,
@@ -68,8 +70,9 @@ pub(crate) struct EdgeMetrics {
 }
 
 impl EdgeMetrics {
-    pub(crate) fn new(registry: &Registry) -> Self {
+    pub(crate) fn new(registry: &Registry, labels: Labels) -> Self {
         let make = Metrics(registry);
+        let backend = labels.dedup;
         let listener = "edge";
         let errors = make.counters(
             "chaski_edge_connection_errors_total",
@@ -98,29 +101,23 @@ impl EdgeMetrics {
             inflight_requests: make.gauge("chaski_edge_inflight_requests", "Requests being worked on."),
             inflight_bytes: make.gauge("chaski_edge_inflight_bytes", "Bytes of bodies being read or stored."),
             capacity: make.gauges("chaski_edge_capacity", "The bounds that are in force.", &["resource"]),
-            durable_ack: make
-                .histograms(
-                    "chaski_edge_durable_ack_seconds",
-                    "Time until the storage called an event durable.",
-                    &["path"],
-                    FAST_SECONDS,
-                )
-                .with_label_values(&["spool"]),
+            durable_ack: DurableAck::new(&make, labels),
+            backend,
             dedup_duration: make
                 .histograms(
                     "chaski_dedup_duration_seconds",
-                    "Time until a deduplication decision; here it is one step with storing.",
+                    "Time until a deduplication decision; it is one step with storing.",
                     &["backend"],
                     FAST_SECONDS,
                 )
-                .with_label_values(&["embedded"]),
+                .with_label_values(&[backend]),
             dedup: with_series(
                 make.counters(
                     "chaski_dedup_lookups_total",
                     "Deduplication decisions.",
                     &["backend", "result"],
                 ),
-                ["new", "duplicate", "conflict", "error"].map(|result| ["embedded", result]),
+                ["new", "duplicate", "conflict", "error"].map(|result| [backend, result]),
             ),
             requests: make.counters(
                 "chaski_edge_requests_total",
@@ -224,7 +221,7 @@ impl EdgeMetrics {
             durable_ack: self.durable_ack.clone(),
             dedup_duration: self.dedup_duration.clone(),
             dedup: ["new", "duplicate", "conflict", "error"]
-                .map(|result| self.dedup.with_label_values(&["embedded", result])),
+                .map(|result| self.dedup.with_label_values(&[self.backend, result])),
             types: Types {
                 known: RwLock::default(),
                 other: self.events.with_label_values(&[name, "other"]),
@@ -232,6 +229,26 @@ impl EdgeMetrics {
             },
             name: name.to_owned(),
         }
+    }
+}
+
+/// Time until an event was durable, by where it was.
+#[derive(Clone)]
+struct DurableAck {
+    stored: Histogram,
+    spooled: Histogram,
+}
+
+impl DurableAck {
+    fn new(make: &Metrics<'_>, labels: Labels) -> Self {
+        let paths = make.histograms(
+            "chaski_edge_durable_ack_seconds",
+            "Time until the storage called an event durable.",
+            &["path"],
+            FAST_SECONDS,
+        );
+        let of = |path: &str| paths.with_label_values(&[path]);
+        Self { stored: of(labels.path), spooled: of(Labels::SPOOL) }
     }
 }
 
@@ -261,7 +278,7 @@ pub(crate) struct SourceMetrics {
     skew: Histogram,
     last_accepted: IntGauge,
     consecutive_non_200: IntGauge,
-    durable_ack: Histogram,
+    durable_ack: DurableAck,
     dedup_duration: Histogram,
     dedup: [IntCounter; 4],
     types: Types,
@@ -296,9 +313,10 @@ impl SourceMetrics {
         self.body_bytes.observe(bytes as f64);
     }
 
-    pub(crate) fn stored(&self, result: Dedup, took: Duration) {
+    pub(crate) fn stored(&self, result: Dedup, is_spooled: bool, took: Duration) {
         self.dedup[result as usize].inc();
-        self.durable_ack.observe(took.as_secs_f64());
+        let path = if is_spooled { &self.durable_ack.spooled } else { &self.durable_ack.stored };
+        path.observe(took.as_secs_f64());
         self.dedup_duration.observe(took.as_secs_f64());
     }
 

@@ -195,7 +195,7 @@ impl Edge {
         registry: &Registry,
         clock: Clock,
     ) -> Result<Self, EdgeError> {
-        let metrics = EdgeMetrics::new(registry);
+        let metrics = EdgeMetrics::new(registry, storage.events.labels());
         let sources = Sources::compile(sources, &metrics)?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
         let failed = |source| EdgeError::Listen { listen: config.listen, source };

@@ -182,6 +182,7 @@ async fn open_with(
         topics: Topics::new(&options.topic_prefix),
         opened: OnceLock::new(),
         dedup,
+        has_redis: options.redis.is_some(),
         spool,
         hedge_after,
         head: watch::Sender::new(Position::default()),
@@ -210,6 +211,7 @@ struct Kafka {
     /// Empty until the brokers have been reached.
     opened: OnceLock<Opened>,
     dedup: Arc<dyn Dedup>,
+    has_redis: bool,
     spool: Option<Arc<Spool>>,
     hedge_after: Duration,
     head: watch::Sender<Position>,

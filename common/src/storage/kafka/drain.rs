@@ -177,6 +177,7 @@ impl Drain {
             records.iter().map(|record| self.kafka.producer.hand_over(DOING, record)).collect();
         let deadline = Instant::now() + APPEND_WITHIN;
         let mut places = Vec::with_capacity(handed.len());
+        let mut first_failure = None;
         for handed in handed {
             let report = match handed {
                 Err(error) => Err(error),
@@ -192,7 +193,12 @@ impl Drain {
                 Ok(_) => self.spool.acknowledged(),
                 Err(error) => self.spool.turn_to(error),
             }
-            places.push(report.ok());
+            places.push(report.map_err(|error| first_failure.get_or_insert(error).clone()).ok());
+        }
+        if let Some(error) = first_failure
+            && !self.kafka.closing.is_cancelled()
+        {
+            tracing::warn!(%error, "kafka does not take what is in the spool; trying on");
         }
         places
     }

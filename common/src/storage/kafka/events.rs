@@ -23,8 +23,8 @@ use super::spool::Spool;
 use super::view::{DestinationControl, PARKED, ReplayControl, Span};
 use crate::event::{Event, EventId};
 use crate::storage::{
-    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, OnConflict, PAGE_MAX,
-    Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, Labels, OnConflict,
+    PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
 };
 
 /// How far the clocks of two edges may be apart for a replay by time to find every event.
@@ -193,6 +193,10 @@ impl EventLog for Events {
     /// The client heals by itself, a spool whose disk failed does not.
     fn is_writable(&self) -> bool {
         !self.0.closing.is_cancelled() && self.0.spool.as_deref().is_none_or(Spool::is_writable_either_way)
+    }
+
+    fn labels(&self) -> Labels {
+        Labels { path: Labels::KAFKA, dedup: if self.0.has_redis { "redis" } else { "local" } }
     }
 
     async fn close(&self) {

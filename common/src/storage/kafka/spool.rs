@@ -20,9 +20,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use prometheus::{IntGauge, Registry};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::{Notify, watch};
 
 use super::append::Outcome;
+use super::client::{RECORD_BYTES_MAX, failed};
 use super::dedup::Dedup;
 use super::dedup::recent::GENERATION_MAX;
 use crate::event::{Event, EventId};
@@ -39,6 +41,8 @@ const DRAIN: &str = "kafka";
 const PAGE: usize = 200;
 /// Hedged events that are remembered: as many as the producer holds. One more waits for its report alone.
 const HEDGED_MAX: usize = 100_000;
+/// The largest event that is taken: one that Kafka never takes would stand in front of all others.
+const EVENT_BYTES_MAX: usize = RECORD_BYTES_MAX - 16 * 1024;
 /// What one step of the drain may hold.
 const STEP: BatchLimit = BatchLimit { records: 1000, bytes: 4 << 20 };
 
@@ -199,6 +203,7 @@ impl Spool {
         event: Event,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
+        fits(&event)?;
         match self.store.events.append(event, on_conflict).await? {
             Appended::Stored(_) => Ok(Appended::Spooled),
             Appended::Conflict => {
@@ -216,6 +221,7 @@ impl Spool {
         reason: &str,
         detail: &str,
     ) -> Result<bool, StorageError> {
+        fits(&event)?;
         let new = self.store.events.quarantine(event, reason, detail).await?;
         self.letters.notify_one();
         Ok(new)
@@ -254,6 +260,14 @@ impl Spool {
     pub(super) async fn close(&self) {
         self.store.events.close().await;
     }
+}
+
+fn fits(event: &Event) -> Result<(), StorageError> {
+    if event.body.len() <= EVENT_BYTES_MAX {
+        return Ok(());
+    }
+    let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
+    Err(failed("putting an event into the spool", error))
 }
 
 /// What the drain does with the store.
