@@ -62,7 +62,8 @@ tools-test:
 $(DEPLOY_PYTHON):
 	@tests/tools/need python3:python3 pip3:python3-pip
 	@rm -rf target/deploy-python-*
-	pip3 install --quiet --disable-pip-version-check --target $@ --requirement tests/deploy/requirements.txt
+	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $@.part --requirement tests/deploy/requirements.txt
+	@mv $@.part $@
 
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet
