@@ -26,6 +26,7 @@ mod producer;
 mod dedup;
 mod query;
 mod progress;
+mod controls;
 mod view;
 mod reader;
 mod events;

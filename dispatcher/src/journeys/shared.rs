@@ -84,7 +84,6 @@ async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
         for parked in &parked {
             third.storage.deliveries.hurry(parked.event.id, None, Clock::system().now()).await.unwrap();
         }
-        third.dispatcher.wake(None).await;
         let progress = third.storage.events.progress().await.unwrap();
         parked.is_empty() && progress.iter().all(|progress| progress.lag == 0)
     })

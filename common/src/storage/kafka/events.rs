@@ -14,16 +14,18 @@ use tokio::sync::{mpsc, watch};
 
 use super::Kafka;
 use super::client::failed;
+use super::controls::{DestinationControl, ReplayControl, Span};
 use super::dedup::Claim;
 use super::progress::{Committed, Group};
 use super::query::{Asked, Extent};
 use super::reader::Reader;
 use super::record::{ControlKey, Outgoing};
-use super::view::{DestinationControl, PARKED, ReplayControl, Span};
+use super::view::PARKED;
 use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::{
-    Appended, BatchLimit, CONFLICT, CONFLICT_DETAIL, Census, Cursor, Delivered, EventFilter, EventLog, Fate,
-    OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, CONFLICT, CONFLICT_DETAIL, Census, Controls, Cursor, Delivered, EventFilter,
+    EventLog, Fate, OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError,
+    Subscription,
 };
 
 /// How long an append may take; a sender waits for its answer.
@@ -151,6 +153,10 @@ impl EventLog for Events {
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
         let key = ControlKey::Destination(destination.to_owned());
         self.0.control(&key, Some(&DestinationControl { paused })).await
+    }
+
+    fn controls(&self) -> watch::Receiver<Controls> {
+        self.0.view.told()
     }
 
     async fn progress(&self) -> Result<Vec<Progress>, StorageError> {

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use self::feed::Feed;
 use super::Kafka;
 use super::client::{ANSWER_WITHIN, failed, log};
+use super::controls::Span;
 use super::progress::{self, Committed};
-use super::view::Span;
 use crate::storage::{
     BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track,
 };
