@@ -15,9 +15,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use super::client::ANSWER_WITHIN;
 use super::{Options, Redis};
 use crate::secret::Secret;
 
@@ -35,9 +38,39 @@ kill -9 $server 2>/dev/null
 wait $server 2>/dev/null
 rm -rf "$folder""#;
 
-struct Broker {
+/// A Kafka broker; ends when it is dropped.
+pub struct Broker {
     address: String,
-    _guardian: Option<Child>,
+    folder: PathBuf,
+    guardian: Option<Child>,
+}
+
+impl Broker {
+    /// Starts one of its own, for tests that do something to it.
+    #[must_use]
+    pub fn start() -> Self {
+        start()
+    }
+
+    /// Options for a storage on it.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        options_on(&self.address)
+    }
+
+    /// Sends it a signal: after `STOP` nobody can reach it, until `CONT`.
+    pub fn signal(&self, signal: &str) {
+        send_signal(&self.folder, signal);
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(mut guardian) = self.guardian.take() {
+            drop(guardian.stdin.take());
+            let _ = guardian.wait();
+        }
+    }
 }
 
 /// A Redis server of its own; ends when it is dropped.
@@ -84,9 +117,7 @@ impl RedisServer {
 
     /// Sends it a signal, `STOP` or `CONT`.
     pub fn signal(&self, signal: &str) {
-        let pid = std::fs::read_to_string(self.folder.join("server.pid")).expect("the server runs");
-        let sent = Command::new("kill").args([format!("-{signal}"), pid.trim().to_owned()]).status();
-        assert!(sent.expect("kill is there").success());
+        send_signal(&self.folder, signal);
     }
 
     /// How to reach it.
@@ -103,6 +134,12 @@ impl Drop for RedisServer {
     }
 }
 
+fn send_signal(folder: &Path, signal: &str) {
+    let pid = std::fs::read_to_string(folder.join("server.pid")).expect("the server runs");
+    let sent = Command::new("kill").args([format!("-{signal}"), pid.trim().to_owned()]).status();
+    assert!(sent.expect("kill is there").success());
+}
+
 /// A command that runs a program under its guardian.
 fn guarded(folder: &Path, program: &str) -> Command {
     let mut command = Command::new("sh");
@@ -113,28 +150,58 @@ fn guarded(folder: &Path, program: &str) -> Command {
 /// Options for a storage of its own on the shared broker.
 #[must_use]
 pub fn options() -> Options {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut options = Options::new(vec![address().to_owned()]);
+    options_on(address())
+}
+
+fn options_on(address: &str) -> Options {
+    let mut options = Options::new(vec![address.to_owned()]);
+    let number = number();
     options.topic_prefix = format!("test-{}-{number}", std::process::id());
     options.replication = 1;
     options.partitions = 1;
     options
 }
 
+/// How many members a consumer group has.
+#[must_use]
+pub fn members(options: &Options, group: &str) -> usize {
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers[0]).create().expect("a client");
+    let groups = client.fetch_group_list(Some(group), ANSWER_WITHIN).expect("the broker answers");
+    groups.groups().iter().map(|group| group.members().len()).sum()
+}
+
+/// Deletes the events of a partition up to an offset, as a retention of the brokers would.
+pub async fn delete_events(options: &Options, partition: i32, before: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers[0]).create().expect("a client");
+    let mut list = TopicPartitionList::new();
+    let topic = format!("{}.events", options.topic_prefix);
+    list.add_partition_offset(&topic, partition, Offset::Offset(before)).expect("an offset");
+    let deleted = admin.delete_records(&list, &AdminOptions::new()).await.expect("the broker answers");
+    assert!(deleted.elements().iter().all(|place| place.error().is_ok()));
+}
+
 /// The shared broker's address; starts it if nobody has.
 #[must_use]
 pub fn address() -> &'static str {
     static BROKER: OnceLock<Broker> = OnceLock::new();
-    &BROKER.get_or_init(start).address
+    let shared = || match std::env::var("CHASKI_TEST_KAFKA") {
+        Ok(address) => Broker { address, folder: PathBuf::new(), guardian: None },
+        Err(_) => start(),
+    };
+    &BROKER.get_or_init(shared).address
+}
+
+/// One that nobody in this process had.
+fn number() -> u32 {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
 fn start() -> Broker {
-    if let Ok(address) = std::env::var("CHASKI_TEST_KAFKA") {
-        return Broker { address, _guardian: None };
-    }
     let libraries = libraries();
-    let folder = std::env::temp_dir().join(format!("chaski-kafka-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("chaski-kafka-{}-{}", std::process::id(), number()));
     std::fs::create_dir_all(&folder).expect("a folder for the broker");
     let (client, controller) = (free_port(), free_port());
     let properties = folder.join("server.properties");
@@ -152,7 +219,7 @@ fn start() -> Broker {
         .spawn()
         .expect("sh is there");
     let address = format!("127.0.0.1:{client}");
-    let broker = Broker { address, _guardian: Some(guardian) };
+    let broker = Broker { address, folder, guardian: Some(guardian) };
     let probe: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", &broker.address).create().expect("a client");
     let began = Instant::now();
@@ -160,7 +227,7 @@ fn start() -> Broker {
         assert!(
             began.elapsed() < START_WITHIN,
             "the broker does not answer, see {}/server.log",
-            folder.display()
+            broker.folder.display()
         );
     }
     broker
