@@ -9,6 +9,8 @@ mod order;
 mod steering;
 #[cfg(feature = "kafka")]
 mod shared;
+#[cfg(feature = "kafka")]
+mod fleet;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
