@@ -80,6 +80,8 @@ use crate::secret::Secret;
 const ANSWER_FRESH: Duration = Duration::from_secs(10);
 /// What a group had committed, and when it was asked.
 type Answer = (Instant, BTreeMap<u32, Committed>);
+/// The marks last asked for, and when the oldest event past them was received.
+type Oldest = (Vec<u64>, Option<Timestamp>);
 
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]
@@ -220,8 +222,8 @@ struct Kafka {
     readers: Mutex<HashMap<Cursor, Reader>>,
     /// What groups that nobody here reads had committed, for a moment.
     answers: Mutex<HashMap<Cursor, Answer>>,
-    /// Of each destination the marks last asked for, and when the oldest event past them was received.
-    oldest: Mutex<HashMap<Arc<str>, (Vec<u64>, Option<Timestamp>)>>,
+    /// Of each destination what was found past its marks.
+    oldest: Mutex<HashMap<Arc<str>, Oldest>>,
     /// Of each destination and partition the place from which on this process saw what became of everything.
     seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
     /// One at a time, so that the same bytes are one letter.
