@@ -31,13 +31,22 @@ async fn until_settled(storage: &Storage) {
     .await;
 }
 
+/// A member that could not say good-bye is missed by its group after 45 s.
+const MEMBER_GONE: Duration = Duration::from_secs(90);
+
 async fn until_members(options: &kafka::Options, group: &str, count: usize) {
     let group = format!("{}.{group}", options.topic_prefix);
-    until("members", async || {
-        let (options, group) = (options.clone(), group.clone());
-        tokio::task::spawn_blocking(move || testing::members(&options, &group)).await.unwrap() == count
-    })
-    .await;
+    let reached = tokio::time::timeout(MEMBER_GONE, async {
+        loop {
+            let (options, group) = (options.clone(), group.clone());
+            let members = tokio::task::spawn_blocking(move || testing::members(&options, &group));
+            if members.await.unwrap() == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "not reached: {count} members");
 }
 
 fn paused(process: &Process, name: &str) -> bool {
