@@ -446,6 +446,7 @@ impl Kafka {
         if let Some(spool) = &self.spool {
             spool.close().await;
         }
+        self.dedup.flush().await;
         let kafka = Arc::clone(self);
         let closed = tokio::task::spawn_blocking(move || {
             if let Some(opened) = kafka.opened.get() {

@@ -28,6 +28,8 @@ const DEAD: &str = "chaski-dead";
 const PROBE: &str = "/probe";
 /// On what an operator did to a parked delivery: whoever has it looks again.
 const BY_HAND: &str = "chaski-by-hand";
+/// On an event whose id only one edge could look for: others may have stored it, too.
+const DEDUP: &str = "ce_chaskidedup";
 /// On a tombstone: that the delivery was taken.
 const DELIVERED: &str = "chaski-delivered";
 
@@ -53,6 +55,12 @@ impl Outgoing {
             headers: headers(event),
             timestamp: Some(event.received_at.as_millisecond()),
         }
+    }
+
+    /// Says of an event that the memory all edges share could not be asked for its id.
+    pub(super) fn deduplicated_alone(mut self) -> Self {
+        self.headers = self.headers.insert(Header { key: DEDUP, value: Some("local") });
+        self
     }
 
     pub(super) fn parked(topic: &Arc<str>, parked: &Parked) -> Self {

@@ -205,18 +205,24 @@ async fn events_of_several_partitions_are_listed_by_time_page_by_page() {
     storage.events.close().await;
 }
 
+/// What another Kafka tool reads of the events, each written by this format.
+fn kcat(options: &Options, format: &str, more: &[&str]) -> String {
+    let topic = format!("{}.events", options.topic_prefix);
+    let read = std::process::Command::new("kcat")
+        .args(["-C", "-q", "-b", &options.brokers[0], "-t", &topic, "-o", "beginning", "-f", format])
+        .args(more)
+        .output()
+        .expect("kcat is missing: apt-get install kcat");
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    String::from_utf8(read.stdout).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_kafka_tool_reads_an_event_with_its_headers() {
     let backend = OnBroker::with_partitions(1).await;
     let storage = backend.open().await;
     storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
-    let topic = format!("{}.events", backend.0.topic_prefix);
-    let read = std::process::Command::new("kcat")
-        .args(["-C", "-q", "-b", &backend.0.brokers[0], "-t", &topic, "-o", "beginning", "-c", "1"])
-        .args(["-f", "%k|%h|%s"])
-        .output()
-        .expect("kcat is missing: apt-get install kcat");
-    let text = String::from_utf8(read.stdout).unwrap();
+    let text = kcat(&backend.0, "%k|%h|%s", &["-c", "1"]);
     let (key, rest) = text.split_once('|').unwrap();
     let (headers, body) = rest.split_once('|').unwrap();
     assert_eq!((key, body.as_bytes()), ("subject-1", &*event(1).body));
@@ -255,13 +261,13 @@ async fn topics_that_are_missing_or_break_a_promise_are_refused() {
 }
 
 /// Two edges on the same topics and the same Redis.
-async fn two_edges() -> (testing::RedisServer, Storage, Storage) {
+async fn two_edges() -> (testing::RedisServer, Options, Storage, Storage) {
     let mut backend = OnBroker::with_partitions(1).await;
     let redis = tokio::task::spawn_blocking(testing::RedisServer::start).await.unwrap();
     backend.0.redis = Some(redis.options());
     let first = backend.open().await;
     let second = backend.open().await;
-    (redis, first, second)
+    (redis, backend.0, first, second)
 }
 
 async fn post(storage: &Storage, event: Event) -> Appended {
@@ -270,7 +276,7 @@ async fn post(storage: &Storage, event: Event) -> Appended {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_edges_store_one_id_once() {
-    let (_redis, first, second) = two_edges().await;
+    let (_redis, _, first, second) = two_edges().await;
     let mut posts = tokio::task::JoinSet::new();
     for number in 0_u64..200 {
         let edge = if number % 2 == 0 { first.clone() } else { second.clone() };
@@ -290,7 +296,7 @@ async fn two_edges_store_one_id_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
-    let (mut redis, first, second) = two_edges().await;
+    let (mut redis, options, first, second) = two_edges().await;
     assert!(matches!(post(&first, event(1)).await, Appended::Stored(_)));
 
     redis.signal("STOP");
@@ -300,6 +306,11 @@ async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
     }
     assert!(began.elapsed() < Duration::from_millis(900), "{:?} for 20 events", began.elapsed());
     assert_eq!(post(&first, event(10)).await, Appended::Duplicate, "this edge remembers by itself");
+    let marked = kcat(&options, "%k|%h\n", &["-e"])
+        .lines()
+        .filter(|line| line.contains("ce_chaskidedup=local"))
+        .count();
+    assert_eq!(marked, 20, "each that was stored without redis says so");
     redis.signal("CONT");
 
     redis.kill();
