@@ -117,13 +117,16 @@ impl Senders {
         }
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
-        for index in 0..callbacks.count() {
-            let due_us = due_us(index);
-            tokio::time::sleep(Duration::from_micros(due_us.saturating_sub(machine::now_us()))).await;
+        let schedule: Vec<u64> = (0..callbacks.count()).map(due_us).collect();
+        let mut due = pace(schedule);
+        let mut index = 0;
+        while let Some(due_us) = due.recv().await {
             let mut connection = free.recv().await.context("connections come back")?;
             let (callbacks, give_back) = (Arc::clone(callbacks), give_back.clone());
+            let request = index;
+            index += 1;
             tasks.spawn(async move {
-                exchange(&mut connection, callbacks.request(index), expected).await?;
+                exchange(&mut connection, callbacks.request(request), expected).await?;
                 let late = machine::now_us().saturating_sub(due_us);
                 give_back.send(connection).await.context("somebody takes it back")?;
                 anyhow::Ok(u32::try_from(late).unwrap_or(u32::MAX))
@@ -142,6 +145,21 @@ impl Senders {
         }
         Ok(Seen::new(elapsed, latencies_us))
     }
+}
+
+/// Tells each time when it has come. A thread of its own: the runtime's timer counts whole milliseconds.
+fn pace(schedule: Vec<u64>) -> tokio::sync::mpsc::Receiver<u64> {
+    let (tell, due) = tokio::sync::mpsc::channel(schedule.len().max(1));
+    std::thread::spawn(move || {
+        for due_us in schedule {
+            #[allow(clippy::disallowed_methods, reason = "a thread that only waits")]
+            std::thread::sleep(Duration::from_micros(due_us.saturating_sub(machine::now_us())));
+            if tell.blocking_send(due_us).is_err() {
+                return;
+            }
+        }
+    });
+    due
 }
 
 async fn exchange(connection: &mut Connection, request: &[u8], expected: Expected) -> anyhow::Result<()> {

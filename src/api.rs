@@ -285,10 +285,7 @@ impl Call for HurryParked {
     type Answer = usize;
 
     async fn run(self, on: &Operations) -> Result<usize, ApiError> {
-        let hurried =
-            on.storage.deliveries.hurry(self.id, self.destination.as_deref(), on.clock.now()).await?;
-        on.wake(self.destination.as_deref()).await;
-        Ok(hurried)
+        Ok(on.storage.deliveries.hurry(self.id, self.destination.as_deref(), on.clock.now()).await?)
     }
 }
 
@@ -307,10 +304,7 @@ impl Call for DropParked {
     type Answer = usize;
 
     async fn run(self, on: &Operations) -> Result<usize, ApiError> {
-        let dropped =
-            on.storage.deliveries.drop_parked(self.id, self.destination.as_deref(), on.clock.now()).await?;
-        on.wake(self.destination.as_deref()).await;
-        Ok(dropped)
+        Ok(on.storage.deliveries.drop_parked(self.id, self.destination.as_deref(), on.clock.now()).await?)
     }
 }
 
@@ -406,9 +400,7 @@ impl Call for RedriveDead {
     type Answer = usize;
 
     async fn run(self, on: &Operations) -> Result<usize, ApiError> {
-        let redriven = on.storage.deliveries.redrive(&self.numbers, on.clock.now()).await?;
-        on.wake(None).await;
-        Ok(redriven)
+        Ok(on.storage.deliveries.redrive(&self.numbers, on.clock.now()).await?)
     }
 }
 
@@ -580,12 +572,6 @@ impl Call for ReloadConfiguration {
 }
 
 impl Operations {
-    async fn wake(&self, destination: Option<&str>) {
-        if let Some(dispatcher) = &self.dispatcher {
-            dispatcher.wake(destination).await;
-        }
-    }
-
     /// Refuses a destination the store has never had.
     async fn known(&self, destination: &str) -> Result<(), ApiError> {
         let progress = self.storage.events.progress().await?;

@@ -106,8 +106,12 @@ impl App {
         let clock = Clock::system();
         let dispatcher = match role.has_dispatcher() {
             true => {
-                let dispatching =
-                    DispatcherConfig { parked_max: config.storage.parked_max, ..DispatcherConfig::default() };
+                let dispatching = DispatcherConfig {
+                    parked_max: config.storage.parked_max,
+                    // Brokers come and go; whoever opens a file has it or has not.
+                    patient: matches!(config.storage.kind, StorageKind::Kafka { .. }),
+                    ..DispatcherConfig::default()
+                };
                 let destinations = role.destinations(&config);
                 let opening =
                     Dispatcher::start(dispatching, destinations, storage.clone(), &registry, clock.clone());

@@ -15,6 +15,7 @@ pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -338,6 +339,11 @@ pub trait EventLog: Send + Sync {
     /// Keeps a destination from being delivered to, until it is resumed; survives restarts.
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError>;
 
+    /// What operators have said, whoever of all that have the storage open they said it to: what was said here
+    /// shows when the call returns, what was said elsewhere a moment later. Whatever happens in between, the
+    /// last of it is seen. What a reader does to its own parked deliveries is not in it.
+    fn controls(&self) -> watch::Receiver<Controls>;
+
     /// How far each destination is, by name; those that have no cursor yet are missing.
     async fn progress(&self) -> Result<Vec<Progress>, StorageError>;
 
@@ -386,6 +392,20 @@ impl Labels {
     pub const SPOOL: &str = "spool";
     /// The brokers.
     pub const KAFKA: &str = "kafka";
+}
+
+/// What operators have said, by destination; those that never had a cursor may be missing.
+pub type Controls = BTreeMap<Arc<str>, Control>;
+
+/// What operators have said about a destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Not to be delivered to.
+    pub paused: bool,
+    /// The numbers of its replays that are not finished.
+    pub replays: BTreeSet<u64>,
+    /// Counts the times that parked deliveries were changed by hand: hurried, dropped, redriven.
+    pub by_hand: u64,
 }
 
 /// A replay that is under way.

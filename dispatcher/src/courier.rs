@@ -10,20 +10,23 @@
 //! as parked or dead. A courier that is dropped anywhere settles nothing that is not.
 
 mod relay;
+mod controls;
+mod launch;
 mod follow;
 mod stop;
 mod handle;
 
-use std::panic::AssertUnwindSafe;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use chaski_common::storage::{Change, Cursor, Position, Record, Storage, StorageError};
-use futures_util::FutureExt as _;
+use chaski_common::storage::{
+    Change, Control, Controls, Cursor, Position, Record, Start, Storage, StorageError,
+};
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
@@ -35,11 +38,11 @@ use crate::attempt::Reason;
 use crate::breaker::{Breaker, Gate};
 use crate::deliver::Sender;
 use crate::deliver::client::Dialer;
-use crate::delivery::{Delivery, Origin};
+use crate::delivery::Delivery;
 use crate::destination::DestinationSpec;
 use crate::lane::Lane;
-use crate::metrics::{DestinationMetrics, Task};
-use crate::outcome::{AttemptResult, Outcome};
+use crate::metrics::DestinationMetrics;
+use crate::outcome::Outcome;
 use crate::parked::Book;
 use crate::rate::Rate;
 use crate::reading::{Reading, next_change};
@@ -51,16 +54,6 @@ use crate::subjects::Subjects;
 const SETTLE_EVERY: Duration = Duration::from_millis(200);
 /// Reports taken in one go.
 const REPORTS_AT_ONCE: usize = 128;
-
-/// What an operator says to a courier.
-pub(crate) enum Command {
-    /// Stop delivering, or go on.
-    Pause(bool),
-    /// The parked deliveries were changed from outside.
-    Look,
-    /// A replay.
-    Read(Box<Reading>),
-}
 
 /// What the tasks of a courier report.
 enum Report {
@@ -85,6 +78,11 @@ enum Report {
         lane: u64,
         held: Result<Vec<(Arc<str>, u64)>, StorageError>,
     },
+    /// A replay can be read.
+    Joined {
+        replay: u64,
+        reading: Result<Reading, StorageError>,
+    },
     Ended {
         cursor: Cursor,
         result: Result<(), StorageError>,
@@ -94,6 +92,8 @@ enum Report {
 /// What the couriers of a destination and their tasks look at and nobody changes.
 pub(crate) struct Fixed {
     pub(crate) spec: Arc<DestinationSpec>,
+    /// Where it begins if it was never there before.
+    start: Start,
     route: Route,
     sender: Sender,
     store: Store,
@@ -112,6 +112,7 @@ impl Fixed {
         parked_max: u64,
     ) -> Self {
         Self {
+            start: spec.start,
             route: Route::new(&spec),
             sender: Sender::new(&spec, dialer, clock.clone(), metrics.header_dropped.clone()),
             store: Store::new(storage, &spec, parked_max),
@@ -121,11 +122,24 @@ impl Fixed {
             parked_max,
         }
     }
+
+    /// For a destination that cannot be opened now: if it is new, it begins where it would have begun.
+    pub(crate) fn begin_at(mut self, at: Timestamp) -> Self {
+        if self.start == Start::Now {
+            self.start = Start::At(at);
+        }
+        self
+    }
 }
 
 /// See the module.
 pub(crate) struct Courier {
     fixed: Arc<Fixed>,
+    /// What operators say, and what of it this courier holds to.
+    controls: watch::Receiver<Controls>,
+    control: Control,
+    /// Replays that are being opened.
+    joining: BTreeSet<u64>,
     readings: Vec<Reading>,
     lanes: Vec<Lane>,
     /// Lanes there ever were.
@@ -139,7 +153,6 @@ pub(crate) struct Courier {
     parked_in_flight: usize,
     /// Deliveries being written.
     writing: usize,
-    paused: bool,
     stopping: bool,
     /// The storage is closed: nothing can be settled any more.
     closed: bool,
@@ -155,15 +168,18 @@ pub(crate) struct Courier {
 
 impl Courier {
     fn new(fixed: Arc<Fixed>, opening: Opening) -> Self {
-        let Opening { readings, mut parked, paused } = opening;
+        let Opening { reading, mut parked } = opening;
         let spec = &fixed.spec;
         let mut subjects = Subjects::new(spec.ordering);
         subjects.set_parked(std::mem::take(&mut parked.held));
         let rate = spec.rate_per_second.map(|per_second| Rate::new(per_second, Instant::now().into_std()));
         let book = Book::new(&parked, fixed.parked_max);
         Self {
+            controls: fixed.store.controls(),
+            control: Control::default(),
+            joining: BTreeSet::new(),
             fixed,
-            readings,
+            readings: vec![reading],
             lanes: Vec::new(),
             lanes_numbered: 0,
             book,
@@ -173,7 +189,6 @@ impl Courier {
             in_flight: 0,
             parked_in_flight: 0,
             writing: 0,
-            paused,
             stopping: false,
             closed: false,
             turn: 0,
@@ -185,11 +200,8 @@ impl Courier {
     }
 
     /// Works until it is told to stop. An error means that the storage is closed.
-    async fn run(
-        mut self,
-        orders: &mut mpsc::Receiver<Command>,
-        stop: &mut watch::Receiver<Option<Instant>>,
-    ) -> Result<(), StorageError> {
+    async fn run(mut self, stop: &mut watch::Receiver<Option<Instant>>) -> Result<(), StorageError> {
+        self.heed();
         let mut timer = std::pin::pin!(sleep_until(Instant::now()));
         while !self.closed {
             let now = Instant::now();
@@ -208,7 +220,7 @@ impl Courier {
                     self.stop(deadline).await;
                     return Ok(());
                 }
-                Some(order) = orders.recv() => self.obey(order),
+                Ok(()) = self.controls.changed() => self.heed(),
                 Some(ended) = self.tasks.join_next() => {
                     self.ended(ended);
                     for _ in 1..REPORTS_AT_ONCE {
@@ -302,92 +314,8 @@ impl Courier {
         }
     }
 
-    /// Begins attempts while the breaker, the concurrency and the rate let them.
-    fn launch(&mut self, now: Instant) {
-        self.rate_at = None;
-        while !self.paused {
-            let (limit, probe) = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
-                Gate::Limit(limit) if self.in_flight < limit => (limit, false),
-                Gate::Probe => (1, true),
-                Gate::Limit(_) | Gate::Shut(_) => return,
-            };
-            if let Some(rate) = &mut self.rate
-                && let Some(at) = rate.ready_at(now.into_std())
-            {
-                self.rate_at = Some(at.into());
-                return;
-            }
-            let Some(delivery) = self.pick(limit, probe) else {
-                return;
-            };
-            if let Some(rate) = &mut self.rate {
-                rate.take();
-            }
-            if probe {
-                self.breaker.probe();
-            }
-            self.attempt(delivery, probe);
-        }
-    }
-
-    /// The next delivery: parked ones first, in at most half of the places while a lane has work. Probes are
-    /// taken from both in turn, so that neither side's poison can keep the breaker open.
-    fn pick(&mut self, limit: usize, probe: bool) -> Option<Box<Delivery>> {
-        let parked_first = if probe {
-            self.probe_parked = !self.probe_parked;
-            self.probe_parked
-        } else {
-            self.parked_in_flight < (limit / 2).max(1)
-                || !self.lanes.iter().any(|lane| !lane.ready.is_empty())
-        };
-        if parked_first && let Some(delivery) = self.book.take() {
-            return Some(delivery);
-        }
-        for _ in 0..self.lanes.len() {
-            self.turn = (self.turn + 1) % self.lanes.len();
-            if let Some(delivery) = self.lanes[self.turn].ready.pop_front() {
-                return Some(delivery);
-            }
-        }
-        if probe { self.book.take() } else { None }
-    }
-
-    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool) {
-        delivery.begin(self.fixed.clock.now());
-        self.in_flight += 1;
-        self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
-        let fixed = self.fixed.clone();
-        self.spawn(async move {
-            let began = Instant::now();
-            let attempt =
-                AssertUnwindSafe(fixed.sender.attempt(&delivery.event, delivery.attempts)).catch_unwind();
-            let outcome = attempt.await.unwrap_or_else(|_| {
-                fixed.view.metrics.panicked(Task::Attempt);
-                Outcome::failure(AttemptResult::Internal, "the attempt panicked")
-            });
-            fixed.view.metrics.attempt(outcome.result, began.elapsed());
-            Report::Attempted { delivery, outcome, probe }
-        });
-    }
-
-    fn obey(&mut self, order: Command) {
-        match order {
-            Command::Pause(paused) => {
-                self.paused = paused;
-                self.fixed.view.pause(paused);
-            }
-            // A courier that took over meanwhile has found the replay in the storage.
-            Command::Read(reading) => {
-                if self.readings.iter().all(|known| known.cursor != reading.cursor) {
-                    self.readings.push(*reading);
-                }
-            }
-            Command::Look => self.look_again(),
-        }
-    }
-
     fn look_again(&mut self) {
-        for delivery in self.book.changed(self.fixed.clock.now()) {
+        for delivery in self.book.changed(Instant::now(), self.fixed.clock.now()) {
             let next = self.subjects.release(&delivery.event);
             self.take_turn(next);
         }
@@ -428,19 +356,19 @@ impl Courier {
             Gate::Shut(_) => false,
         };
         let batch = self.lanes.iter().map(Lane::batch_records).max().unwrap_or(0);
-        Readable(!self.paused && open && self.book.has_room(unsettled + batch))
+        Readable(!self.control.paused && open && self.book.has_room(unsettled + batch))
     }
 
     /// Whether parked deliveries could go if any were due.
     fn may_look(&self, now: Instant) -> bool {
-        !self.paused
+        !self.control.paused
             && !matches!(self.breaker.gate(now.into_std(), self.fixed.spec.concurrency), Gate::Shut(_))
     }
 
     /// When there is something to do that no report announces.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
         let gate = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
-            Gate::Shut(at) if !self.paused => at.map(Instant::from),
+            Gate::Shut(at) if !self.control.paused => at.map(Instant::from),
             _ => None,
         };
         let look = if self.may_look(now) { self.book.wake_at(now, self.fixed.clock.now()) } else { None };

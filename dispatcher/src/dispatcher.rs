@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use chaski_common::storage::{Replay, Storage, StorageError};
+use chaski_common::storage::{Storage, StorageError};
 use jiff::Timestamp;
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::task::JoinError;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::courier::{self, Command, Fixed, Opening};
+use crate::courier::{self, Fixed, Opening};
 use crate::deliver::client::Dialer;
 use crate::destination::DestinationSpec;
 use crate::metrics::Metrics;
@@ -22,6 +22,9 @@ use crate::status::DestinationStatus;
 /// Most unfinished replays of one destination: each reads a window of its own.
 pub const REPLAYS_MAX: usize = 8;
 
+/// How long a patient start waits for one cursor to open.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+
 /// What holds for all destinations.
 #[derive(Clone, Debug)]
 pub struct DispatcherConfig {
@@ -29,13 +32,15 @@ pub struct DispatcherConfig {
     pub parked_max: u64,
     /// How long attempts in flight may go on when a reload stops or changes their destination.
     pub drain: Duration,
+    /// Whether to start though the storage cannot open a cursor just now, see [`Dispatcher::start`].
+    pub patient: bool,
     /// Certificates trusted beside the public roots, for receivers with a CA of their own.
     pub extra_roots: Vec<CertificateDer<'static>>,
 }
 
 impl Default for DispatcherConfig {
     fn default() -> Self {
-        Self { parked_max: 10_000, drain: Duration::from_secs(30), extra_roots: Vec::new() }
+        Self { parked_max: 10_000, drain: Duration::from_secs(30), patient: false, extra_roots: Vec::new() }
     }
 }
 
@@ -84,13 +89,18 @@ struct Inner {
     dialer: Dialer,
     /// Only ever held to look or to swap, never over an await.
     couriers: Mutex<BTreeMap<Arc<str>, courier::Handle>>,
-    /// What changes the set of couriers, or must reach the courier that is there, goes one after another.
+    /// What changes the set of couriers or of replays goes one after another.
     changing: tokio::sync::Mutex<()>,
 }
 
 impl Dispatcher {
-    /// Opens the cursors of all destinations and of their unfinished replays, then sets the couriers off.
+    /// Opens the cursors of all destinations, then sets the couriers off.
     /// When this returns, no event stored from now on can be missed by a destination that is new.
+    ///
+    /// With [`DispatcherConfig::patient`], a storage that fails in a way that may pass, or takes longer than
+    /// seconds, does not hold the start up: couriers whose cursor is not open yet go on trying by themselves. A
+    /// destination that is new then begins, once the storage answers, with the events received from this start
+    /// on, by the clocks of the edges that received them.
     ///
     /// # Errors
     /// When the storage cannot open a cursor; nothing runs then.
@@ -112,8 +122,13 @@ impl Dispatcher {
             couriers: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         };
-        for (fixed, opening) in inner.open(specs).await? {
-            inner.set_off(fixed, Some(opening));
+        let openings = if inner.config.patient {
+            inner.open_in_time(specs).await?
+        } else {
+            inner.open(specs).await?.into_iter().map(|(fixed, opening)| (fixed, Some(opening))).collect()
+        };
+        for (fixed, opening) in openings {
+            inner.set_off(fixed, opening);
         }
         Ok(Self(Arc::new(inner)))
     }
@@ -142,39 +157,16 @@ impl Dispatcher {
     }
 
     async fn set_paused(&self, name: &str, paused: bool) -> Result<bool, Error> {
-        let (inner, name) = (self.0.clone(), name.to_owned());
-        to_its_end(async move {
-            let _no_reload_meanwhile = inner.changing.lock().await;
-            let handle = inner.handle(&name)?;
-            inner.storage.events.set_paused(&name, paused).await?;
-            let changed = handle.is_paused() != paused;
-            handle.tell(Command::Pause(paused)).await;
-            Ok(changed)
-        })
-        .await
-    }
-
-    /// Parked deliveries were changed from outside (hurried, dropped, redriven), at one destination or at
-    /// any: its courier looks again.
-    pub async fn wake(&self, name: Option<&str>) {
-        let handles: Vec<_> = {
-            let couriers = self.0.couriers();
-            couriers
-                .iter()
-                .filter(|(key, _)| name.is_none_or(|name| &***key == name))
-                .map(|(_, handle)| handle.clone())
-                .collect()
-        };
-        for handle in handles {
-            handle.tell(Command::Look).await;
-        }
+        let changed = self.0.handle(name)?.is_paused() != paused;
+        // Its courier hears it from the storage, here as everywhere.
+        self.0.storage.events.set_paused(name, paused).await?;
+        Ok(changed)
     }
 
     /// Delivers the events received in `[from, to)` once more to one destination.
     ///
     /// # Errors
-    /// When there is no such destination, it has [`REPLAYS_MAX`] replays already, or the storage fails. A
-    /// replay that was begun and could not be opened goes on at the next start.
+    /// When there is no such destination, it has [`REPLAYS_MAX`] replays already, or the storage fails.
     pub async fn replay(
         &self,
         destination: &str,
@@ -183,18 +175,12 @@ impl Dispatcher {
     ) -> Result<ReplayStarted, Error> {
         let (inner, destination) = (self.0.clone(), destination.to_owned());
         to_its_end(async move {
-            let _no_reload_meanwhile = inner.changing.lock().await;
-            let handle = inner.handle(&destination)?;
-            let events = &inner.storage.events;
-            let mine = |replay: &Replay| *replay.cursor.destination == *destination;
-            if events.replays().await?.iter().filter(|replay| mine(replay)).count() >= REPLAYS_MAX {
+            let _one_at_a_time = inner.changing.lock().await;
+            if inner.handle(&destination)?.replays() >= REPLAYS_MAX {
                 return Err(Error::TooManyReplays { destination, max: REPLAYS_MAX });
             }
-            let (cursor, events) = events.begin_replay(&destination, from, to).await?;
-            let number = cursor.replay;
-            let reading = handle.read(cursor).await?;
-            handle.tell(Command::Read(Box::new(reading))).await;
-            Ok(ReplayStarted { number, events })
+            let (cursor, events) = inner.storage.events.begin_replay(&destination, from, to).await?;
+            Ok(ReplayStarted { number: cursor.replay, events })
         })
         .await
     }
@@ -219,7 +205,7 @@ impl Dispatcher {
             inner.stop(inner.config.drain, |running| !specs.contains(running)).await;
             for spec in specs {
                 if inner.handle(&spec.name).is_err() {
-                    let fixed = inner.fixed(spec);
+                    let fixed = Arc::new(inner.fixed(spec));
                     let opening = fixed.open().await.ok();
                     inner.set_off(fixed, opening);
                 }
@@ -246,10 +232,10 @@ impl Inner {
         self.couriers().get(name).cloned().ok_or_else(|| Error::UnknownDestination { name: name.to_owned() })
     }
 
-    fn fixed(&self, spec: DestinationSpec) -> Arc<Fixed> {
+    fn fixed(&self, spec: DestinationSpec) -> Fixed {
         let metrics = self.metrics.of(&spec.name);
         let (storage, clock) = (self.storage.clone(), self.clock.clone());
-        Arc::new(Fixed::new(spec, storage, &self.dialer, metrics, clock, self.config.parked_max))
+        Fixed::new(spec, storage, &self.dialer, metrics, clock, self.config.parked_max)
     }
 
     /// Opens all of them, or none.
@@ -257,7 +243,33 @@ impl Inner {
         let mut opened = Vec::with_capacity(specs.len());
         for fixed in specs.into_iter().map(|spec| self.fixed(spec)) {
             let opening = fixed.open().await?;
-            opened.push((fixed, opening));
+            opened.push((Arc::new(fixed), opening));
+        }
+        Ok(opened)
+    }
+
+    /// Opens what can be opened now. When one has failed, or took too long, those behind it are not waited for.
+    async fn open_in_time(
+        &self,
+        specs: Vec<DestinationSpec>,
+    ) -> Result<Vec<(Arc<Fixed>, Option<Opening>)>, StorageError> {
+        let started = self.clock.now();
+        let mut answers = true;
+        let mut opened = Vec::with_capacity(specs.len());
+        for fixed in specs.into_iter().map(|spec| self.fixed(spec)) {
+            let opening = if answers { timeout(OPEN_WITHIN, fixed.open()).await.ok() } else { None };
+            match opening {
+                Some(Ok(opening)) => opened.push((Arc::new(fixed), Some(opening))),
+                Some(Err(error)) if !error.is_transient() => return Err(error),
+                failed => {
+                    if answers {
+                        let error = failed.and_then(Result::err).map(tracing::field::display);
+                        tracing::warn!(destination = %fixed.spec.name, error, "the storage does not open cursors yet; destinations begin when it does");
+                    }
+                    answers = false;
+                    opened.push((Arc::new(fixed.begin_at(started)), None));
+                }
+            }
         }
         Ok(opened)
     }

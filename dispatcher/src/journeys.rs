@@ -9,6 +9,8 @@ mod order;
 mod steering;
 #[cfg(feature = "kafka")]
 mod shared;
+#[cfg(feature = "kafka")]
+mod fleet;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -273,7 +275,6 @@ async fn a_poison_event_is_parked_and_the_others_pass() {
     until("shown", async || bench.status().waiting == 1).await;
     // Hurried, it goes at once, and when it is taken it is gone.
     bench.storage.deliveries.hurry(event(3).id, None, Clock::system().now()).await.unwrap();
-    bench.dispatcher.wake(Some("erp")).await;
     receiver.has(54).await;
 }
 
@@ -379,7 +380,6 @@ async fn a_restart_goes_on_where_it_was_and_what_was_parked_is_delivered() {
     assert_eq!(parked.len(), 1, "what waited is parked at the stop, so that its time is kept");
     sick.store(false, std::sync::atomic::Ordering::Relaxed);
     bench.storage.deliveries.hurry(event(1).id, None, Clock::system().now()).await.unwrap();
-    bench.dispatcher.wake(None).await;
     until("nothing is parked", async || bench.parked().await.is_empty()).await;
     let position = bench.append(event(20)).await;
     bench.settled("erp", position).await;

@@ -21,6 +21,8 @@ const AT_HAND_MAX: usize = 32;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A look from time to time, in case the parked deliveries were changed by somebody who did not say so.
 const LOOK_ANYWAY: Duration = Duration::from_secs(30);
+/// Changes from outside are looked up together when they come one after another.
+const CHANGES_APART: Duration = Duration::from_millis(100);
 /// Due times are times of day: the clock is read this often at least, because it can be set.
 const CLOCK_TICK: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,8 @@ pub(crate) struct Book {
     /// Not before this, though something is due.
     not_before: Option<Instant>,
     look_anyway: Instant,
+    /// Not before this for another change from outside.
+    changes_from: Option<Instant>,
 }
 
 impl Book {
@@ -55,6 +59,7 @@ impl Book {
             written: false,
             not_before: None,
             look_anyway: Instant::now() + LOOK_ANYWAY,
+            changes_from: None,
         }
     }
 
@@ -160,13 +165,14 @@ impl Book {
 
     /// The parked deliveries were changed from outside: those at hand are put back, the rest looked up.
     /// Returns those put back, whose turns are free again.
-    pub(crate) fn changed(&mut self, time: Timestamp) -> VecDeque<Box<Delivery>> {
+    pub(crate) fn changed(&mut self, now: Instant, time: Timestamp) -> VecDeque<Box<Delivery>> {
         let back = std::mem::take(&mut self.ready);
         for delivery in &back {
             self.under_way.remove(&delivery.event.id);
         }
         self.next_due = earlier(self.next_due, Some(time));
-        self.not_before = None;
+        self.not_before = self.changes_from.filter(|from| *from > now);
+        self.changes_from = Some(self.not_before.unwrap_or(now + CHANGES_APART));
         if self.looking {
             self.given_back.extend(back.iter().map(|delivery| delivery.event.id));
             self.written = true;

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
-use chaski_common::storage::{Cursor, Delivered, Parked, Position, Start, Storage, StorageError};
+use chaski_common::storage::{
+    Control, Controls, Cursor, Delivered, Parked, Position, Start, Storage, StorageError,
+};
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use crate::attempt::Reason;
 use crate::delivery::Delivery;
@@ -67,21 +70,19 @@ impl Store {
         Ok(Reading::new(cursor, subscription, self.limits))
     }
 
-    /// Opens the destination's own cursor and those of its unfinished replays.
-    pub(crate) async fn readings(&self, start: Start) -> Result<Vec<Reading>, StorageError> {
-        let mut readings = vec![self.read(Cursor::of(self.destination.clone()), start).await?];
-        for replay in self.storage.events.replays().await? {
-            if replay.cursor.destination == self.destination {
-                readings.push(self.read(replay.cursor, Start::Beginning).await?);
-            }
-        }
-        Ok(readings)
+    /// Opens the cursor of a replay. Fails only when the storage is closed.
+    pub(crate) async fn join(&self, replay: Cursor) -> Result<Reading, StorageError> {
+        self.insist(|| self.read(replay.clone(), Start::Beginning)).await
     }
 
-    /// Whether an operator has paused the destination.
-    pub(crate) async fn is_paused(&self) -> Result<bool, StorageError> {
-        let progress = self.storage.events.progress().await?;
-        Ok(progress.iter().any(|at| at.destination == self.destination && at.paused))
+    /// What operators say, of all destinations.
+    pub(crate) fn controls(&self) -> watch::Receiver<Controls> {
+        self.storage.events.controls()
+    }
+
+    /// What operators say of this destination.
+    pub(crate) fn control(&self) -> Control {
+        self.controls().borrow().get(&self.destination).cloned().unwrap_or_default()
     }
 
     /// Reads what is parked, and at most `limit` of those that are due.
@@ -155,9 +156,9 @@ impl Store {
             .notify(|error, _| {
                 if std::mem::replace(&mut told, true) {
                 } else if error.is_transient() {
-                    tracing::warn!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on");
+                    tracing::warn!(destination = %self.destination, %error, "storage does not do its part; trying on");
                 } else {
-                    tracing::error!(destination = %self.destination, %error, "storage does not take a delivery's state; trying on until a restart");
+                    tracing::error!(destination = %self.destination, %error, "storage does not do its part; trying on until a restart");
                 }
             })
             .await

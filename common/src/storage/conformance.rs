@@ -17,11 +17,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::watch;
 
 use super::{
-    Appended, BatchLimit, Change, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, Failure, Fate,
-    FateState, OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record, Start, Storage,
-    StorageError, Subscription, Track,
+    Appended, BatchLimit, Change, Control, Controls, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter,
+    Failure, Fate, FateState, OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record,
+    Start, Storage, StorageError, Subscription, Track,
 };
 use crate::event::{Event, EventId, Fingerprint};
 
@@ -60,6 +61,7 @@ macro_rules! storage_conformance {
             pruning_spares_what_anybody_still_needs,
             a_position_is_never_given_twice,
             a_pause_outlives_the_process,
+            what_an_operator_says_is_told_and_outlives_the_process,
             events_are_found_by_what_they_are,
             the_fate_of_an_event_is_told_for_each_destination,
             a_closed_storage_says_so,
@@ -661,6 +663,45 @@ pub async fn a_pause_outlives_the_process(backend: &impl Backend) {
     assert!(progress_of(&storage, "erp").await.paused);
     storage.events.set_paused("erp", false).await.unwrap();
     assert!(!progress_of(&storage, "erp").await.paused);
+    storage.events.close().await;
+}
+
+pub async fn what_an_operator_says_is_told_and_outlives_the_process(backend: &impl Backend) {
+    let storage = backend.open().await;
+    drop(subscribe(&storage, "erp", Start::Now).await);
+    let position = fill(&storage, 1..2).await[0];
+    let mut controls = storage.events.controls();
+    let said = |controls: &mut watch::Receiver<Controls>| controls.borrow_and_update()["erp"].clone();
+    assert_eq!(said(&mut controls), Control::default());
+
+    // What readers do to their own is not worth telling.
+    storage.deliveries.park(parked(position, 1, at(900))).await.unwrap();
+    storage.events.settle(&Cursor::of("erp"), position, vec![]).await.unwrap();
+    assert!(!controls.has_changed().unwrap());
+
+    storage.events.set_paused("erp", true).await.unwrap();
+    assert!(said(&mut controls).paused);
+    let (replay, _) = storage.events.begin_replay("erp", at(0), at(9)).await.unwrap();
+    assert_eq!(said(&mut controls).replays, [replay.replay].into());
+    assert_eq!(storage.deliveries.hurry(event(1).id, None, at(100)).await.unwrap(), 1);
+    let hurried = said(&mut controls).by_hand;
+    assert!(hurried > 0);
+    assert_eq!(storage.deliveries.drop_parked(event(1).id, Some("erp"), at(100)).await.unwrap(), 1);
+    let dropped = said(&mut controls).by_hand;
+    assert!(dropped > hurried);
+    let letters = storage.deliveries.dead(DeadFilter::default()).await.unwrap();
+    assert_eq!(storage.deliveries.redrive(&[letters[0].number], at(100)).await.unwrap(), 1);
+    assert!(said(&mut controls).by_hand > dropped);
+    storage.events.close().await;
+
+    let storage = backend.open().await;
+    let mut controls = storage.events.controls();
+    let known = said(&mut controls);
+    assert_eq!((known.paused, known.replays), (true, [replay.replay].into()));
+    storage.events.end_replay(&replay).await.unwrap();
+    storage.events.set_paused("erp", false).await.unwrap();
+    let ended = said(&mut controls);
+    assert_eq!((ended.paused, ended.replays), (false, [].into()));
     storage.events.close().await;
 }
 

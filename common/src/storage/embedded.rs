@@ -72,7 +72,10 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
     let ids = Ids::load(&connection).map_err(|error| engine("reading the newest ids", error))?;
-    let (writer, writer_thread) = Writer::start(connection, ids, head.clone(), path, Arc::clone(&telemetry))?;
+    let controls =
+        events::controls(&connection).map_err(|error| engine("reading what operators have said", error))?;
+    let (writer, writer_thread) =
+        Writer::start(connection, ids, head.clone(), controls, path, Arc::clone(&telemetry))?;
     let readers = Readers::open(&database, telemetry.read_failures())
         .map_err(|error| engine("opening readers", error))?;
 

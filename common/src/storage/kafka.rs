@@ -17,9 +17,21 @@
 //! edges store it knows from Redis, if there is one. When
 //! an event was delivered is known to the process that delivered it; afterwards it is
 //! [`Settled`](super::FateState::Settled). Ending a parked delivery in a dead letter is two appends, the letter
-//! first: a crash between them leaves both, and the delivery is attempted once more.
+//! first: a crash between them leaves both, and the delivery is attempted once more. Deliveries changed by hand are
+//! written as they were seen: one that is hurried at the very moment of its success may be delivered once more.
+//!
+//! Cost of questions: `census` and what a cursor has left are O(partitions); a time is looked up in O(log n); an
+//! event by its id, and a filter that few match, are searched for backwards through the whole log. A search ends
+//! with [`StorageError::Late`] before an operator's command gives up. What another process's group has committed
+//! is asked for once in ten seconds.
+//!
+//! `group.instance.id` is the operator's to set: with a value of its own, the same after each restart, a process
+//! is a static member of each destination's group (ids are per group, so one value serves all) and takes its
+//! partitions up again without the others noticing. The price: when it stops for good they wait for
+//! `session.timeout.ms` before they share its partitions. Two processes with one value shut each other out.
 
 mod client;
+mod telemetry;
 mod written;
 mod topics;
 mod record;
@@ -30,6 +42,7 @@ mod spool;
 mod drain;
 mod query;
 mod progress;
+mod controls;
 mod view;
 mod opening;
 mod reader;
@@ -43,8 +56,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use prometheus::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -62,12 +76,13 @@ use self::progress::{Committed, Group};
 use self::query::{Extent, Query};
 use self::reader::Reader;
 use self::spool::Spool;
+use self::telemetry::Telemetry;
 use self::topics::Topics;
 pub use self::topics::{Step, apply, brokers, delete, plan};
 use self::view::{DEAD, PARKED, View};
 pub use self::written::{RedisAddress, check_setting, redis_address};
 use super::tables::deliveries::settled_elsewhere;
-use super::{Cursor, Position, Storage, StorageError};
+use super::{Controls, Cursor, Position, Storage, StorageError};
 use crate::secret::Secret;
 
 /// Bytes that Redis 7 needs for one id, measured as resident memory with a million of them and the default prefix.
@@ -75,6 +90,12 @@ pub const REDIS_BYTES_PER_ID: f64 = 240.0;
 
 /// How long closing waits for what goes on in the background.
 const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+/// How long an answer about a group that others read is told again: figures of it are for people and graphs.
+const ANSWER_FRESH: Duration = Duration::from_secs(10);
+/// What a group had committed, and when it was asked.
+type Answer = (Instant, BTreeMap<u32, Committed>);
+/// The marks last asked for, and when the oldest event past them was received.
+type Oldest = (Vec<u64>, Option<Timestamp>);
 
 /// How to open the Kafka storage.
 #[derive(Clone, PartialEq, Eq)]
@@ -186,7 +207,11 @@ async fn open_with(
         spool,
         hedge_after,
         head: watch::Sender::new(Position::default()),
+        told: watch::Sender::new(Controls::new()),
+        telemetry: Telemetry::new(registry),
         readers: Mutex::default(),
+        answers: Mutex::default(),
+        oldest: Mutex::default(),
         seen: Mutex::default(),
         quarantining: tokio::sync::Mutex::default(),
         reached: CancellationToken::new(),
@@ -215,7 +240,14 @@ struct Kafka {
     spool: Option<Arc<Spool>>,
     hedge_after: Duration,
     head: watch::Sender<Position>,
+    /// What operators have said.
+    told: watch::Sender<Controls>,
+    telemetry: Telemetry,
     readers: Mutex<HashMap<Cursor, Reader>>,
+    /// What groups that nobody here reads had committed, for a moment.
+    answers: Mutex<HashMap<Cursor, Answer>>,
+    /// Of each destination what was found past its marks.
+    oldest: Mutex<HashMap<Arc<str>, Oldest>>,
     /// Of each destination and partition the place from which on this process saw what became of everything.
     seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
     /// One at a time, so that the same bytes are one letter.
@@ -252,6 +284,11 @@ impl Kafka {
 
     fn query(&self) -> Result<&Query, StorageError> {
         self.opened().map(|opened| &opened.query)
+    }
+
+    /// For what may take long, so that it holds up no other question.
+    fn search(&self) -> Result<&Query, StorageError> {
+        self.opened().map(|opened| &opened.search)
     }
 
     /// The log has grown up to here, at least.
@@ -292,6 +329,10 @@ impl Kafka {
         (!reader.is_over()).then(|| reader.partitions())
     }
 
+    fn answers(&self) -> MutexGuard<'_, HashMap<Cursor, Answer>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note_seen(&self, cursor: &Cursor, partition: u32, from: u64) {
         if cursor.replay == 0 {
             self.seen().insert((Arc::clone(&cursor.destination), partition), from);
@@ -315,14 +356,35 @@ impl Kafka {
         cursor: &Cursor,
         work: impl FnOnce(&Group) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
+        // It may commit.
+        self.answers().remove(cursor);
         let (connect, group, topic) =
             (self.connect.clone(), self.group(cursor), Arc::clone(&self.topics.events));
         let worked = tokio::task::spawn_blocking(move || work(&Group::new(&connect, &group, &topic)?));
         worked.await.map_err(|_| StorageError::Closed)?
     }
 
-    /// A cursor's progress in every partition where it has any.
+    /// As [`Kafka::progress_now`], but of a group that nobody here reads it may be as old as [`ANSWER_FRESH`]: each
+    /// time costs a client.
     async fn progress_of(
+        &self,
+        cursor: &Cursor,
+        extents: &[Extent],
+    ) -> Result<BTreeMap<u32, Committed>, StorageError> {
+        let is_fresh = |(asked, _): &mut (Instant, _)| asked.elapsed() < ANSWER_FRESH;
+        let known = {
+            let mut answers = self.answers();
+            answers.retain(|_, answer| is_fresh(answer));
+            answers.get(cursor).map(|(_, progress)| progress.clone())
+        };
+        match known {
+            Some(progress) if self.reader(cursor).await.is_none() => Ok(progress),
+            _ => self.progress_now(cursor, extents).await,
+        }
+    }
+
+    /// A cursor's progress in every partition where it has any.
+    async fn progress_now(
         &self,
         cursor: &Cursor,
         extents: &[Extent],
@@ -330,7 +392,12 @@ impl Kafka {
         let extents = extents.to_vec();
         match self.reader(cursor).await {
             Some(reader) => reader.committed(extents.iter().map(|extent| extent.partition).collect()).await,
-            None => self.with_group(cursor, move |group| group.committed(&extents)).await,
+            None => {
+                let asked = Instant::now();
+                let progress = self.with_group(cursor, move |group| group.committed(&extents)).await?;
+                self.answers().insert(cursor.clone(), (asked, progress.clone()));
+                Ok(progress)
+            }
         }
     }
 
@@ -379,6 +446,7 @@ impl Kafka {
         if let Some(spool) = &self.spool {
             spool.close().await;
         }
+        self.dedup.flush().await;
         let kafka = Arc::clone(self);
         let closed = tokio::task::spawn_blocking(move || {
             if let Some(opened) = kafka.opened.get() {

@@ -51,6 +51,7 @@ impl Courier {
                     lane.saved(mark);
                 }
             }),
+            Report::Joined { replay, reading } => self.joined(replay, reading),
             Report::Ended { cursor, result } => result.map(|()| {
                 self.readings.retain(|known| known.cursor != cursor);
                 self.lanes.retain(|known| known.cursor != cursor);

@@ -1,28 +1,25 @@
-//! A courier from outside: what it shows, and the ways to tell it something.
+//! A courier from outside: what it shows, and the way to stop it. What operators say it hears from the storage.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chaski_common::event::Event;
-use chaski_common::storage::{Cursor, Start, StorageError};
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Fixed;
 use super::relay::{Opening, Relay};
 use super::stop::LAST_SETTLE;
-use super::{Command, Fixed};
 use crate::destination::DestinationSpec;
 use crate::metrics::DestinationMetrics;
 use crate::outcome::{AttemptResult, Outcome};
-use crate::reading::Reading;
 use crate::status::{BreakerState, DestinationStatus, LastFailure};
 
 /// A hand on a courier's task.
 #[derive(Clone)]
 pub(crate) struct Handle {
     fixed: Arc<Fixed>,
-    commands: mpsc::Sender<Command>,
     stop: Arc<watch::Sender<Option<Instant>>>,
 }
 
@@ -30,10 +27,9 @@ impl Handle {
     /// Has a courier begin to work, in a task of its own, with what was opened for it; without, the storage
     /// is asked until it has been opened.
     pub(crate) fn set_off(fixed: Arc<Fixed>, opening: Option<Opening>) -> Self {
-        let (commands, orders) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(None);
-        tokio::spawn(Relay { fixed: fixed.clone(), orders, stop: stopped }.run(opening));
-        Self { fixed, commands, stop: Arc::new(stop) }
+        tokio::spawn(Relay { fixed: fixed.clone(), stop: stopped }.run(opening));
+        Self { fixed, stop: Arc::new(stop) }
     }
 
     pub(crate) fn name(&self) -> Arc<str> {
@@ -45,26 +41,18 @@ impl Handle {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.fixed.view.paused.load(Relaxed)
+        self.fixed.store.control().paused
     }
 
-    /// Opens the cursor of a replay, for [`Command::Read`].
-    pub(crate) async fn read(&self, cursor: Cursor) -> Result<Reading, StorageError> {
-        self.fixed.store.read(cursor, Start::Beginning).await
-    }
-
-    /// A courier that has stopped hears nothing, and needs not.
-    pub(crate) async fn tell(&self, command: Command) {
-        if let Command::Pause(paused) = command {
-            self.fixed.view.pause(paused);
-        }
-        let _ = self.commands.send(command).await;
+    /// How many replays are under way.
+    pub(crate) fn replays(&self) -> usize {
+        self.fixed.store.control().replays.len()
     }
 
     /// Has the courier stop until `deadline` and waits for it; it takes a moment longer for its last settle.
     pub(crate) async fn stop(&self, deadline: Instant) {
         self.stop.send_replace(Some(deadline));
-        let _ = tokio::time::timeout_at(deadline + LAST_SETTLE * 2, self.commands.closed()).await;
+        let _ = tokio::time::timeout_at(deadline + LAST_SETTLE * 2, self.stop.closed()).await;
     }
 
     pub(crate) fn status(&self) -> DestinationStatus {
@@ -90,10 +78,9 @@ impl Handle {
     }
 }
 
-/// What others see of a courier; written by it alone, but for the pause, which is an operator's word.
+/// What others see of a courier; written by it alone.
 pub(crate) struct View {
     pub(super) metrics: DestinationMetrics,
-    paused: AtomicBool,
     breaker: AtomicU8,
     /// Waits inside the windows.
     waiting: AtomicU64,
@@ -115,16 +102,11 @@ impl View {
     pub(super) fn new(metrics: DestinationMetrics) -> Self {
         Self {
             metrics,
-            paused: AtomicBool::new(false),
             breaker: AtomicU8::new(0),
             waiting: AtomicU64::new(0),
             last_success_ms: AtomicI64::new(0),
             last_failure: Mutex::new(None),
         }
-    }
-
-    pub(super) fn pause(&self, paused: bool) {
-        self.paused.store(paused, Relaxed);
     }
 
     pub(super) fn show(&self, shown: Shown) {

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use chaski_common::storage::StorageError;
+use chaski_common::storage::{Cursor, StorageError};
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::{Command, Courier, Fixed};
+use super::{Courier, Fixed};
 use crate::metrics::Task;
 use crate::reading::Reading;
 use crate::store::Look;
@@ -27,27 +27,23 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 
 /// What a courier must know before its first step, as the storage has it.
 pub(crate) struct Opening {
-    pub(super) readings: Vec<Reading>,
+    pub(super) reading: Reading,
     pub(super) parked: Look,
-    pub(super) paused: bool,
 }
 
 impl Fixed {
-    /// Opens the destination's cursors. The look comes last: opening a cursor is a write, so what a courier
+    /// Opens the destination's cursor. The look comes last: opening a cursor is a write, so what a courier
     /// before this one had left in the queue of writes is done by then, and seen.
     pub(crate) async fn open(&self) -> Result<Opening, StorageError> {
-        let readings = self.store.readings(self.spec.start).await?;
-        let paused = self.store.is_paused().await?;
+        let reading = self.store.read(Cursor::of(self.spec.name.clone()), self.start).await?;
         let parked = self.store.look(self.clock.now(), 0).await?;
-        self.view.pause(paused);
-        Ok(Opening { readings, parked, paused })
+        Ok(Opening { reading, parked })
     }
 }
 
 /// The couriers of one destination.
 pub(super) struct Relay {
     pub(super) fixed: Arc<Fixed>,
-    pub(super) orders: mpsc::Receiver<Command>,
     pub(super) stop: watch::Receiver<Option<Instant>>,
 }
 
@@ -92,17 +88,13 @@ impl Relay {
     async fn leg(&mut self, opening: Option<Opening>) -> Result<(), StorageError> {
         let opening = match opening {
             Some(opening) => opening,
-            None => {
-                // Whatever was ordered is in the storage already.
-                while self.orders.try_recv().is_ok() {}
-                tokio::select! {
-                    biased;
-                    _ = told_to_stop(&mut self.stop) => return Ok(()),
-                    opening = self.fixed.open() => opening?,
-                }
-            }
+            None => tokio::select! {
+                biased;
+                _ = told_to_stop(&mut self.stop) => return Ok(()),
+                opening = self.fixed.open() => opening?,
+            },
         };
-        Courier::new(self.fixed.clone(), opening).run(&mut self.orders, &mut self.stop).await
+        Courier::new(self.fixed.clone(), opening).run(&mut self.stop).await
     }
 }
 

@@ -198,7 +198,6 @@ async fn at_the_bound_of_parked_deliveries_no_new_ones_are_taken() {
     for parked in bench.parked().await {
         bench.storage.deliveries.drop_parked(parked.event.id, None, Clock::system().now()).await.unwrap();
     }
-    bench.dispatcher.wake(None).await;
     until("more are tried", async || receiver.got().len() > 30).await;
     assert!(bench.parked().await.len() <= 20);
 }
@@ -212,7 +211,7 @@ async fn a_courier_that_panics_is_followed_by_another() {
     // The look panics, and the first opening of the successor fails.
     store.panics.store(true, SeqCst);
     store.unreadable.store(true, SeqCst);
-    bench.dispatcher.wake(None).await;
+    bench.storage.deliveries.hurry(event(1).id, None, Clock::system().now()).await.unwrap();
     bench.dispatcher.resume("erp").await.unwrap();
     until("failed to open", async || store.refused.load(SeqCst) >= 1).await;
     assert!((bench.metric("chaski_panics_total", "courier") - 1.0).abs() < 0.1);

@@ -39,7 +39,6 @@ async fn first_successes_of_one_subject_follow_log_order() {
         for parked in bench.parked().await {
             bench.storage.deliveries.hurry(parked.event.id, None, Clock::system().now()).await.unwrap();
         }
-        bench.dispatcher.wake(None).await;
         bench.mark("erp").await >= Position(120) && bench.parked().await.is_empty()
     })
     .await;
@@ -84,7 +83,6 @@ async fn a_failing_head_holds_back_its_own_subject_even_over_a_restart() {
     assert_eq!(receiver.got().len(), 1 + 3 + 1);
     sick.store(false, std::sync::atomic::Ordering::Relaxed);
     bench.storage.deliveries.hurry(event(0).id, None, Clock::system().now()).await.unwrap();
-    bench.dispatcher.wake(None).await;
     until("all delivered", async || bench.parked().await.is_empty()).await;
     let ids: Vec<_> = receiver.got()[5..].iter().map(|got| got.id().to_owned()).collect();
     assert_eq!(ids, [0, 2, 4, 6].map(|n| event(n).id.to_string()));

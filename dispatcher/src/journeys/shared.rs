@@ -9,17 +9,21 @@ use super::*;
 use crate::destination::Ordering;
 
 /// What one process would have: its own storage and dispatcher on the shared topics.
-struct Process {
-    storage: Storage,
-    dispatcher: Dispatcher,
+pub(super) struct Process {
+    pub(super) storage: Storage,
+    pub(super) dispatcher: Dispatcher,
 }
 
 impl Process {
-    async fn start(options: &kafka::Options, spec: &DestinationSpec) -> Self {
+    pub(super) async fn start(options: &kafka::Options, spec: &DestinationSpec) -> Self {
+        Self::serving(options, vec![spec.clone()]).await
+    }
+
+    pub(super) async fn serving(options: &kafka::Options, specs: Vec<DestinationSpec>) -> Self {
         let storage = kafka::open(options, &Registry::new()).await.unwrap();
         let dispatcher = Dispatcher::start(
             DispatcherConfig::default(),
-            vec![spec.clone()],
+            specs,
             storage.clone(),
             &Registry::new(),
             Clock::system(),
@@ -40,13 +44,13 @@ impl Process {
         }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.dispatcher.shutdown(LONG).await;
         self.storage.events.close().await;
     }
 }
 
-async fn topics() -> kafka::Options {
+pub(super) async fn topics() -> kafka::Options {
     let mut options = tokio::task::spawn_blocking(testing::options).await.unwrap();
     options.partitions = 4;
     kafka::apply(&options, kafka::plan(&options).await.unwrap()).await.unwrap();
@@ -84,7 +88,6 @@ async fn dispatchers_that_come_and_go_deliver_everything_in_order() {
         for parked in &parked {
             third.storage.deliveries.hurry(parked.event.id, None, Clock::system().now()).await.unwrap();
         }
-        third.dispatcher.wake(None).await;
         let progress = third.storage.events.progress().await.unwrap();
         parked.is_empty() && progress.iter().all(|progress| progress.lag == 0)
     })

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use chaski_common::event::{Event, EventId};
 use chaski_common::storage::{
-    Appended, BatchLimit, Census, Cursor, Delivered, EventLog, Fate, Position, Progress, Record, Replay,
-    Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventLog, Fate, Position, Progress, Record,
+    Replay, Start, StorageError, Subscription,
 };
 use tokio::sync::watch;
 
@@ -105,6 +105,9 @@ impl EventLog for Queueing {
     }
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
         self.real.set_paused(destination, paused).await
+    }
+    fn controls(&self) -> watch::Receiver<Controls> {
+        self.real.controls()
     }
     async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
         self.real.progress().await

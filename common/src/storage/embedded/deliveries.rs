@@ -16,8 +16,8 @@ use crate::storage::tables::deliveries::{
 };
 use crate::storage::tables::rows::millis;
 use crate::storage::{
-    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Position,
-    Quarantined, StorageError,
+    Appended, Controls, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter,
+    Position, Quarantined, StorageError,
 };
 
 #[async_trait]
@@ -79,13 +79,12 @@ impl Deliveries for Embedded {
         now: Timestamp,
     ) -> Result<usize, StorageError> {
         let name = destination.map(str::to_owned);
-        self.writer
-            .write("hurrying a parked delivery", move |session| {
-                let sql = "UPDATE parked SET due = MIN(due, ?1) WHERE id = ?2 AND \
-                           (?3 IS NULL OR destination = (SELECT number FROM destination WHERE name = ?3))";
-                session.connection.execute(sql, params![millis(now), id.as_bytes(), name])
-            })
-            .await
+        let hurry = move |session: &Session| {
+            let sql = "UPDATE parked SET due = MIN(due, ?1) WHERE id = ?2 AND \
+                       (?3 IS NULL OR destination = (SELECT number FROM destination WHERE name = ?3))";
+            session.connection.execute(sql, params![millis(now), id.as_bytes(), name])
+        };
+        self.writer.control("hurrying a parked delivery", hurry, by_hand(destination)).await
     }
 
     async fn drop_parked(
@@ -95,15 +94,14 @@ impl Deliveries for Embedded {
         now: Timestamp,
     ) -> Result<usize, StorageError> {
         let name = destination.map(str::to_owned);
-        self.writer
-            .write("dropping a parked delivery", move |session| {
-                let found = parked_of(&session.connection, id, name)?;
-                for parked in &found {
-                    bury(&session.connection, &dropped(parked, now))?;
-                }
-                Ok(found.len())
-            })
-            .await
+        let drop = move |session: &Session| {
+            let found = parked_of(&session.connection, id, name)?;
+            for parked in &found {
+                bury(&session.connection, &dropped(parked, now))?;
+            }
+            Ok(found.len())
+        };
+        self.writer.control("dropping a parked delivery", drop, by_hand(destination)).await
     }
 
     async fn dead(&self, filter: DeadFilter) -> Result<Vec<DeadLetter>, StorageError> {
@@ -116,15 +114,14 @@ impl Deliveries for Embedded {
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
         let numbers = numbers.to_vec();
-        self.writer
-            .write("redriving dead letters", move |session| {
-                let mut found = 0;
-                for number in numbers {
-                    found += usize::from(redrive(session, number, now)?);
-                }
-                Ok(found)
-            })
-            .await
+        let redrive = move |session: &Session| {
+            let mut found = 0;
+            for number in numbers {
+                found += usize::from(redrive(session, number, now)?);
+            }
+            Ok(found)
+        };
+        self.writer.control("redriving dead letters", redrive, by_hand(None)).await
     }
 
     async fn drop_dead(&self, numbers: &[u64]) -> Result<usize, StorageError> {
@@ -135,6 +132,15 @@ impl Deliveries for Embedded {
                 numbers.iter().map(|number| delete.execute([number.cast_signed()])).sum()
             })
             .await
+    }
+}
+
+/// That parked deliveries of a destination, or of any, were changed by hand.
+fn by_hand(destination: Option<&str>) -> impl FnOnce(&mut Controls, &usize) + Send + use<> {
+    let name: Option<Arc<str>> = destination.map(Arc::from);
+    move |controls, _| match name {
+        Some(name) => controls.entry(name).or_default().by_hand += 1,
+        None => controls.values_mut().for_each(|control| control.by_hand += 1),
     }
 }
 

@@ -16,8 +16,8 @@ use crate::storage::tables::deliveries::{number_of, record_delivery};
 use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
-    Appended, BatchLimit, Census, Change, Cursor, Delivered, EventFilter, EventLog, Fate, FateState,
-    OnConflict, Position, Progress, Record, Replay, Start, StorageError, Subscription, Track,
+    Appended, BatchLimit, Census, Change, Controls, Cursor, Delivered, EventFilter, EventLog, Fate,
+    FateState, OnConflict, Position, Progress, Record, Replay, Start, StorageError, Subscription, Track,
 };
 use crate::storage::{CONFLICT, CONFLICT_DETAIL};
 
@@ -50,10 +50,14 @@ impl EventLog for Embedded {
         start: Start,
         limit: BatchLimit,
     ) -> Result<Subscription, StorageError> {
-        let opened = cursor.clone();
+        let (opened, destination) = (cursor.clone(), Arc::clone(&cursor.destination));
         let (mark, until, settled) = self
             .writer
-            .write("opening a cursor", move |session| open_cursor(session, &opened, start))
+            .control(
+                "opening a cursor",
+                move |session| open_cursor(session, &opened, start),
+                move |controls, _| _ = controls.entry(destination).or_default(),
+            )
             .await?;
         let (batches, receiver) = mpsc::channel(1);
         let feed = Feed {
@@ -104,7 +108,16 @@ impl EventLog for Embedded {
         to: Timestamp,
     ) -> Result<(Cursor, u64), StorageError> {
         let name: Arc<str> = destination.into();
-        self.writer.write("beginning a replay", move |session| begin_replay(session, &name, from, to)).await
+        self.writer
+            .control(
+                "beginning a replay",
+                move |session| begin_replay(session, &name, from, to),
+                |controls, (cursor, _)| {
+                    let control = controls.entry(Arc::clone(&cursor.destination)).or_default();
+                    control.replays.insert(cursor.replay);
+                },
+            )
+            .await
     }
 
     async fn replays(&self) -> Result<Vec<Replay>, StorageError> {
@@ -122,31 +135,45 @@ impl EventLog for Embedded {
     }
 
     async fn end_replay(&self, cursor: &Cursor) -> Result<(), StorageError> {
-        let cursor = cursor.clone();
+        let (cursor, ended) = (cursor.clone(), cursor.clone());
         self.writer
-            .write("ending a replay", move |session| {
-                let destination = number_of(&session.connection, &cursor.destination)?;
-                session.connection.execute(
-                    "DELETE FROM cursor WHERE destination = ? AND replay = ? AND until IS NOT NULL",
-                    params![destination, cursor.replay.cast_signed()],
-                )?;
-                Ok(())
-            })
+            .control(
+                "ending a replay",
+                move |session| {
+                    let destination = number_of(&session.connection, &cursor.destination)?;
+                    session.connection.execute(
+                        "DELETE FROM cursor WHERE destination = ? AND replay = ? AND until IS NOT NULL",
+                        params![destination, cursor.replay.cast_signed()],
+                    )
+                },
+                move |controls, _| {
+                    controls.entry(ended.destination).or_default().replays.remove(&ended.replay);
+                },
+            )
             .await
+            .map(|_| ())
     }
 
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
-        let name = destination.to_owned();
+        let (name, said) = (destination.to_owned(), Arc::from(destination));
         self.writer
-            .write("pausing or resuming", move |session| {
-                let destination = number_of(&session.connection, &name)?;
-                session.connection.execute(
-                    "UPDATE destination SET paused = ? WHERE number = ?",
-                    params![paused, destination],
-                )?;
-                Ok(())
-            })
+            .control(
+                "pausing or resuming",
+                move |session| {
+                    let destination = number_of(&session.connection, &name)?;
+                    session.connection.execute(
+                        "UPDATE destination SET paused = ? WHERE number = ?",
+                        params![paused, destination],
+                    )
+                },
+                move |controls, _| controls.entry(said).or_default().paused = paused,
+            )
             .await
+            .map(|_| ())
+    }
+
+    fn controls(&self) -> watch::Receiver<Controls> {
+        self.writer.controls()
     }
 
     async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
@@ -303,6 +330,21 @@ fn begin_replay(
         params![destination, replay, mark, until],
     )?;
     Ok((Cursor { destination: Arc::clone(name), replay: replay.unsigned_abs() }, count.unsigned_abs()))
+}
+
+/// What operators have said before the store was opened.
+pub(super) fn controls(connection: &Connection) -> rusqlite::Result<Controls> {
+    let sql = "SELECT name, paused, replay FROM destination \
+               LEFT JOIN cursor ON number = destination AND until IS NOT NULL";
+    let mut controls = Controls::new();
+    for (name, paused, replay) in rows::all(connection, sql, [], |row| {
+        Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<i64>>(2)?))
+    })? {
+        let control = controls.entry(name.into()).or_default();
+        control.paused = paused;
+        control.replays.extend(replay.map(i64::unsigned_abs));
+    }
+    Ok(controls)
 }
 
 fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Progress>> {

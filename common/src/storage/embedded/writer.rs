@@ -21,7 +21,7 @@ use super::ids::Ids;
 use super::telemetry::Telemetry;
 use crate::event::Event;
 use crate::storage::tables::readers::engine;
-use crate::storage::{Position, StorageError};
+use crate::storage::{Controls, Position, StorageError};
 
 /// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
 /// [`Writer::write`] waits.
@@ -85,6 +85,8 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Order>,
     /// Bytes handed to the engine since the start, so that the checkpointer knows whether there is work.
     pub(super) written_bytes: Arc<AtomicU64>,
+    /// What operators have said, durably.
+    controls: watch::Sender<Controls>,
     writable: Arc<AtomicBool>,
 }
 
@@ -94,6 +96,7 @@ impl Writer {
         connection: Connection,
         ids: Ids,
         head: watch::Sender<Position>,
+        controls: Controls,
         path: String,
         telemetry: Arc<Telemetry>,
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
@@ -111,7 +114,8 @@ impl Writer {
                 doing: "starting the writer",
                 source: Arc::new(source),
             })?;
-        Ok((Self { queue, written_bytes, writable }, handle))
+        let controls = watch::Sender::new(controls);
+        Ok((Self { queue, written_bytes, controls, writable }, handle))
     }
 
     /// Runs `work` in the next group; waits for a place in the queue. `Ok` means durable.
@@ -120,7 +124,34 @@ impl Writer {
         doing: &'static str,
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
-        let (job, answer) = job(doing, Isolation::Savepoint, work);
+        self.write_and(doing, work, |_| {}).await
+    }
+
+    /// As [`Writer::write`], for what an operator says: once it is durable, and before the answer, `say` tells all
+    /// who listen. In the order of the writes, and whether or not the caller still waits.
+    pub(super) async fn control<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+        say: impl FnOnce(&mut Controls, &T) + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let controls = self.controls.clone();
+        let tell = move |written: &T| controls.send_modify(|controls| say(controls, written));
+        self.write_and(doing, work, tell).await
+    }
+
+    /// What operators have said.
+    pub(super) fn controls(&self) -> watch::Receiver<Controls> {
+        self.controls.subscribe()
+    }
+
+    async fn write_and<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+        then: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let (job, answer) = job(doing, Isolation::Savepoint, work, then);
         self.queue.send(Order::Run(job)).await.map_err(|_| StorageError::Closed)?;
         self.written_bytes.fetch_add(ROW_BYTES, Ordering::Relaxed);
         answer.await.map_err(|_| StorageError::Closed)?
@@ -145,7 +176,7 @@ impl Writer {
         weight_bytes: usize,
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
-        let (job, answer) = job(doing, Isolation::Statement, work);
+        let (job, answer) = job(doing, Isolation::Statement, work, |_| {});
         self.queue.try_send(Order::Run(job)).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StorageError::Busy,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
@@ -165,6 +196,7 @@ fn job<T: Send + 'static>(
     doing: &'static str,
     isolation: Isolation,
     work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
+    then: impl FnOnce(&T) + Send + 'static,
 ) -> (Job, oneshot::Receiver<Result<T, StorageError>>) {
     let (reply, answer) = oneshot::channel();
     let job: Job = Box::new(move |session| {
@@ -185,6 +217,9 @@ fn job<T: Send + 'static>(
                 (Ok(()), Some(result)) => result,
                 (Ok(()), None) => Err(StorageError::Closed),
             };
+            if let Ok(written) = &answer {
+                then(written);
+            }
             // A receiver that is gone has lost interest in the answer, not in the write.
             let _ = reply.send(answer);
         })

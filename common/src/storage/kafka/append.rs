@@ -38,6 +38,15 @@ const DOING: &str = "storing an event";
 /// What became of a direct publication, once it is known.
 pub(super) type Outcome = watch::Receiver<Option<Report>>;
 
+/// What is known of an id that nobody else is storing.
+enum Claimed {
+    /// Reserved for this process; `alone`: without having asked the others.
+    New {
+        alone: bool,
+    },
+    Known(Fingerprint),
+}
+
 impl Kafka {
     /// Stores an event, unless its id is known.
     pub(super) async fn append(
@@ -46,9 +55,9 @@ impl Kafka {
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
         let stored = match self.claim(event.id).await? {
-            Some(stored) => stored,
-            None => {
-                let kept = self.keep(&event, on_conflict).await;
+            Claimed::Known(stored) => stored,
+            Claimed::New { alone } => {
+                let kept = self.keep(&event, alone, on_conflict).await;
                 match kept {
                     Ok(Appended::Stored(_) | Appended::Spooled) => {
                         self.dedup.confirm(event.id, event.fingerprint).await;
@@ -70,13 +79,14 @@ impl Kafka {
     }
 
     /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
-    async fn claim(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
+    async fn claim(&self, id: EventId) -> Result<Claimed, StorageError> {
         let began = Instant::now();
         let mut pause = PENDING_LOOK;
         loop {
             match self.dedup.reserve(id).await {
-                Claim::Mine => return Ok(None),
-                Claim::Known(fingerprint) => return Ok(Some(fingerprint)),
+                Claim::Mine => return Ok(Claimed::New { alone: false }),
+                Claim::Alone => return Ok(Claimed::New { alone: true }),
+                Claim::Known(fingerprint) => return Ok(Claimed::Known(fingerprint)),
                 Claim::Pending if began.elapsed() < PENDING_WITHIN => {
                     tokio::time::sleep(pause).await;
                     pause = (2 * pause).min(PENDING_LOOK * 10);
@@ -88,20 +98,26 @@ impl Kafka {
 
     /// The content that is stored under an id, as far as it is remembered.
     pub(super) async fn stored(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
-        let stored = self.claim(id).await?;
-        if stored.is_none() {
-            self.dedup.release(id).await;
+        match self.claim(id).await? {
+            Claimed::Known(stored) => Ok(Some(stored)),
+            Claimed::New { .. } => {
+                self.dedup.release(id).await;
+                Ok(None)
+            }
         }
-        Ok(stored)
     }
 
     /// Makes an event durable whose id is new, one way or the other.
     async fn keep(
         self: &Arc<Self>,
         event: &Event,
+        alone: bool,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
-        let record = Outgoing::event(&self.topics.events, event);
+        let mut record = Outgoing::event(&self.topics.events, event);
+        if alone {
+            record = record.deduplicated_alone();
+        }
         let Some(spool) = &self.spool else {
             return self.in_log(self.producer.append(DOING, &record).await);
         };

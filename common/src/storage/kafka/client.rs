@@ -24,7 +24,9 @@ const OURS: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
-    ("auto.offset.reset", "error"),
+    // Every reading begins at an offset of ours. Should the brokers have deleted what stands there, the oldest
+    // record they have is next, and a reader sees by its offset what is missing.
+    ("auto.offset.reset", "earliest"),
     ("isolation.level", "read_committed"),
     ("partition.assignment.strategy", "cooperative-sticky"),
     ("group.protocol", "classic"),
@@ -52,6 +54,9 @@ const PRODUCERS: &[(&str, &str)] = &[
     // How often it is counted which brokers are connected.
     ("statistics.interval.ms", "5000"),
 ];
+
+/// Makes a process a static member of its groups: an operator's choice, see the module `kafka`.
+const INSTANCE: &str = "group.instance.id";
 
 /// Whether a setting is not the operator's to make.
 #[must_use]
@@ -105,6 +110,7 @@ impl Connect {
         C: ProducerContext + 'static,
     {
         let mut config = self.base.clone();
+        config.remove(INSTANCE);
         for (name, value) in PRODUCERS {
             let chosen = *name == "linger.ms" && config.get(name).is_some();
             if !chosen {
@@ -115,6 +121,15 @@ impl Connect {
             .map_err(|error| failed("making a producer", error))
     }
 
+    /// A client that joins its group.
+    pub(super) fn member<C>(&self, group: &str, context: C) -> Result<BaseConsumer<C>, StorageError>
+    where
+        C: ConsumerContext,
+    {
+        Self::consume(self.base.clone(), group, false, context)
+    }
+
+    /// A client that reads or asks outside of any group; `group` names it, and is whose progress it asks for.
     /// `eof`: whether the end of a partition is reported.
     pub(super) fn consumer<C>(
         &self,
@@ -126,6 +141,19 @@ impl Connect {
         C: ConsumerContext,
     {
         let mut config = self.base.clone();
+        config.remove(INSTANCE);
+        Self::consume(config, group, eof, context)
+    }
+
+    fn consume<C>(
+        mut config: ClientConfig,
+        group: &str,
+        eof: bool,
+        context: C,
+    ) -> Result<BaseConsumer<C>, StorageError>
+    where
+        C: ConsumerContext,
+    {
         config.remove("linger.ms");
         for (name, value) in OURS {
             config.set(*name, *value);

@@ -4,6 +4,7 @@
 //! memory reaches. Confirmed is only what is durable, so that a memory that fails, forgets or is emptied can
 //! let a duplicate through and never swallows a first. No call fails: in doubt an id is new.
 
+mod batch;
 pub(super) mod recent;
 pub(super) mod shared;
 
@@ -16,6 +17,8 @@ use crate::event::{EventId, Fingerprint};
 pub(super) enum Claim {
     /// New; whoever asked has to confirm or release it.
     Mine,
+    /// The same, as far as this process knows: who else may have it could not be asked.
+    Alone,
     /// Somebody else is storing it.
     Pending,
     /// Durable, with this content.
@@ -35,4 +38,7 @@ pub(super) trait Dedup: Send + Sync {
 
     /// What was found in the log when the storage opened.
     fn remember(&self, id: EventId, fingerprint: Fingerprint);
+
+    /// Tells the others what they have not been told yet, before the storage closes.
+    async fn flush(&self) {}
 }

@@ -34,13 +34,18 @@ impl Kafka {
         view.reached(DEAD, offset + 1).await
     }
 
-    async fn park(&self, parked: &Parked) -> Result<(), StorageError> {
-        self.to_parked("parking a delivery", &Outgoing::parked(&self.topics.parked, parked)).await
+    async fn park_by_hand(&self, parked: &Parked) -> Result<(), StorageError> {
+        let record = Outgoing::parked(&self.topics.parked, parked).by_hand();
+        self.to_parked("changing a parked delivery", &record).await
+    }
+
+    async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), StorageError> {
+        self.to_dead("keeping a dead letter", &Outgoing::letter(&self.topics.dead, letter)).await
     }
 
     /// The letter first: should this process end in between, the delivery is attempted once more.
     async fn bury(&self, letter: &DeadLetter) -> Result<(), StorageError> {
-        self.to_dead("keeping a dead letter", &Outgoing::letter(&self.topics.dead, letter)).await?;
+        self.keep_letter(letter).await?;
         let Some(destination) = &letter.destination else { return Ok(()) };
         if self.parked_of(letter.event.id, Some(destination)).await?.is_empty() {
             return Ok(());
@@ -112,7 +117,7 @@ impl Kafka {
                     first_attempt: None,
                     history: letter.history,
                 };
-                self.park(&parked).await?;
+                self.park_by_hand(&parked).await?;
             }
             None => self.admit(letter.event, now).await?,
         }
@@ -136,7 +141,8 @@ impl Kafka {
 #[async_trait]
 impl Deliveries for Ends {
     async fn park(&self, parked: Parked) -> Result<(), StorageError> {
-        self.0.park(&parked).await
+        let record = Outgoing::parked(&self.0.topics.parked, &parked);
+        self.0.to_parked("parking a delivery", &record).await
     }
 
     async fn due(
@@ -188,7 +194,7 @@ impl Deliveries for Ends {
     ) -> Result<usize, StorageError> {
         let found = self.0.parked_of(id, destination).await?;
         for parked in &found {
-            self.0.park(&Parked { due: parked.due.min(now), ..parked.clone() }).await?;
+            self.0.park_by_hand(&Parked { due: parked.due.min(now), ..parked.clone() }).await?;
         }
         Ok(found.len())
     }
@@ -201,7 +207,9 @@ impl Deliveries for Ends {
     ) -> Result<usize, StorageError> {
         let found = self.0.parked_of(id, destination).await?;
         for parked in &found {
-            self.0.bury(&dropped(parked, now)).await?;
+            self.0.keep_letter(&dropped(parked, now)).await?;
+            let gone = Outgoing::unparked(&self.0.topics.parked, &parked.destination, id, None).by_hand();
+            self.0.to_parked("dropping a parked delivery", &gone).await?;
         }
         Ok(found.len())
     }

@@ -27,6 +27,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// How often the gauges are brought up to date, and what could not be deleted is tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a storage that closes looks whether something is still on its way to the spool.
+const CLOSING_LOOK: Duration = Duration::from_millis(5);
 /// Letters that are on their way together.
 const LETTERS: usize = 100;
 
@@ -113,7 +115,7 @@ impl Drain {
             let batch = tokio::select! {
                 biased;
                 batch = batches.recv() => batch?,
-                () = self.kafka.closing.cancelled(), if self.spool.is_drained() => return None,
+                () = self.nothing_comes() => return None,
                 () = tokio::time::sleep(LOOK_EVERY), if unsaved.is_some() => {
                     self.forget(unsaved).await;
                     continue;
@@ -124,6 +126,14 @@ impl Drain {
                 Err(_) if self.kafka.closing.is_cancelled() => return None,
                 Err(error) => tracing::error!(%error, "the spool cannot be read; trying on"),
             }
+        }
+    }
+
+    /// The storage closes, the log has all that is in the spool, and nothing is on its way there.
+    async fn nothing_comes(&self) {
+        self.kafka.closing.cancelled().await;
+        while !self.spool.is_drained() {
+            tokio::time::sleep(CLOSING_LOOK).await;
         }
     }
 

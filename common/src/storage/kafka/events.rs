@@ -15,18 +15,21 @@ use tokio::sync::{mpsc, watch};
 use super::Kafka;
 use super::append::APPEND_WITHIN;
 use super::client::failed;
+use super::controls::{DestinationControl, ReplayControl, Span};
 use super::progress::{Committed, Group};
 use super::query::{Asked, Extent};
 use super::reader::Reader;
 use super::record::{ControlKey, Outgoing};
 use super::spool::Spool;
-use super::view::{DestinationControl, PARKED, ReplayControl, Span};
+use super::view::PARKED;
 use crate::event::{Event, EventId};
 use crate::storage::{
-    Appended, BatchLimit, Census, Cursor, Delivered, EventFilter, EventLog, Fate, Labels, OnConflict,
-    PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventFilter, EventLog, Fate, Labels,
+    OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
 };
 
+/// How long a control record may take; the first one finds the brokers.
+const CONTROL_WITHIN: Duration = Duration::from_secs(30);
 /// How far the clocks of two edges may be apart for a replay by time to find every event.
 const SKEW_MAX: Duration = Duration::from_secs(600);
 
@@ -148,6 +151,10 @@ impl EventLog for Events {
         self.0.control(&key, Some(&DestinationControl { paused })).await
     }
 
+    fn controls(&self) -> watch::Receiver<Controls> {
+        self.0.told.subscribe()
+    }
+
     async fn progress(&self) -> Result<Vec<Progress>, StorageError> {
         self.0.check_open()?;
         self.0.progress().await
@@ -155,7 +162,7 @@ impl EventLog for Events {
 
     async fn find(&self, filter: EventFilter) -> Result<Vec<Record>, StorageError> {
         self.0.check_open()?;
-        self.0.query()?.ask(move |asked| find(asked, &filter)).await
+        self.0.search()?.ask(move |asked| find(asked, &filter)).await
     }
 
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
@@ -212,8 +219,11 @@ impl Kafka {
         state: Option<&impl serde::Serialize>,
     ) -> Result<(), StorageError> {
         let view = self.view()?;
+        let doing = "writing a control record";
         let record = Outgoing::control(&self.topics.parked, key, state);
-        let (_, offset) = self.producer.append("writing a control record", &record).await?;
+        let appended = tokio::time::timeout(CONTROL_WITHIN, self.producer.append(doing, &record));
+        let (_, offset) =
+            appended.await.unwrap_or(Err(StorageError::Late { doing, within: CONTROL_WITHIN }))?;
         view.reached(PARKED, offset + 1).await
     }
 
@@ -253,7 +263,7 @@ impl Kafka {
                 .map(|(extent, mark)| (extent.partition, Committed { mark, ..Committed::default() }))
                 .collect();
             // Refused if the group has members: they have begun it meanwhile.
-            group.commit(&progress).map(|_| ())
+            group.commit(progress).map(|_| ())
         })
         .await
     }
@@ -275,7 +285,7 @@ impl Kafka {
                 progress.mark = from.max(mark.place());
                 progress.delivered.extend(places);
                 progress.delivered = progress.delivered.split_off(&(progress.mark + 1));
-                let taken = !group.commit(&BTreeMap::from([(partition, progress)]))?;
+                let taken = !group.commit(BTreeMap::from([(partition, progress)]))?;
                 if taken { Err(StorageError::Revoked { partition }) } else { Ok(from) }
             })
             .await?;
@@ -291,7 +301,7 @@ impl Kafka {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<(Cursor, u64), StorageError> {
-        let (spans, count) = self.query()?.ask(move |asked| span(asked, from, to)).await?;
+        let (spans, count) = self.search()?.ask(move |asked| span(asked, from, to)).await?;
         let number = self.next_replay()?;
         let cursor = Cursor { destination: destination.into(), replay: number };
         if !spans.is_empty() {
@@ -299,7 +309,7 @@ impl Kafka {
                 .iter()
                 .map(|span| (span.partition, Committed { mark: span.mark, ..Committed::default() }))
                 .collect();
-            self.with_group(&cursor, move |group| group.commit(&progress)).await?;
+            self.with_group(&cursor, move |group| group.commit(progress)).await?;
         }
         let control = ReplayControl { destination: destination.to_owned(), spans };
         self.control(&ControlKey::Replay(number), Some(&control)).await?;
@@ -331,7 +341,7 @@ impl Kafka {
         let mut bounds: BTreeMap<u32, u64> =
             extents.iter().zip(aged).map(|(extent, aged)| (extent.partition, aged)).collect();
         for destination in destinations {
-            let committed = self.progress_of(&Cursor::of(Arc::clone(destination)), &extents).await?;
+            let committed = self.progress_now(&Cursor::of(Arc::clone(destination)), &extents).await?;
             for (partition, bound) in &mut bounds {
                 // One that has not opened its cursor yet may want everything.
                 *bound = (*bound).min(committed.get(partition).map_or(0, |committed| committed.mark));
@@ -340,7 +350,7 @@ impl Kafka {
         let replays = self.view()?.controls().replays.clone();
         for (number, replay) in replays {
             let cursor = Cursor { destination: replay.destination.into(), replay: number };
-            let committed = self.progress_of(&cursor, &extents).await?;
+            let committed = self.progress_now(&cursor, &extents).await?;
             for span in &replay.spans {
                 let mark = committed.get(&span.partition).map_or(span.mark, |committed| committed.mark);
                 bounds.entry(span.partition).and_modify(|bound| *bound = (*bound).min(mark));
@@ -372,28 +382,27 @@ impl Kafka {
     }
 }
 
-/// The span of a replay in each partition, and how many events it covers. Counted by reading: times are the
-/// edges', so that an event may stand behind others that were received after it.
+/// The span of a replay in each partition, and how many events it covers. Times are the edges', so that an event
+/// may stand behind others that were received after it: both ends are looked for, what is between them is not
+/// read.
 fn span(asked: &Asked<'_>, from: Timestamp, to: Timestamp) -> Result<(Vec<Span>, u64), StorageError> {
+    let within = |record: &Record| (from..to).contains(&record.event.received_at);
     let extents = asked.extents()?;
     let firsts = asked.since(&extents, from)?;
     let ends = asked.since(&extents, to.saturating_add(SKEW_MAX).unwrap_or(Timestamp::MAX))?;
     let (mut spans, mut count) = (Vec::new(), 0);
     for (extent, (first, end)) in extents.into_iter().zip(firsts.into_iter().zip(ends)) {
-        let mut covered: Option<(u64, u64)> = None;
-        asked.read(Extent { first, end, ..extent }, |record| {
-            if (from..to).contains(&record.event.received_at) {
-                let place = record.position.place();
-                covered = Some((covered.map_or(place, |(first, _)| first), place));
-                count += 1;
-            }
-            ControlFlow::Continue(())
+        let extent = Extent { first, end, ..extent };
+        let mut begins = None;
+        asked.read(extent, |record| {
+            begins = within(&record).then(|| record.position.place() - 1);
+            if begins.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        spans.extend(covered.map(|(first, last)| Span {
-            partition: extent.partition,
-            mark: first - 1,
-            until: last,
-        }));
+        let Some(mark) = begins else { continue };
+        let last = asked.newest(Extent { first: mark, ..extent }, 1, within)?;
+        let until = last.first().map_or(mark, |record| record.position.place());
+        count += until - mark;
+        spans.push(Span { partition: extent.partition, mark, until });
     }
     Ok((spans, count))
 }

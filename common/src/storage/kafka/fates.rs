@@ -1,7 +1,7 @@
 //! What became of events: progress by destination, and the fates of one event.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use rusqlite::OptionalExtension as _;
@@ -30,17 +30,7 @@ impl Kafka {
             let mark = furthest
                 .map_or(Position(0), |extent| Position::new(extent.partition, marks[&extent.partition]));
             let lag = behind.iter().map(|extent| extent.end.saturating_sub(extent.first)).sum();
-            let oldest_unsettled = self
-                .query()?
-                .ask(move |asked| {
-                    let mut oldest = None;
-                    for extent in behind {
-                        let first = asked.first(extent)?.map(|record| record.event.received_at);
-                        oldest = oldest.into_iter().chain(first).min();
-                    }
-                    Ok(oldest)
-                })
-                .await?;
+            let oldest_unsettled = self.oldest_of(&destination, behind).await?;
             let (parked, dead, oldest_dead) = self.counts(&destination).await?;
             all.push(Progress {
                 destination,
@@ -54,6 +44,37 @@ impl Kafka {
             });
         }
         Ok(all)
+    }
+
+    /// When the oldest event of these was received. Where nothing moves nothing is read again.
+    async fn oldest_of(
+        &self,
+        destination: &Arc<str>,
+        behind: Vec<Extent>,
+    ) -> Result<Option<Timestamp>, StorageError> {
+        // Of a partition where nothing is left there is nothing to read, and its end may move.
+        let places = |extent: &Extent| if extent.first < extent.end { extent.first + 1 } else { 0 };
+        let marks: Vec<u64> = behind.iter().map(places).collect();
+        let last = self.oldest.lock().unwrap_or_else(PoisonError::into_inner).get(destination).cloned();
+        if let Some((known, oldest)) = last
+            && known == marks
+        {
+            return Ok(oldest);
+        }
+        let oldest = self
+            .query()?
+            .ask(move |asked| {
+                let mut oldest = None;
+                for extent in behind {
+                    let first = asked.first(extent)?.map(|record| record.event.received_at);
+                    oldest = oldest.into_iter().chain(first).min();
+                }
+                Ok(oldest)
+            })
+            .await?;
+        let mut kept = self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(Arc::clone(destination), (marks, oldest));
+        Ok(oldest)
     }
 
     /// How far a destination is in each partition.
@@ -89,7 +110,7 @@ impl Kafka {
 
     pub(super) async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError> {
         let wanted = EventFilter { id: Some(id), limit: 1, ..EventFilter::default() };
-        let found = self.query()?.ask(move |asked| super::events::find(asked, &wanted)).await?;
+        let found = self.search()?.ask(move |asked| super::events::find(asked, &wanted)).await?;
         let position = found.first().map(|record| record.position);
         let parked =
             self.view()?.readers.parked(ParkedFilter { id: Some(id), ..ParkedFilter::default() }).await?;

@@ -12,12 +12,13 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::sync::oneshot;
 
+use super::controls::DestinationControl;
 use super::dedup::Dedup;
 use super::dedup::recent::GENERATION_MAX;
-use super::query::{Extent, Query};
+use super::query::{Extent, OPENING_WITHIN, Query, SEARCH_WITHIN};
 use super::record::{ControlKey, Outgoing};
 use super::topics::{answers, plan};
-use super::view::{DEAD, DestinationControl, PARKED, View};
+use super::view::{DEAD, PARKED, View};
 use super::{Kafka, Options};
 use crate::storage::{Position, StorageError};
 
@@ -34,6 +35,8 @@ const RETRY_LAST: Duration = Duration::from_secs(10);
 /// The part of the storage that needs brokers to come into being.
 pub(super) struct Opened {
     pub(super) query: Query,
+    /// For what may take long, so that it holds up no other question.
+    pub(super) search: Query,
     pub(super) view: View,
 }
 
@@ -42,6 +45,7 @@ impl Opened {
     pub(super) fn close(&self) {
         self.view.close();
         self.query.close();
+        self.search.close();
     }
 }
 
@@ -118,7 +122,10 @@ impl Kafka {
             return Err(StorageError::Unfit { what: steps.join("; ") });
         }
         let topics = &self.topics;
-        let query = Query::new(&self.connect, &format!("{}.query", self.prefix), Arc::clone(&topics.events))?;
+        let client = |within| {
+            Query::new(&self.connect, &format!("{}.query", self.prefix), Arc::clone(&topics.events), within)
+        };
+        let (query, search) = (client(OPENING_WITHIN)?, client(SEARCH_WITHIN)?);
         let followed = [Arc::clone(&topics.parked), Arc::clone(&topics.dead)];
         let (extents, ends) = {
             let followed = followed.clone();
@@ -132,8 +139,14 @@ impl Kafka {
         if let Some(last) = extents.iter().map(|extent| Position::new(extent.partition, extent.end)).max() {
             self.note_head(last);
         }
-        let view = View::start(&self.connect, &format!("{}.parked", self.prefix), followed, ends)?;
-        let opened = Opened { query, view };
+        let view = View::start(
+            &self.connect,
+            &format!("{}.parked", self.prefix),
+            followed,
+            ends,
+            self.told.clone(),
+        )?;
+        let opened = Opened { query, search, view };
         if options.appends {
             opened.remember(Arc::clone(&self.dedup), extents).await?;
         }

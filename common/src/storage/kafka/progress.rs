@@ -4,6 +4,9 @@
 //! says both, so that after a crash only what was in flight or not committed yet is delivered once more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -94,8 +97,55 @@ pub(super) fn committed<C: ConsumerContext>(
     Ok(progress)
 }
 
-/// Commits; `Ok` means durable. Blocks.
-pub(super) fn commit<C: ConsumerContext>(
+/// Commits for one client, with a deadline: the client itself waits for the brokers as long as it takes.
+#[derive(Default)]
+pub(super) struct Committer {
+    /// One that was not waited for to its end.
+    late: Mutex<Option<Receiver<Result<(), KafkaError>>>>,
+}
+
+impl Committer {
+    /// `Ok` means durable. Blocks, for [`ANSWER_WITHIN`] at most; what is late may still be committed, and until
+    /// that is known nothing else is.
+    pub(super) fn commit<C: ConsumerContext + 'static>(
+        &self,
+        consumer: &Arc<BaseConsumer<C>>,
+        topic: &str,
+        progress: BTreeMap<u32, Committed>,
+    ) -> Result<(), StorageError> {
+        let doing = "committing a group's progress";
+        let late = || StorageError::Late { doing, within: ANSWER_WITHIN };
+        let until = Instant::now() + ANSWER_WITHIN;
+        let mut before = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(report) = before.take()
+            && report.recv_timeout(ANSWER_WITHIN) == Err(RecvTimeoutError::Timeout)
+        {
+            *before = Some(report);
+            return Err(late());
+        }
+        let (answer, report) = sync_channel(1);
+        let (consumer, topic) = (Arc::clone(consumer), topic.to_owned());
+        std::thread::Builder::new()
+            .name("chaski-commit".to_owned())
+            .spawn(move || {
+                let committed = commit(&*consumer, &topic, &progress);
+                drop(consumer);
+                answer.send(committed)
+            })
+            .map_err(|error| StorageError::Engine { doing, source: Arc::new(error) })?;
+        match report.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(committed) => committed.map_err(|error| failed(doing, error)),
+            Err(RecvTimeoutError::Timeout) => {
+                *before = Some(report);
+                Err(late())
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(StorageError::Closed),
+        }
+    }
+}
+
+/// Commits; `Ok` means durable. Blocks, without end if the brokers are away.
+fn commit<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
     progress: &BTreeMap<u32, Committed>,
@@ -114,7 +164,7 @@ fn is_late(error: &KafkaError) -> bool {
 }
 
 /// Whether a commit was refused because somebody else has the partitions.
-pub(super) fn is_taken(error: &KafkaError) -> bool {
+fn is_taken(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -128,13 +178,14 @@ pub(super) fn is_taken(error: &KafkaError) -> bool {
 
 /// A client for a group that nobody here reads with: asks and commits, never joins.
 pub(super) struct Group {
-    consumer: BaseConsumer<Spoken>,
+    consumer: Arc<BaseConsumer<Spoken>>,
     topic: String,
 }
 
 impl Group {
     pub(super) fn new(connect: &Connect, group: &str, topic: &str) -> Result<Self, StorageError> {
-        Ok(Self { consumer: connect.consumer(group, false, Spoken)?, topic: topic.to_owned() })
+        let consumer = Arc::new(connect.consumer(group, false, Spoken)?);
+        Ok(Self { consumer, topic: topic.to_owned() })
     }
 
     pub(super) fn committed(&self, extents: &[Extent]) -> Result<BTreeMap<u32, Committed>, StorageError> {
@@ -143,11 +194,15 @@ impl Group {
     }
 
     /// `false` when the group has members: they commit.
-    pub(super) fn commit(&self, progress: &BTreeMap<u32, Committed>) -> Result<bool, StorageError> {
-        match commit(&self.consumer, &self.topic, progress) {
+    pub(super) fn commit(&self, progress: BTreeMap<u32, Committed>) -> Result<bool, StorageError> {
+        match Committer::default().commit(&self.consumer, &self.topic, progress) {
             Ok(()) => Ok(true),
-            Err(error) if is_taken(&error) => Ok(false),
-            Err(error) => Err(failed("committing a group's progress", error)),
+            Err(StorageError::Engine { source, .. })
+                if source.downcast_ref::<KafkaError>().is_some_and(is_taken) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -15,8 +15,12 @@ use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
 use super::record::read_record;
 use crate::storage::{Record, StorageError};
 
+/// How long the end of the log may be read when the storage opens.
+pub(super) const OPENING_WITHIN: Duration = Duration::from_mins(10);
 /// Without a record for so long a reading of the topic has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a search may read the log: an operator's command waits 30 s for its answer.
+pub(super) const SEARCH_WITHIN: Duration = Duration::from_secs(20);
 /// How long one wait for a record lasts.
 const POLL: Duration = Duration::from_millis(100);
 /// Records that a search backwards reads in one piece.
@@ -35,14 +39,21 @@ pub(super) struct Query(Arc<Inner>);
 
 struct Inner {
     topic: Arc<str>,
+    /// How long one question may read the log.
+    reads_within: Duration,
     /// None once closed.
     consumer: Mutex<Option<BaseConsumer<Spoken>>>,
 }
 
 impl Query {
-    pub(super) fn new(connect: &Connect, group: &str, topic: Arc<str>) -> Result<Self, StorageError> {
+    pub(super) fn new(
+        connect: &Connect,
+        group: &str,
+        topic: Arc<str>,
+        reads_within: Duration,
+    ) -> Result<Self, StorageError> {
         let consumer = Mutex::new(Some(connect.consumer(group, true, Spoken)?));
-        Ok(Self(Arc::new(Inner { topic, consumer })))
+        Ok(Self(Arc::new(Inner { topic, reads_within, consumer })))
     }
 
     /// Asks on a blocking thread.
@@ -52,9 +63,11 @@ impl Query {
     ) -> Result<T, StorageError> {
         let inner = Arc::clone(&self.0);
         let asked = tokio::task::spawn_blocking(move || {
+            // Waiting for the question before this one counts.
+            let began = Instant::now();
             let consumer = inner.consumer.lock().unwrap_or_else(PoisonError::into_inner);
             let consumer = consumer.as_ref().ok_or(StorageError::Closed)?;
-            question(&Asked { consumer, topic: &inner.topic })
+            question(&Asked { consumer, topic: &inner.topic, began, reads_within: inner.reads_within })
         });
         asked.await.map_err(|_| StorageError::Closed)?
     }
@@ -69,6 +82,8 @@ impl Query {
 pub(super) struct Asked<'a> {
     consumer: &'a BaseConsumer<Spoken>,
     topic: &'a str,
+    began: Instant,
+    reads_within: Duration,
 }
 
 impl Asked<'_> {
@@ -159,6 +174,10 @@ impl Asked<'_> {
         let mut heard = Instant::now();
         let mut next = extent.first;
         while next < extent.end {
+            // What was found so far says nothing about the rest.
+            if self.began.elapsed() > self.reads_within {
+                return Err(StorageError::Late { doing: "searching the log", within: self.reads_within });
+            }
             match self.consumer.poll(POLL) {
                 None if heard.elapsed() < SILENCE_MAX => {}
                 None => return Err(failed(doing, KafkaError::MessageConsumption(TIMED_OUT))),

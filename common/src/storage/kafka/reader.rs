@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -25,8 +26,9 @@ use tokio_util::sync::CancellationToken;
 use self::feed::Feed;
 use super::Kafka;
 use super::client::{ANSWER_WITHIN, failed, log};
-use super::progress::{self, Committed};
-use super::view::Span;
+use super::controls::Span;
+use super::progress::{self, Committed, Committer};
+use super::telemetry::ReaderTelemetry;
 use crate::storage::{
     BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track,
 };
@@ -53,12 +55,14 @@ struct Shared {
     limit: BatchLimit,
     /// The parts of a replay; none for a destination's own way through the log.
     spans: Option<Vec<Span>>,
+    telemetry: ReaderTelemetry,
     runtime: Handle,
     stop: CancellationToken,
     /// None once the reader has ended.
     changes: Mutex<Option<mpsc::Sender<Change>>>,
     consumer: OnceLock<Weak<BaseConsumer<Membership>>>,
     held: Mutex<BTreeMap<u32, Held>>,
+    committer: Committer,
     /// One commit at a time: those that come meanwhile are in the next one.
     committing: tokio::sync::Mutex<()>,
 }
@@ -85,16 +89,18 @@ impl Reader {
             topic: Arc::clone(&kafka.topics.events),
             limit,
             spans,
+            telemetry: kafka.telemetry.of(&cursor.destination),
             runtime: Handle::current(),
             stop: kafka.closing.child_token(),
             changes: Mutex::new(Some(changes)),
             consumer: OnceLock::new(),
             held: Mutex::default(),
+            committer: Committer::default(),
             committing: tokio::sync::Mutex::default(),
             cursor,
         });
         let group = kafka.group(&shared.cursor);
-        let consumer = Arc::new(kafka.connect.consumer(&group, false, Membership(Arc::clone(&shared)))?);
+        let consumer = Arc::new(kafka.connect.member(&group, Membership(Arc::clone(&shared)))?);
         let _ = shared.consumer.set(Arc::downgrade(&consumer));
         consumer.subscribe(&[&shared.topic]).map_err(|error| failed("joining a group", error))?;
         let (over, ended) = watch::channel(false);
@@ -150,7 +156,7 @@ impl Reader {
         }
         let _turn = self.shared.committing.lock().await;
         let shared = Arc::clone(&self.shared);
-        let committed = tokio::task::spawn_blocking(move || shared.commit(&*shared.consumer()?));
+        let committed = tokio::task::spawn_blocking(move || shared.commit());
         match committed.await.map_err(|_| StorageError::Closed)? {
             Err(_) if !self.shared.held().contains_key(&partition) => Err(lost),
             committed => committed,
@@ -221,6 +227,12 @@ impl Shared {
             }
         }
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Nobody asks for the reader of a replay again.
+        if self.cursor.replay != 0
+            && let Some(kafka) = self.kafka.upgrade()
+        {
+            kafka.readers().remove(&self.cursor);
+        }
         // The last hand on it: leaves the group.
         drop(consumer);
     }
@@ -244,7 +256,7 @@ impl Shared {
     }
 
     /// Commits what is settled and not saved. Blocks.
-    fn commit(&self, consumer: &BaseConsumer<Membership>) -> Result<(), StorageError> {
+    fn commit(&self) -> Result<(), StorageError> {
         let unsaved: BTreeMap<u32, Committed> = {
             let mut held = self.held();
             let unsaved = held.iter_mut().filter_map(|(partition, held)| {
@@ -255,11 +267,11 @@ impl Shared {
         if unsaved.is_empty() {
             return Ok(());
         }
-        progress::commit(consumer, &self.topic, &unsaved).map_err(|error| {
+        let partitions: Vec<u32> = unsaved.keys().copied().collect();
+        self.committer.commit(&self.consumer()?, &self.topic, unsaved).inspect_err(|_| {
             for (partition, held) in self.held().iter_mut() {
-                held.unsaved |= unsaved.contains_key(partition);
+                held.unsaved |= partitions.contains(partition);
             }
-            failed("settling", error)
         })
     }
 
@@ -303,25 +315,47 @@ impl Shared {
         let ends = [end(&kafka.topics.parked)?, end(&kafka.topics.dead)?];
         let mut starts = Vec::new();
         for partition in partitions {
+            let (first, _) = consumer
+                .fetch_watermarks(&self.topic, partition.cast_signed(), ANSWER_WITHIN)
+                .map_err(|error| failed("reading the extent of the log", error))?;
+            let first = first.unsigned_abs();
             // A partition that the topic has gained since: from its beginning, or its first events are lost.
-            let progress = match committed.remove(partition) {
-                Some(progress) => progress,
-                None => {
-                    let (first, _) = consumer
-                        .fetch_watermarks(&self.topic, partition.cast_signed(), ANSWER_WITHIN)
-                        .map_err(|error| failed("reading the extent of the log", error))?;
-                    Committed { mark: first.unsigned_abs(), ..Committed::default() }
-                }
-            };
-            let settled = if self.cursor.replay == 0 {
+            let mut progress = committed
+                .remove(partition)
+                .unwrap_or_else(|| Committed { mark: first, ..Committed::default() });
+            let mut settled = if self.cursor.replay == 0 {
                 let name = &self.cursor.destination;
                 self.runtime.block_on(kafka.settled_past(name, *partition, &progress, ends))?
             } else {
                 progress.delivered.iter().map(|place| Position::new(*partition, *place)).collect()
             };
+            if progress.mark < first {
+                let gap = first - progress.mark;
+                let known = settled.len();
+                settled.retain(|position| position.place() > first);
+                let missing = gap - ((known - settled.len()) as u64).min(gap);
+                self.go_on_behind_a_gap(*partition, &mut progress, first, missing)?;
+            }
             starts.push((*partition, progress, settled));
         }
         Ok(starts)
+    }
+
+    /// What is past the mark has been deleted, up to `first`; of that so many were not settled. Counted when the new mark is committed, so that the
+    /// next reader does not count it again.
+    fn go_on_behind_a_gap(
+        &self,
+        partition: u32,
+        progress: &mut Committed,
+        first: u64,
+        missing: u64,
+    ) -> Result<(), StorageError> {
+        progress.mark = first;
+        progress.delivered = progress.delivered.split_off(&(first + 1));
+        let committed = BTreeMap::from([(partition, progress.clone())]);
+        self.committer.commit(&self.consumer()?, &self.topic, committed)?;
+        report_missing(&self.cursor, partition, missing, &self.telemetry.lost);
+        Ok(())
     }
 
     fn take_over(
@@ -363,6 +397,8 @@ impl Shared {
                 next,
                 batches,
                 topic: Arc::clone(&self.topic),
+                cursor: self.cursor.clone(),
+                lost: self.telemetry.lost.clone(),
             };
             let feed = self.runtime.spawn(feed.run());
             let track = Track {
@@ -382,7 +418,7 @@ impl Shared {
     /// Gives partitions up.
     fn revoke(&self, consumer: &BaseConsumer<Membership>, list: &TopicPartitionList) {
         if !consumer.assignment_lost()
-            && let Err(error) = self.commit(consumer)
+            && let Err(error) = self.commit()
         {
             tracing::warn!(cursor = ?self.cursor, %error, "the last progress of a partition was not saved; what it was is delivered once more");
         }
@@ -415,6 +451,10 @@ impl ClientContext for Membership {
 impl ConsumerContext for Membership {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
         if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // Every sharing out ends with this, even if nothing new comes.
+            if self.0.cursor.replay == 0 {
+                self.0.telemetry.rebalances.inc();
+            }
             self.0.assign(consumer, list);
             return;
         }
@@ -425,10 +465,22 @@ impl ConsumerContext for Membership {
     }
 }
 
-/// Whether the offset that was asked for is not kept any more.
-fn is_out_of_range(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
-    )
+/// Events that a cursor was to read have been deleted. For a replay they are past: it was delivered before, or died.
+fn report_missing(cursor: &Cursor, partition: u32, missing: u64, lost: &IntCounter) {
+    if cursor.replay != 0 {
+        tracing::warn!(
+            ?cursor,
+            partition,
+            missing,
+            "events of a replay have been deleted; it goes on behind them"
+        );
+        return;
+    }
+    lost.inc_by(missing);
+    tracing::error!(
+        ?cursor,
+        partition,
+        missing,
+        "events were deleted before the destination had settled them; it goes on behind them"
+    );
 }

@@ -26,6 +26,10 @@ const PARKED: &str = "chaski-parked";
 const DEAD: &str = "chaski-dead";
 /// A key without a meaning.
 const PROBE: &str = "/probe";
+/// On what an operator did to a parked delivery: whoever has it looks again.
+const BY_HAND: &str = "chaski-by-hand";
+/// On an event whose id only one edge could look for: others may have stored it, too.
+const DEDUP: &str = "ce_chaskidedup";
 /// On a tombstone: that the delivery was taken.
 const DELIVERED: &str = "chaski-delivered";
 
@@ -51,6 +55,12 @@ impl Outgoing {
             headers: headers(event),
             timestamp: Some(event.received_at.as_millisecond()),
         }
+    }
+
+    /// Says of an event that the memory all edges share could not be asked for its id.
+    pub(super) fn deduplicated_alone(mut self) -> Self {
+        self.headers = self.headers.insert(Header { key: DEDUP, value: Some("local") });
+        self
     }
 
     pub(super) fn parked(topic: &Arc<str>, parked: &Parked) -> Self {
@@ -109,6 +119,12 @@ impl Outgoing {
             headers: with(headers(&letter.event), DEAD, &state),
             timestamp: None,
         }
+    }
+
+    /// Not its reader's doing: an operator's.
+    pub(super) fn by_hand(mut self) -> Self {
+        self.headers = self.headers.insert(Header { key: BY_HAND, value: Some("1") });
+        self
     }
 
     /// A letter that is gone.
@@ -207,6 +223,11 @@ pub(super) fn read_parked_key(message: &impl Message) -> Result<ParkedKey, Unrea
     }
     let (destination, id) = key.rsplit_once('/').ok_or(Unreadable::Key)?;
     Ok(ParkedKey::Delivery(destination.to_owned(), id.parse().map_err(|_| Unreadable::Key)?))
+}
+
+/// Whether an operator wrote it, see [`Outgoing::by_hand`].
+pub(super) fn is_by_hand(message: &impl Message) -> bool {
+    message.headers().is_some_and(|headers| headers.iter().any(|header| header.key == BY_HAND))
 }
 
 /// The destination (none for a quarantined event), the event and the fingerprint that a dead letter's key names.

@@ -92,9 +92,9 @@ impl Gauges {
 }
 
 /// An event on its way to the spool.
-pub(super) struct Writing<'a>(&'a Spool);
+pub(super) struct Writing(Arc<Spool>);
 
-impl Drop for Writing<'_> {
+impl Drop for Writing {
     fn drop(&mut self) {
         let mut word = self.0.word();
         word.writing -= 1;
@@ -152,18 +152,18 @@ impl Spool {
     }
 
     /// For an event that goes here if the spool has the word.
-    pub(super) fn enter_first(&self) -> Option<Writing<'_>> {
+    pub(super) fn enter_first(self: &Arc<Self>) -> Option<Writing> {
         let mut word = self.word();
         word.spool_first.then(|| {
             word.writing += 1;
-            Writing(self)
+            Writing(Arc::clone(self))
         })
     }
 
     /// For an event that goes here in any case.
-    pub(super) fn enter(&self) -> Writing<'_> {
+    pub(super) fn enter(self: &Arc<Self>) -> Writing {
         self.word().writing += 1;
-        Writing(self)
+        Writing(Arc::clone(self))
     }
 
     /// Kafka failed, or is late: the spool has the word.
@@ -191,15 +191,16 @@ impl Spool {
         self.settle_word(&mut word);
     }
 
-    /// Whether the log has all that is here.
+    /// Whether the log has all that is here, and nothing is on its way here.
     pub(super) fn is_drained(&self) -> bool {
-        self.word().drained >= *self.head.borrow()
+        let word = self.word();
+        word.writing == 0 && word.drained >= *self.head.borrow()
     }
 
     /// Makes an event durable here. What it is told is what it is: a resend of what is here is a duplicate.
     pub(super) async fn append(
         &self,
-        _writing: Writing<'_>,
+        _writing: Writing,
         event: Event,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
@@ -319,15 +320,19 @@ impl Spool {
 }
 
 /// An event that is with Kafka and on its way here.
-pub(super) struct Hedge(EventId);
+pub(super) struct Hedge {
+    id: EventId,
+    /// From the first on: a storage that closes waits for it.
+    writing: Writing,
+}
 
 impl Hedge {
     /// Noted before it is in the spool, so that the drain cannot meet it unknown. None at the bound.
-    pub(super) fn begin(spool: &Spool, id: EventId, outcome: &Outcome) -> Option<Self> {
+    pub(super) fn begin(spool: &Arc<Spool>, id: EventId, outcome: &Outcome) -> Option<Self> {
         let mut hedged = spool.hedged();
         (hedged.len() < HEDGED_MAX).then(|| {
             hedged.insert(id, outcome.clone());
-            Self(id)
+            Self { id, writing: spool.enter() }
         })
     }
 
@@ -337,10 +342,10 @@ impl Hedge {
         event: Event,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
-        let appended = spool.append(spool.enter(), event, on_conflict).await;
+        let appended = spool.append(self.writing, event, on_conflict).await;
         if !matches!(appended, Ok(Appended::Spooled)) {
             // The drain will not meet it.
-            spool.hedged().remove(&self.0);
+            spool.hedged().remove(&self.id);
         }
         appended
     }

@@ -20,10 +20,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
 pub use self::broker::{Broker, Cluster, libraries};
 pub use self::redis::RedisServer;
 pub use self::secured::SecuredBroker;
 use super::Options;
+use super::client::ANSWER_WITHIN;
 
 const START_WITHIN: Duration = Duration::from_secs(90);
 /// Ends the server when its standard input ends, and its folder unless it is told to keep that.
@@ -100,6 +106,26 @@ fn options_at(brokers: Vec<String>, replication: i32) -> Options {
     options.replication = replication;
     options.partitions = 1;
     options
+}
+
+/// How many members a consumer group has.
+#[must_use]
+pub fn members(options: &Options, group: &str) -> usize {
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers[0]).create().expect("a client");
+    let groups = client.fetch_group_list(Some(group), ANSWER_WITHIN).expect("the broker answers");
+    groups.groups().iter().map(|group| group.members().len()).sum()
+}
+
+/// Deletes the events of a partition up to an offset, as a retention of the brokers would.
+pub async fn delete_events(options: &Options, partition: i32, before: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers[0]).create().expect("a client");
+    let mut list = TopicPartitionList::new();
+    let topic = format!("{}.events", options.topic_prefix);
+    list.add_partition_offset(&topic, partition, Offset::Offset(before)).expect("an offset");
+    let deleted = admin.delete_records(&list, &AdminOptions::new()).await.expect("the broker answers");
+    assert!(deleted.elements().iter().all(|place| place.error().is_ok()));
 }
 
 /// The shared broker's address; starts it if nobody has.

@@ -205,18 +205,24 @@ async fn events_of_several_partitions_are_listed_by_time_page_by_page() {
     storage.events.close().await;
 }
 
+/// What another Kafka tool reads of the events, each written by this format.
+fn kcat(options: &Options, format: &str, more: &[&str]) -> String {
+    let topic = format!("{}.events", options.topic_prefix);
+    let read = std::process::Command::new("kcat")
+        .args(["-C", "-q", "-b", &options.brokers[0], "-t", &topic, "-o", "beginning", "-f", format])
+        .args(more)
+        .output()
+        .expect("kcat is missing: apt-get install kcat");
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    String::from_utf8(read.stdout).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_kafka_tool_reads_an_event_with_its_headers() {
     let backend = OnBroker::with_partitions(1).await;
     let storage = backend.open().await;
     storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
-    let topic = format!("{}.events", backend.0.topic_prefix);
-    let read = std::process::Command::new("kcat")
-        .args(["-C", "-q", "-b", &backend.0.brokers[0], "-t", &topic, "-o", "beginning", "-c", "1"])
-        .args(["-f", "%k|%h|%s"])
-        .output()
-        .expect("kcat is missing: apt-get install kcat");
-    let text = String::from_utf8(read.stdout).unwrap();
+    let text = kcat(&backend.0, "%k|%h|%s", &["-c", "1"]);
     let (key, rest) = text.split_once('|').unwrap();
     let (headers, body) = rest.split_once('|').unwrap();
     assert_eq!((key, body.as_bytes()), ("subject-1", &*event(1).body));
@@ -255,13 +261,13 @@ async fn topics_that_are_missing_or_break_a_promise_are_refused() {
 }
 
 /// Two edges on the same topics and the same Redis.
-async fn two_edges() -> (testing::RedisServer, Storage, Storage) {
+async fn two_edges() -> (testing::RedisServer, Options, Storage, Storage) {
     let mut backend = OnBroker::with_partitions(1).await;
     let redis = tokio::task::spawn_blocking(testing::RedisServer::start).await.unwrap();
     backend.0.redis = Some(redis.options());
     let first = backend.open().await;
     let second = backend.open().await;
-    (redis, first, second)
+    (redis, backend.0, first, second)
 }
 
 async fn post(storage: &Storage, event: Event) -> Appended {
@@ -270,7 +276,7 @@ async fn post(storage: &Storage, event: Event) -> Appended {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_edges_store_one_id_once() {
-    let (_redis, first, second) = two_edges().await;
+    let (_redis, _, first, second) = two_edges().await;
     let mut posts = tokio::task::JoinSet::new();
     for number in 0_u64..200 {
         let edge = if number % 2 == 0 { first.clone() } else { second.clone() };
@@ -290,7 +296,7 @@ async fn two_edges_store_one_id_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
-    let (mut redis, first, second) = two_edges().await;
+    let (mut redis, options, first, second) = two_edges().await;
     assert!(matches!(post(&first, event(1)).await, Appended::Stored(_)));
 
     redis.signal("STOP");
@@ -300,6 +306,11 @@ async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
     }
     assert!(began.elapsed() < Duration::from_millis(900), "{:?} for 20 events", began.elapsed());
     assert_eq!(post(&first, event(10)).await, Appended::Duplicate, "this edge remembers by itself");
+    let marked = kcat(&options, "%k|%h\n", &["-e"])
+        .lines()
+        .filter(|line| line.contains("ce_chaskidedup=local"))
+        .count();
+    assert_eq!(marked, 20, "each that was stored without redis says so");
     redis.signal("CONT");
 
     redis.kill();
@@ -321,4 +332,89 @@ async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
     }
     first.events.close().await;
     second.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_brokers_a_settle_fails_in_time_and_with_them_back_it_is_done() {
+    let broker = tokio::task::spawn_blocking(testing::Broker::start).await.unwrap();
+    let options = broker.options();
+    assert!(apply(&options, plan(&options).await.unwrap()).await.unwrap().is_empty());
+    let mut member = Member::join(&options).await;
+    let expected: BTreeSet<Position> = append(&member.storage, 0..3).await.into_iter().collect();
+    while member.read != expected {
+        member.work().await;
+    }
+    broker.signal("STOP");
+    let last = *expected.last().unwrap();
+    let settle = async || member.storage.events.settle(&Cursor::of("erp"), last, vec![]).await;
+    // The second waits for the first, which waits for the brokers.
+    for _ in 0..2 {
+        let failed = settle().await.unwrap_err();
+        assert!(failed.is_transient(), "{failed}");
+    }
+    broker.signal("CONT");
+    while settle().await.is_err() {
+        assert!(member.joined.elapsed() < Duration::from_secs(120), "never settled");
+    }
+    let progress = member.storage.events.progress().await.unwrap();
+    assert_eq!(progress[0].lag, 0);
+    member.storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_may_be_a_static_member_of_all_its_groups() {
+    let mut backend = OnBroker::with_partitions(2).await;
+    backend.0.settings.push(("group.instance.id".to_owned(), "one".to_owned()));
+    assert!(!super::is_reserved("group.instance.id"));
+    let storage = backend.open().await;
+    let limit = BatchLimit { records: 10, bytes: 1 << 20 };
+    append(&storage, 0..10).await;
+    for _ in 0..2 {
+        // Several groups in one process, and each again after its reader has gone.
+        for name in ["erp", "orders"] {
+            let cursor = Cursor::of(name);
+            let mut subscription = storage.events.subscribe(&cursor, Start::Beginning, limit).await.unwrap();
+            let mut gained = 0;
+            while gained < 2 {
+                let change = tokio::time::timeout(Duration::from_secs(60), subscription.changes.recv()).await;
+                gained += usize::from(matches!(change, Ok(Some(Change::Gained(_)))));
+            }
+        }
+    }
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_while_it_is_read_is_counted_and_the_reader_goes_on() {
+    let backend = OnBroker::with_partitions(1).await;
+    let registry = Registry::new();
+    let storage = open(&backend.0, &registry).await.unwrap();
+    let limit = BatchLimit { records: 10, bytes: 1 << 20 };
+    let mut subscription =
+        storage.events.subscribe(&Cursor::of("erp"), Start::Beginning, limit).await.unwrap();
+    let Some(Change::Gained(mut track)) = subscription.changes.recv().await else {
+        panic!("the only reader")
+    };
+    // More than the client fetches ahead.
+    for key in 0..300 {
+        let body = vec![b'x'; 32 * 1024];
+        storage
+            .events
+            .append(Event { body: body.into(), ..spread(key) }, OnConflict::Quarantine)
+            .await
+            .unwrap();
+    }
+    testing::delete_events(&backend.0, 0, 290).await;
+    let (mut read, mut last) = (0, 0);
+    while last < 300 {
+        let batch = tokio::time::timeout(Duration::from_secs(60), track.batches.recv()).await.unwrap();
+        for record in batch.unwrap().unwrap_or_default() {
+            (read, last) = (read + 1, record.position.place());
+        }
+    }
+    let families = registry.gather();
+    let lost = families.iter().find(|family| family.name() == "chaski_events_lost_to_retention_total");
+    let lost = lost.unwrap().get_metric()[0].get_counter().get_value();
+    assert!((lost - f64::from(300 - read)).abs() < 0.5 && read < 290, "{lost} lost and {read} read");
+    storage.events.close().await;
 }

@@ -5,7 +5,6 @@
 //! until its record has been applied here, so that it sees what it wrote, and so does every other process
 //! a moment later.
 
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,16 +17,17 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use rusqlite::{Connection, params};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 
 use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
+use super::controls::{Control, Controls};
 use super::record::{self, ControlKey, ParkedKey};
 use crate::storage::tables::SCHEMA;
 use crate::storage::tables::deliveries::{forget, keep_letter, number_of, park, record_delivery};
 use crate::storage::tables::readers::{Readers, engine};
-use crate::storage::{Delivered, StorageError};
+use crate::storage::{self, Delivered, StorageError};
 
 /// The topics that are followed.
 pub(super) const PARKED: usize = 0;
@@ -41,34 +41,6 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 const APPLIED_WITHIN: Duration = Duration::from_secs(10);
 /// Deliveries of this process that are remembered for `fates`.
 const DELIVERED_MAX: i64 = 200_000;
-
-/// What holds for destinations and replays, by the control records of the parked topic.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Controls {
-    pub(super) destinations: BTreeMap<String, DestinationControl>,
-    pub(super) replays: BTreeMap<u64, ReplayControl>,
-    /// The greatest number a replay ever had, as far as the topic remembers.
-    pub(super) last_replay: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub(super) struct DestinationControl {
-    pub(super) paused: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct ReplayControl {
-    pub(super) destination: String,
-    pub(super) spans: Vec<Span>,
-}
-
-/// The part of a replay in one partition: places in `(mark, until]`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Span {
-    pub(super) partition: u32,
-    pub(super) mark: u64,
-    pub(super) until: u64,
-}
 
 type Job = Box<dyn FnOnce(&Connection) + Send>;
 
@@ -90,12 +62,13 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Begins to follow the topics; `ends` is where they end now. Blocks.
+    /// Begins to follow the topics; `ends` is where they end now, `told` hears what operators have said. Blocks.
     pub(super) fn start(
         connect: &Connect,
         group: &str,
         topics: [Arc<str>; 2],
         ends: [u64; 2],
+        told: watch::Sender<storage::Controls>,
     ) -> Result<Self, StorageError> {
         let folder = TempDir::with_prefix("chaski-view-").map_err(|error| StorageError::Engine {
             doing: "making a folder for the view",
@@ -122,6 +95,7 @@ impl View {
             woken,
             applied,
             controls: Arc::clone(&controls),
+            told,
             _folder: folder,
         };
         let thread = std::thread::Builder::new()
@@ -260,6 +234,7 @@ struct Follower {
     woken: Receiver<Wake>,
     applied: watch::Sender<[u64; 2]>,
     controls: Arc<Mutex<Controls>>,
+    told: watch::Sender<storage::Controls>,
     _folder: TempDir,
 }
 
@@ -332,11 +307,21 @@ impl Follower {
             self.rewind(topic, before);
             return Err(error);
         }
-        let mut held = self.controls.lock().unwrap_or_else(PoisonError::into_inner);
-        for control in controls {
-            held.apply(control);
+        if !controls.is_empty() {
+            let mut held = self.controls.lock().unwrap_or_else(PoisonError::into_inner);
+            for control in controls {
+                held.apply(control);
+            }
+            // Told before it counts as applied, so that it shows when a write of it returns.
+            let told = held.told();
+            drop(held);
+            self.told.send_if_modified(|last| {
+                *last != told && {
+                    *last = told;
+                    true
+                }
+            });
         }
-        drop(held);
         self.applied.send_if_modified(|applied| std::mem::replace(&mut applied[topic], next) != next);
         Ok(count == GROUP_MAX)
     }
@@ -353,27 +338,6 @@ impl Follower {
         for topic in [PARKED, DEAD] {
             if applied[topic] < self.ends[topic] {
                 tracing::info!(topic = %self.topics[topic], read = applied[topic], of = self.ends[topic], "reading what is parked and dead");
-            }
-        }
-    }
-}
-
-enum Control {
-    Destination(String, Option<DestinationControl>),
-    Replay(u64, Option<ReplayControl>),
-}
-
-impl Controls {
-    fn apply(&mut self, control: Control) {
-        match control {
-            Control::Destination(name, Some(state)) => drop(self.destinations.insert(name, state)),
-            Control::Destination(name, None) => drop(self.destinations.remove(&name)),
-            Control::Replay(number, state) => {
-                self.last_replay = self.last_replay.max(number);
-                match state {
-                    Some(state) => drop(self.replays.insert(number, state)),
-                    None => drop(self.replays.remove(&number)),
-                }
             }
         }
     }
@@ -401,7 +365,13 @@ fn apply_parked(
     message: &BorrowedMessage<'_>,
     controls: &mut Vec<Control>,
 ) -> Result<(), Failed> {
-    match record::read_parked_key(message)? {
+    let key = record::read_parked_key(message)?;
+    if let ParkedKey::Delivery(destination, _) = &key
+        && record::is_by_hand(message)
+    {
+        controls.push(Control::ByHand(destination.clone()));
+    }
+    match key {
         ParkedKey::Delivery(destination, _) if message.payload().is_some() => {
             park(connection, &record::read_parked(message, &destination)?)?;
         }

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::message::Message as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Membership, is_out_of_range};
+use super::{Membership, report_missing};
 use crate::storage::kafka::client::failed;
 use crate::storage::kafka::record::read_record;
-use crate::storage::{BatchLimit, READ_RETRY, Record, StorageError};
+use crate::storage::{BatchLimit, Cursor, READ_RETRY, Record, StorageError};
 
 /// A look from time to time, should a wake-up be lost.
 const LOOK_ANYWAY: Duration = Duration::from_secs(1);
@@ -20,6 +21,9 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(1);
 pub(super) struct Feed {
     pub(super) queue: PartitionQueue<Membership>,
     pub(super) topic: Arc<str>,
+    pub(super) cursor: Cursor,
+    /// Counts what was deleted before it could be read.
+    pub(super) lost: IntCounter,
     pub(super) stop: CancellationToken,
     pub(super) limit: BatchLimit,
     /// The place of the last record to read.
@@ -78,16 +82,20 @@ impl Feed {
                 Some(Ok(message)) => message,
                 // What there is goes first; the error comes again.
                 Some(Err(_)) if !records.is_empty() => break,
-                Some(Err(error)) => {
-                    if is_out_of_range(&error) {
-                        tracing::error!(topic = %self.topic, offset = self.next, "the topic no longer has what was to be read next: events were deleted before they were settled");
-                    }
-                    return Err(failed("reading the log", error));
-                }
+                Some(Err(error)) => return Err(failed("reading the log", error)),
             };
             let offset = message.offset().unsigned_abs();
             if offset < self.next {
                 continue;
+            }
+            // Every offset of the log is an event's.
+            if offset > self.next {
+                report_missing(
+                    &self.cursor,
+                    message.partition().unsigned_abs(),
+                    offset - self.next,
+                    &self.lost,
+                );
             }
             self.next = offset + 1;
             match read_record(&message) {

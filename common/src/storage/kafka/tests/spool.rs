@@ -343,3 +343,48 @@ async fn topics_that_are_missing_fail_at_once_when_a_broker_answers() {
     let storage = open_with(&options, &Registry::new(), HEDGE_AFTER).await.unwrap();
     storage.events.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_brokers_one_may_be_gone_and_with_two_gone_the_spool_takes_events() {
+    let cluster = tokio::task::spawn_blocking(|| testing::Cluster::start(3)).await.unwrap();
+    let folder = TempDir::new().unwrap();
+    let mut options = cluster.options();
+    options.spool = Some(folder.path().join("spool"));
+    make_topics(&options).await;
+    let storage = open(&options, &Registry::new()).await.unwrap();
+    let cluster = Arc::new(Mutex::new(cluster));
+    let act = async |node: usize, act: fn(&mut Broker)| {
+        let cluster = Arc::clone(&cluster);
+        let acted = tokio::task::spawn_blocking(move || {
+            act(&mut cluster.lock().unwrap_or_else(PoisonError::into_inner).brokers[node]);
+        });
+        acted.await.unwrap();
+    };
+    let mut keys = 0..u64::MAX;
+    let mut one = async || {
+        let appended = post(&storage, spread(keys.next().unwrap())).await;
+        assert!(appended.is_new(), "{appended:?}");
+        appended
+    };
+    for _ in 0..10 {
+        one().await;
+    }
+    act(2, Broker::kill).await;
+    // The spool may bridge the election; then it is the log's turn again.
+    let began = Instant::now();
+    while !matches!(one().await, Appended::Stored(_)) {
+        assert!(began.elapsed() < LONG, "with one broker gone the log takes nothing any more");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    act(1, Broker::kill).await;
+    for _ in 0..10 {
+        one().await;
+    }
+    assert_eq!(one().await, Appended::Spooled);
+    act(1, Broker::run).await;
+    let expected: Vec<u64> = (0..keys.start).collect();
+    let mut found = logged(&storage, expected.len()).await;
+    found.sort_unstable();
+    assert_eq!(found, expected, "once each");
+    storage.events.close().await;
+}

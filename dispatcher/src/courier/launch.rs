@@ -1,0 +1,82 @@
+//! What begins: attempts, as the breaker, the concurrency and the rate let them, each lane in its turn.
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+
+use super::{Courier, Report};
+use crate::breaker::Gate;
+use crate::delivery::{Delivery, Origin};
+use crate::metrics::Task;
+use crate::outcome::{AttemptResult, Outcome};
+
+impl Courier {
+    /// Begins attempts while the breaker, the concurrency and the rate let them.
+    pub(super) fn launch(&mut self, now: Instant) {
+        self.rate_at = None;
+        while !self.control.paused {
+            let (limit, probe) = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
+                Gate::Limit(limit) if self.in_flight < limit => (limit, false),
+                Gate::Probe => (1, true),
+                Gate::Limit(_) | Gate::Shut(_) => return,
+            };
+            if let Some(rate) = &mut self.rate
+                && let Some(at) = rate.ready_at(now.into_std())
+            {
+                self.rate_at = Some(at.into());
+                return;
+            }
+            let Some(delivery) = self.pick(limit, probe) else {
+                return;
+            };
+            if let Some(rate) = &mut self.rate {
+                rate.take();
+            }
+            if probe {
+                self.breaker.probe();
+            }
+            self.attempt(delivery, probe);
+        }
+    }
+
+    /// The next delivery: parked ones first, in at most half of the places while a lane has work. Probes are
+    /// taken from both in turn, so that neither side's poison can keep the breaker open.
+    fn pick(&mut self, limit: usize, probe: bool) -> Option<Box<Delivery>> {
+        let parked_first = if probe {
+            self.probe_parked = !self.probe_parked;
+            self.probe_parked
+        } else {
+            self.parked_in_flight < (limit / 2).max(1)
+                || !self.lanes.iter().any(|lane| !lane.ready.is_empty())
+        };
+        if parked_first && let Some(delivery) = self.book.take() {
+            return Some(delivery);
+        }
+        for _ in 0..self.lanes.len() {
+            self.turn = (self.turn + 1) % self.lanes.len();
+            if let Some(delivery) = self.lanes[self.turn].ready.pop_front() {
+                return Some(delivery);
+            }
+        }
+        if probe { self.book.take() } else { None }
+    }
+
+    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool) {
+        delivery.begin(self.fixed.clock.now());
+        self.in_flight += 1;
+        self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
+        let fixed = self.fixed.clone();
+        self.spawn(async move {
+            let began = Instant::now();
+            let attempt =
+                AssertUnwindSafe(fixed.sender.attempt(&delivery.event, delivery.attempts)).catch_unwind();
+            let outcome = attempt.await.unwrap_or_else(|_| {
+                fixed.view.metrics.panicked(Task::Attempt);
+                Outcome::failure(AttemptResult::Internal, "the attempt panicked")
+            });
+            fixed.view.metrics.attempt(outcome.result, began.elapsed());
+            Report::Attempted { delivery, outcome, probe }
+        });
+    }
+}
