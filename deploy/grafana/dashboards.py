@@ -120,6 +120,8 @@ MONEY = board(
     graph("Quarantined by source", "`chaski dead --quarantined`", (QUARANTINED, "{{source}}")),
     graph("Quarantined in 15 minutes", "By reason: `chaski dead --quarantined --reason REASON`",
           ('sum by (source, reason) (increase(chaski_quarantine_added_total{job=~"$job"}[15m])) > 0', "{{source}} {{reason}}")),
+    graph("Deleted before they were settled, in an hour", "By the brokers, by destination. Anything but zero is lost payments.",
+          ('sum by (destination) (increase(chaski_events_lost_to_retention_total{job=~"$job"}[1h]))', "{{destination}}"), span=24),
     graph("From payment to delivery, p95", "The provider's time of an event to the destination's 2xx.",
           (quantile(0.95, "chaski_dispatch_money_latency_seconds", "destination"), "{{destination}}"), unit="s"),
     graph("Since the last accepted callback", "By source. Long for a busy source: `chaski send SOURCE` shows whether the way is open.",
@@ -181,6 +183,8 @@ DELIVERY = board(
           ('max by (destination) (chaski_dispatch_disabled{job=~"$job"})', "gone {{destination}}")),
     graph("Replayed", "`chaski replay`, `chaski destinations --json`",
           (rate("chaski_replay_events_total", "destination, result"), "{{destination}} {{result}}"), unit="reqps"),
+    graph("Partitions shared out anew in 15 minutes", "By destination: a process came or went.",
+          ('sum by (destination) (increase(chaski_kafka_rebalances_total{job=~"$job"}[15m]))', "{{destination}}"), span=24),
     graph("Headers left out", "Their value may not be sent.",
           (rate("chaski_dispatch_header_dropped_total", "destination"), "{{destination}}"), unit="reqps"),
 )
