@@ -99,7 +99,8 @@ MONEY = board(
            f'(sum({LAG}) or vector(0)) + (sum({PARKED}) or vector(0)) + (sum({DEAD}) or vector(0))'
            f' + (sum({QUARANTINED}) or vector(0)) + ({SPOOLED} or vector(0))',
            "Backlog, parked, dead, quarantined and in the spool. An event that two destinations do not have counts twice: the "
-           "number may be too high, never too low. `chaski destinations` has it by destination.",
+           "number may be too high. While Kafka does not answer, its last word stands in for an hour; while no dispatcher runs, "
+           "what is parked is missing. `chaski destinations` has it by destination.",
            height=6, span=12, thresholds=steps((None, "green"), (1, "yellow"), (100, "red"))),
     number("Oldest event not settled", f'max({age("chaski_kafka_oldest_unsettled_timestamp_seconds", "destination")})',
            "`chaski destinations`", unit="s", thresholds=steps((None, "green"), (300, "red")), span=4, height=6, empty="none"),
