@@ -27,6 +27,7 @@ use crate::metrics::{Dedup, EdgeMetrics};
 use crate::request::{Head, Received, check_framing, read_body};
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
 use crate::server::Limits;
+use crate::server::wire::Phase;
 use crate::source::Source;
 use crate::verify::{Verified, scheme::Claim};
 
@@ -34,7 +35,6 @@ use crate::verify::{Verified, scheme::Claim};
 pub(crate) struct Acceptor {
     storage: Storage,
     clock: Clock,
-    limits: Limits,
     /// May change while requests are under way.
     pub(crate) body_bytes_max: AtomicUsize,
     in_flight: InFlight,
@@ -46,7 +46,7 @@ impl Acceptor {
     pub(crate) fn new(
         storage: Storage,
         clock: Clock,
-        limits: Limits,
+        limits: &Limits,
         body_bytes_max: usize,
         metrics: &EdgeMetrics,
     ) -> Self {
@@ -54,8 +54,7 @@ impl Acceptor {
             storage,
             clock,
             body_bytes_max: AtomicUsize::new(body_bytes_max),
-            in_flight: InFlight::new(&limits, metrics),
-            limits,
+            in_flight: InFlight::new(limits, metrics),
             failing: AtomicBool::new(false),
         }
     }
@@ -67,6 +66,7 @@ impl Acceptor {
         peer: IpAddr,
         parts: http::request::Parts,
         body: Incoming,
+        phase: &Phase,
     ) -> Outcome {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let declared = match check_framing(&parts, body_bytes_max) {
@@ -86,8 +86,9 @@ impl Acceptor {
             Ok(claim) => claim,
             Err(why) => return refused(source, why),
         };
-        let deadline = tokio::time::Instant::now() + self.limits.body_timeout;
-        let body = match read_body(body, body_bytes_max, charge, deadline).await {
+        let read = read_body(body, body_bytes_max, charge).await;
+        phase.end_body();
+        let body = match read {
             Ok(body) => body,
             Err(Outcome::Refused(why)) => return refused(source, why),
             Err(ours) => return ours,
