@@ -77,7 +77,10 @@ impl Encoding {
     pub(super) fn decode(self, text: &[u8]) -> Option<Vec<u8>> {
         match self {
             Self::Utf8 => Some(text.to_vec()),
-            Self::Hex => hex::decode(text).ok(),
+            Self::Hex => {
+                let mut bytes = vec![0; text.len() / 2];
+                hex::decode_to_slice(text, &mut bytes).ok().map(|()| bytes)
+            }
             Self::Base64 => BASE64.decode(text).ok(),
         }
     }
