@@ -7,9 +7,9 @@
 //! Ids come in when their group has been committed, and go before the group that prunes them is. Bounded by two
 //! generations of [`GENERATION_MAX`] ids: when the newer one is full, the older one is forgotten.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::ids::ById;
 use crate::event::{EventId, Fingerprint};
 
 /// Ids in one generation: 1 MiB of them. Few in tests, which cannot wait for many.
@@ -23,8 +23,8 @@ pub(super) struct Durable([Mutex<Generations>; PARTS]);
 
 #[derive(Default)]
 struct Generations {
-    newer: HashMap<EventId, Fingerprint>,
-    older: HashMap<EventId, Fingerprint>,
+    newer: ById<Fingerprint>,
+    older: ById<Fingerprint>,
 }
 
 impl Durable {
@@ -36,9 +36,10 @@ impl Durable {
 
     /// An event is durable now.
     pub(super) fn add(&self, id: EventId, fingerprint: Fingerprint) {
-        let mut part = self.part(id);
+        let part = &mut *self.part(id);
         if part.newer.len() >= GENERATION_MAX / PARTS {
-            part.older = std::mem::take(&mut part.newer);
+            std::mem::swap(&mut part.newer, &mut part.older);
+            part.newer.clear();
         }
         part.newer.insert(id, fingerprint);
     }

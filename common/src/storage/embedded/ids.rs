@@ -28,6 +28,9 @@ const SLICE_MIN: usize = if cfg!(test) { 8 } else { 256 };
 /// Ids merged for each write of a group.
 const SLICE_PER_WRITE: usize = 4;
 
+/// By id. An id is a digest already, so the hash only has to be one that a sender cannot foresee.
+pub(super) type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
+
 #[derive(Clone, Copy)]
 struct Known {
     position: Position,
@@ -43,7 +46,7 @@ pub(super) struct Ids {
 
 struct State {
     /// Behind what `indexed` says, all of them; what a merge under way has written is gone from here already.
-    recent: HashMap<EventId, Known>,
+    recent: ById<Known>,
     /// How to undo what the group under way has changed, oldest first.
     undo: Vec<Undo>,
     merge: Option<Merge>,
@@ -52,7 +55,7 @@ struct State {
 }
 
 enum Undo {
-    Added(EventId),
+    Added(EventId, Fingerprint),
     Removed(EventId, Known),
 }
 
@@ -72,7 +75,7 @@ impl Ids {
             let fingerprint = Fingerprint::from_bytes(row.get(2)?);
             Ok((EventId::from_bytes(row.get(1)?), Known { position: rows::position(row, 0)?, fingerprint }))
         })?;
-        let recent: HashMap<EventId, Known> = recent.into_iter().collect();
+        let recent: ById<Known> = recent.into_iter().collect();
         for (id, known) in &recent {
             durable.add(*id, known.fingerprint);
         }
@@ -108,7 +111,7 @@ impl Ids {
     pub(super) fn add(&self, id: EventId, position: Position, fingerprint: Fingerprint) {
         let mut state = self.state.borrow_mut();
         state.recent.insert(id, Known { position, fingerprint });
-        state.undo.push(Undo::Added(id));
+        state.undo.push(Undo::Added(id, fingerprint));
     }
 
     /// An event is taken out of the log.
@@ -132,7 +135,7 @@ impl Ids {
         let mut state = self.state.borrow_mut();
         for undo in state.undo.split_off(changes).into_iter().rev() {
             match undo {
-                Undo::Added(id) => state.recent.remove(&id),
+                Undo::Added(id, _) => state.recent.remove(&id),
                 Undo::Removed(id, known) => state.recent.insert(id, known),
             };
         }
@@ -167,10 +170,9 @@ impl Ids {
     pub(super) fn committed(&self) {
         let state = &mut *self.state.borrow_mut();
         for undo in state.undo.drain(..) {
-            if let Undo::Added(id) = undo
-                && let Some(known) = state.recent.get(&id)
-            {
-                self.durable.add(id, known.fingerprint);
+            match undo {
+                Undo::Added(id, fingerprint) => self.durable.add(id, fingerprint),
+                Undo::Removed(id, _) => self.durable.remove(id),
             }
         }
         let Some(merge) = &mut state.merge else { return };
@@ -185,7 +187,7 @@ impl Ids {
 }
 
 impl Merge {
-    fn of(recent: &HashMap<EventId, Known>) -> Self {
+    fn of(recent: &ById<Known>) -> Self {
         let mut left: Vec<_> = recent.iter().map(|(id, known)| (*id, known.position)).collect();
         left.sort_unstable_by(|one, other| other.cmp(one));
         let upto = left.iter().map(|(_, position)| *position).max().unwrap_or_default();
