@@ -2,6 +2,7 @@
 
 mod gateway;
 mod http;
+mod network;
 mod receiver;
 mod sender;
 mod storage;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::gateway::{Destination, Gateway, Layout, Site, text};
 pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};
+pub(crate) use self::network::{Network, Weather};
 pub(crate) use self::receiver::{Receipt, Receiver, Reply};
 pub(crate) use self::sender::{Callback, DESTINATION_SECRET, PE_PATH, PE_SECRET, hex_hmac, paid, payment};
 pub(crate) use self::storage::{Storage, Topics};

@@ -7,6 +7,7 @@
 mod cluster;
 mod halves;
 mod kills;
+mod network;
 mod outage;
 mod readers;
 mod redis;

@@ -52,6 +52,30 @@ fn a_good_file_takes_effect_by_signal_and_by_command() {
 }
 
 #[test]
+fn a_destination_that_comes_later_may_begin_at_the_beginning() {
+    const EVENTS: u64 = 20;
+    let (orders, audit) = (Receiver::start(), Receiver::start());
+    let one = Destination::new("orders", &orders);
+    let site = Site::new(&Layout::to([one.clone()]));
+    let gateway = site.start();
+    let ids: Vec<String> = (0..EVENTS).map(|number| gateway.accept(&payment(number))).collect();
+    orders.wait_for_count(ids.len());
+    site.rewrite(&Layout::to([one, Destination::new("audit", &audit).with("start = \"beginning\"")]));
+    site.command(&["reload"]).ok();
+    let last = gateway.accept(&payment(EVENTS));
+    audit.wait_for(&last);
+    for id in &ids {
+        audit.wait_for(id);
+    }
+    gateway.stop();
+    assert_eq!(
+        (orders.receipts().len(), audit.receipts().len()),
+        (ids.len() + 1, ids.len() + 1),
+        "once each"
+    );
+}
+
+#[test]
 fn a_bad_file_leaves_the_old_one_in_force_and_says_so() {
     let receiver = Receiver::start();
     let layout = Layout::to([Destination::new("orders", &receiver)]);

@@ -119,9 +119,25 @@ impl Town {
         self.cut.load(Ordering::Relaxed)
     }
 
-    /// How many posts were answered 503.
-    pub(crate) fn unavailable(&self) -> u64 {
+    fn unavailable(&self) -> u64 {
         self.unavailable.load(Ordering::Relaxed)
+    }
+
+    /// Lets time pass in which people are answered 200 whatever is broken.
+    #[track_caller]
+    pub(crate) fn goes_on(&self, what: &str, time: Duration) {
+        let answered = self.answered();
+        pause(time);
+        let since = self.answered() - answered;
+        assert!(since > SENDERS, "{what}: only {since} answered 200 in {time:?}");
+    }
+
+    /// Hardly anybody was refused. Nobody at all, on a machine of one's own: a disk that others keep busy for longer
+    /// than an answer may take is a 503, and rightly so.
+    #[track_caller]
+    pub(crate) fn was_served(&self) {
+        let (refused, answered) = (self.unavailable(), self.answered());
+        assert!(refused * 20 <= answered, "{refused} posts refused, {answered} answered 200");
     }
 
     /// Waits until everything has arrived and nothing is left to do, then holds the ledger against the receivers.

@@ -55,7 +55,7 @@ impl Servers {
     }
 }
 
-/// A gateway under load on the cluster while something is broken; nothing is refused and nothing lost.
+/// A gateway under load on the cluster while something is broken; people are served and nothing is lost.
 fn survives(name: &'static str, breaks: impl FnOnce(&mut Servers, &Topics, &Town, &Gateway)) {
     let town = Town::at_leisure(name, seed());
     let mut servers = servers();
@@ -69,17 +69,8 @@ fn survives(name: &'static str, breaks: impl FnOnce(&mut Servers, &Topics, &Town
         servers.wait_until_in_sync(&topics);
     });
     town.judge(Faults::kills(4), || destinations(&gateway));
-    assert_eq!(town.unavailable(), 0, "nothing was refused");
+    town.was_served();
     gateway.stop();
-}
-
-/// Callbacks are answered 200 all the time.
-fn goes_on(town: &Town, time: Duration) {
-    for _ in 0..time.as_secs() {
-        let answered = town.answered();
-        pause(Duration::from_secs(1));
-        assert!(town.answered() > answered, "nobody was answered 200 for a second");
-    }
 }
 
 #[test]
@@ -88,7 +79,7 @@ fn the_leader_is_killed() {
         for _ in 0..2 {
             let leader = servers.leader(topics);
             servers.cluster.brokers[leader].kill();
-            goes_on(town, Duration::from_secs(6));
+            town.goes_on("without its leader", Duration::from_secs(6));
             servers.cluster.brokers[leader].run();
             servers.wait_until_in_sync(topics);
         }
@@ -100,7 +91,7 @@ fn the_leader_is_frozen() {
     survives("frozen", |servers, topics, town, _| {
         let leader = servers.leader(topics);
         servers.cluster.brokers[leader].signal("STOP");
-        goes_on(town, Duration::from_secs(15));
+        town.goes_on("with a leader that says nothing", Duration::from_secs(15));
         servers.cluster.brokers[leader].signal("CONT");
     });
 }
@@ -110,7 +101,7 @@ fn two_of_three_are_gone_and_come_back() {
     survives("min-isr", |servers, _, town, gateway| {
         servers.cluster.brokers[1].kill();
         servers.cluster.brokers[2].kill();
-        goes_on(town, Duration::from_secs(10));
+        town.goes_on("with one of three", Duration::from_secs(10));
         assert_eq!(gateway.count("chaski_spool_mode", &[]), 2, "one copy is not durable");
         // Neither has a quorum before the other is there.
         let [_, second, third] = &mut servers.cluster.brokers[..] else { panic!("three brokers") };

@@ -59,6 +59,6 @@ fn restarts_in_order_lose_nothing_and_refuse_nothing_while_another_edge_is_up() 
     });
     // Partitions change hands: what is under way then may be delivered by both.
     town.judge(Faults::kills(6), || fleet.destinations());
-    assert_eq!(town.unavailable(), 0, "nothing was refused");
+    town.was_served();
     fleet.stop();
 }

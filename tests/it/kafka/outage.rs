@@ -2,7 +2,7 @@
 //!
 //! `CHASKI_TEST_OUTAGE=180s` makes it as long as one likes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chaski_common::storage::kafka::testing::{Broker, RedisServer};
 
@@ -29,21 +29,16 @@ fn without_brokers_every_callback_is_answered_200_and_arrives_when_they_are_back
     town.busy(&[site.edge], || {
         pause(Duration::from_secs(2));
         broker.kill();
-        let away = Instant::now();
-        while away.elapsed() < outage() {
-            let answered = town.answered();
-            pause(Duration::from_secs(1));
-            assert!(town.answered() > answered, "nobody was answered 200 for a second");
-        }
+        town.goes_on("without brokers", outage());
         assert_eq!(gateway.count("chaski_spool_mode", &[]), 2, "Kafka is away");
         broker.run();
-        eventually("the spool to be drained", || {
+        within(Duration::from_secs(120), "the spool to be drained", || {
             (gateway.count("chaski_spool_mode", &[]) == 0).then_some(())
         });
     });
     // What was with the producer and in the spool when Kafka went: as much as a second and a half holds.
     town.judge(Faults::kills(3), || destinations(&gateway));
-    assert_eq!(town.unavailable(), 0, "nothing was refused");
+    town.was_served();
     gateway.stop();
 }
 

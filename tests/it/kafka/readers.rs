@@ -2,8 +2,11 @@
 //! them; a destination that comes later reads history; partitions that a topic gains are read.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::harness::{Destination, Layout, Receiver, Site, Storage, Topics, payment, tool};
+use super::{Half, destinations};
+use crate::harness::{Destination, Layout, Receiver, Site, Storage, Topics, pause, payment, tool};
+use crate::town::{Faults, Town, seed};
 
 #[test]
 fn kcat_reads_an_event_with_its_headers_and_its_bytes() {
@@ -73,4 +76,26 @@ fn a_group_of_somebody_else_reads_everything_and_disturbs_nobody() {
     }
     gateway.stop();
     assert_eq!(receiver.receipts().len(), ids.len(), "once each");
+}
+
+#[test]
+fn partitions_that_the_topic_gains_under_traffic_are_read() {
+    let town = Town::at_leisure("partitions", seed());
+    let topics = Topics { partitions: 1, ..Topics::shared() };
+    let edge = Half::spawn(&topics, &town.layout(), &["ingest"]);
+    let dispatcher = Half::spawn(&topics, &town.layout(), &["dispatch"]);
+    edge.gateway.wait_until_running();
+    dispatcher.gateway.wait_until_running();
+    let other = town.busy(&[edge.site.edge], || {
+        pause(Duration::from_secs(1));
+        // Applied by an edge that knows of them from its beginning.
+        let other = Half::spawn(&Topics { partitions: 6, ..topics }, &town.layout(), &["ingest"]);
+        other.gateway.wait_until_running();
+        other
+    });
+    town.busy(&[edge.site.edge, other.site.edge], || pause(Duration::from_secs(3)));
+    town.judge(Faults::kills(2), || destinations(&dispatcher.gateway));
+    for half in [edge, other, dispatcher] {
+        half.gateway.stop();
+    }
 }
