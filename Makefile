@@ -20,8 +20,9 @@ demo: tools-build ## build, then show a payment day on loopback: callbacks, repe
 build: tools-build ## the release binary, target/release/chaski
 	cargo build --release --bin chaski
 
-test: tools-build tools-test ## every test: units, properties, storage conformance, journeys, crash; real Kafka, real Redis
+test: tools-build tools-test ## every test: units, properties, storage conformance, faults; the journeys on both storages
 	cargo test --workspace --all-targets --features chaski-dispatcher/kafka
+	CHASKI_TEST_STORAGE=kafka cargo test --test it -- --skip disk:: --skip kafka::
 	cargo test --workspace --doc
 
 check: tools-build $(DENY) ## format, lints, documentation, dependencies
