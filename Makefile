@@ -9,7 +9,10 @@ DENY := $(CARGO_HOME)/bin/cargo-deny
 KAFKA_VERSION := $(shell sed -n 's:.*<version>\(.*\)</version>.*:\1:p' tests/kafka/pom.xml | head -1)
 KAFKA_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/chaski/kafka-$(KAFKA_VERSION)
 
-.PHONY: help demo build test check bench fmt tools-build tools-test
+# What checks the files under deploy/; by name, so that it changes with the list.
+DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.txt tests/deploy/requirements.txt | cksum | cut -d' ' -f1)
+
+.PHONY: help demo build test check check-deploy bench fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,12 +27,16 @@ test: tools-build tools-test ## every test: units, properties, storage conforman
 	cargo test --workspace --all-targets --features chaski-dispatcher/kafka
 	CHASKI_TEST_STORAGE=kafka cargo test --test it -- --skip disk:: --skip kafka::
 	cargo test --workspace --doc
+	tests/deploy/expressions.py "$${CARGO_TARGET_DIR:-target}/debug/chaski"
 
-check: tools-build $(DENY) ## format, lints, documentation, dependencies
+check: tools-build $(DENY) check-deploy ## format, lints, documentation, dependencies, what is under deploy/
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features chaski-dispatcher/kafka -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(DENY) --log-level error check bans licenses sources
+
+check-deploy: $(DEPLOY_PYTHON) ## alert rules, dashboards, container, compose, unit
+	@PYTHONPATH=$(DEPLOY_PYTHON) tests/deploy/check
 
 bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run
 	cargo build --release --package chaski --package chaski-benches --bins
@@ -44,7 +51,7 @@ tools-build:
 
 # Kafka is fetched once, then no network is needed. A broker of one's own makes it unnecessary.
 tools-test:
-	@tests/tools/need curl:curl openssl:openssl python3:python3 redis-server:redis-server kcat:kcat
+	@tests/tools/need curl:curl openssl:openssl python3:python3 redis-server:redis-server kcat:kcat prometheus:prometheus
 	@test -n "$${CHASKI_TEST_KAFKA:-}" || tests/tools/need java:openjdk-17-jre-headless
 	@test -n "$${CHASKI_TEST_KAFKA:-}$${KAFKA_HOME:-}" || test -e $(KAFKA_CACHE)/libs/kafka-tools-$(KAFKA_VERSION).jar || { \
 		tests/tools/need mvn:maven && \
@@ -52,6 +59,12 @@ tools-test:
 		mvn --batch-mode --quiet --file tests/kafka/pom.xml dependency:copy-dependencies \
 			-DincludeScope=runtime -DoutputDirectory=$(KAFKA_CACHE)/fetched && \
 		rm -rf $(KAFKA_CACHE)/libs && mv $(KAFKA_CACHE)/fetched $(KAFKA_CACHE)/libs; }
+
+$(DEPLOY_PYTHON):
+	@tests/tools/need python3:python3 pip3:python3-pip
+	@rm -rf target/deploy-python-*
+	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $@.part --requirement tests/deploy/requirements.txt
+	@mv $@.part $@
 
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet
