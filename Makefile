@@ -24,14 +24,14 @@ build: tools-build ## the release binary, target/release/chaski
 	cargo build --release --bin chaski
 
 test: tools-build tools-test ## every test: units, properties, storage conformance, faults; the journeys on both storages
-	cargo test --workspace --all-targets --features chaski-dispatcher/kafka
+	cargo test --workspace --all-targets
 	CHASKI_TEST_STORAGE=kafka cargo test --test it -- --skip disk:: --skip kafka::
 	cargo test --workspace --doc
 	tests/deploy/expressions.py "$${CARGO_TARGET_DIR:-target}/debug/chaski"
 
 check: tools-build $(DENY) check-deploy ## format, lints, documentation, dependencies, what is under deploy/
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features chaski-dispatcher/kafka -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(DENY) --log-level error check bans licenses sources
 

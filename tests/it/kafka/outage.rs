@@ -8,7 +8,7 @@ use chaski_common::storage::kafka::testing::{Broker, RedisServer};
 
 use super::destinations;
 use crate::harness::{
-    Callback, Destination, Layout, Receiver, Reply, Site, Storage, Topics, eventually, paid, pause, within,
+    Callback, Destination, Layout, Receiver, Reply, Site, Storage, Topics, paid, pause, within,
 };
 use crate::town::{Faults, Town, seed};
 
