@@ -23,14 +23,15 @@ demo: tools-build ## build, then show a payment day on loopback: callbacks, repe
 build: tools-build ## the release binary, target/release/chaski
 	cargo build --release --bin chaski
 
-test: tools-build tools-test ## every test: units, properties, storage conformance, journeys, crash; real Kafka, real Redis
-	cargo test --workspace --all-targets --features chaski-dispatcher/kafka
+test: tools-build tools-test ## every test: units, properties, storage conformance, faults; the journeys on both storages
+	cargo test --workspace --all-targets
+	CHASKI_TEST_STORAGE=kafka cargo test --test it -- --skip disk:: --skip kafka::
 	cargo test --workspace --doc
 	tests/deploy/expressions.py "$${CARGO_TARGET_DIR:-target}/debug/chaski"
 
 check: tools-build $(DENY) check-deploy ## format, lints, documentation, dependencies, what is under deploy/
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features chaski-dispatcher/kafka -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(DENY) --log-level error check bans licenses sources
 

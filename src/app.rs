@@ -396,20 +396,24 @@ impl Running {
             if new.sources.iter().any(|kept| kept.name == source.name) {
                 continue;
             }
-            let newest =
-                EventFilter { source: Some(source.name.to_string()), limit: 1, ..EventFilter::default() };
-            let Some(newest) = self.storage.events.find(newest).await.map_err(failed)?.pop() else {
-                continue;
+            let is_ours = |progress: &&Progress| {
+                old.destinations.iter().any(|destination| destination.name == progress.destination)
             };
-            let is_behind = |progress: &&Progress| {
-                progress.mark < newest.position
-                    && old.destinations.iter().any(|destination| destination.name == progress.destination)
-            };
-            if let Some(behind) = progress.iter().find(is_behind) {
-                return Err(format!(
-                    "source {} has events that {} has not settled; keep the source until its backlog is empty",
-                    source.name, behind.destination
-                ));
+            for behind in progress.iter().filter(is_ours) {
+                let Some(since) = behind.oldest_unsettled else { continue };
+                let source_name = Some(source.name.to_string());
+                let left = EventFilter {
+                    source: source_name,
+                    since: Some(since),
+                    limit: 1,
+                    ..EventFilter::default()
+                };
+                if !self.storage.events.find(left).await.map_err(failed)?.is_empty() {
+                    return Err(format!(
+                        "source {} has events that {} has not settled; keep the source until its backlog is empty",
+                        source.name, behind.destination
+                    ));
+                }
             }
         }
         for destination in &old.destinations {

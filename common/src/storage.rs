@@ -12,7 +12,6 @@
 pub mod conformance;
 mod tables;
 pub mod embedded;
-#[cfg(feature = "kafka")]
 pub mod kafka;
 
 use std::collections::{BTreeMap, BTreeSet};

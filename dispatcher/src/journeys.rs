@@ -7,9 +7,7 @@ mod answers;
 mod failing;
 mod order;
 mod steering;
-#[cfg(feature = "kafka")]
 mod shared;
-#[cfg(feature = "kafka")]
 mod fleet;
 
 use std::collections::BTreeMap;

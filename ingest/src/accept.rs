@@ -7,6 +7,7 @@
 //! request; its resend has the same id, and its bytes stay charged until the storage lets go of them. A
 //! storage with several steps behind its append finishes them by itself.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use std::time::Instant;
 use chaski_common::clock::Clock;
 use chaski_common::event::{CONTENT_TYPE_BYTES_MAX, Event, EventId, Fingerprint, TYPE_UNKNOWN};
 use chaski_common::storage::{Appended, Storage, StorageError};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HeaderName};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -27,14 +28,18 @@ use crate::metrics::{Dedup, EdgeMetrics};
 use crate::request::{Head, Received, check_framing, read_body};
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
 use crate::server::Limits;
+use crate::server::wire::Phase;
 use crate::source::Source;
 use crate::verify::{Verified, scheme::Claim};
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Length of a trace context of version 00.
+const TRACEPARENT_BYTES: usize = 55;
 
 /// What deciding needs: the storage, the time, and the bounds on what is in flight.
 pub(crate) struct Acceptor {
     storage: Storage,
     clock: Clock,
-    limits: Limits,
     /// May change while requests are under way.
     pub(crate) body_bytes_max: AtomicUsize,
     in_flight: InFlight,
@@ -46,7 +51,7 @@ impl Acceptor {
     pub(crate) fn new(
         storage: Storage,
         clock: Clock,
-        limits: Limits,
+        limits: &Limits,
         body_bytes_max: usize,
         metrics: &EdgeMetrics,
     ) -> Self {
@@ -54,8 +59,7 @@ impl Acceptor {
             storage,
             clock,
             body_bytes_max: AtomicUsize::new(body_bytes_max),
-            in_flight: InFlight::new(&limits, metrics),
-            limits,
+            in_flight: InFlight::new(limits, metrics),
             failing: AtomicBool::new(false),
         }
     }
@@ -67,6 +71,7 @@ impl Acceptor {
         peer: IpAddr,
         parts: http::request::Parts,
         body: Incoming,
+        phase: &Phase,
     ) -> Outcome {
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let declared = match check_framing(&parts, body_bytes_max) {
@@ -86,8 +91,9 @@ impl Acceptor {
             Ok(claim) => claim,
             Err(why) => return refused(source, why),
         };
-        let deadline = tokio::time::Instant::now() + self.limits.body_timeout;
-        let body = match read_body(body, body_bytes_max, charge, deadline).await {
+        let read = read_body(body, body_bytes_max, charge).await;
+        phase.end_body();
+        let body = match read {
             Ok(body) => body,
             Err(Outcome::Refused(why)) => return refused(source, why),
             Err(ours) => return ours,
@@ -233,10 +239,10 @@ fn content_type(received: &Received) -> Option<Arc<str>> {
 
 /// The sender's trace context, if it is one of version 00; else one is begun.
 fn traceparent(received: &Received, id: EventId) -> Arc<str> {
-    let sent = received.head.headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let sent = received.head.headers.get(&TRACEPARENT).and_then(|value| value.to_str().ok());
     match sent.filter(|text| is_traceparent(text)) {
         Some(text) => text.into(),
-        None => begun_traceparent(id).into(),
+        None => begun_traceparent(id),
     }
 }
 
@@ -256,10 +262,12 @@ fn is_traceparent(text: &str) -> bool {
 
 /// A trace begun here: its number is the event's id, its first span the two halves of that in one, so that all
 /// copies of an event share one trace. Not sampled, which is for others to decide.
-fn begun_traceparent(id: EventId) -> String {
+fn begun_traceparent(id: EventId) -> Arc<str> {
     let number = u128::from_be_bytes(*id.as_bytes());
     let span = ((number >> 64) as u64 ^ number as u64).max(1);
-    format!("00-{id}-{span:016x}-00")
+    let mut text = String::with_capacity(TRACEPARENT_BYTES);
+    let _ = write!(text, "00-{id}-{span:016x}-00");
+    text.into()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prometheus::IntGauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::metrics::EdgeMetrics;
 use crate::server::Limits;
@@ -17,83 +16,98 @@ use crate::server::Limits;
 const CHARGE_FIRST_BYTES: usize = 16 * 1024;
 
 /// The bounds and what is taken of them.
-pub(crate) struct InFlight {
-    requests: Semaphore,
-    bytes: Arc<Semaphore>,
-    requests_now: IntGauge,
-    bytes_now: IntGauge,
+pub(crate) struct InFlight(Arc<Bounds>);
+
+struct Bounds {
+    requests: Bound,
+    bytes: Bound,
+}
+
+/// So many of something and no more. The gauge is the count: what is shown is what is held to.
+struct Bound {
+    taken: IntGauge,
+    max: i64,
 }
 
 /// A request's place; given back when dropped.
-pub(crate) struct Place<'a> {
-    now: &'a IntGauge,
-    _permit: SemaphorePermit<'a>,
-}
+pub(crate) struct Place<'a>(&'a Bound);
 
 /// The bytes charged for a body; given back when dropped.
 pub(crate) struct Charge {
-    of: Arc<Semaphore>,
-    now: IntGauge,
-    permit: OwnedSemaphorePermit,
+    of: Arc<Bounds>,
+    bytes: usize,
     bytes_max: usize,
+}
+
+impl Bound {
+    fn new(max: usize, taken: &IntGauge) -> Self {
+        Self { taken: taken.clone(), max: i64::try_from(max).unwrap_or(i64::MAX) }
+    }
+
+    /// Takes so many, unless that would be too much; two that meet at the bound may both be turned away.
+    fn take(&self, count: usize) -> bool {
+        self.taken.add(count as i64);
+        let is_within = self.taken.get() <= self.max;
+        if !is_within {
+            self.give_back(count);
+        }
+        is_within
+    }
+
+    fn give_back(&self, count: usize) {
+        self.taken.sub(count as i64);
+    }
 }
 
 impl InFlight {
     pub(crate) fn new(limits: &Limits, metrics: &EdgeMetrics) -> Self {
         metrics.capacity("requests", limits.inflight_requests_max);
         metrics.capacity("bytes", limits.inflight_bytes_max);
-        Self {
-            requests: Semaphore::new(limits.inflight_requests_max),
-            bytes: Arc::new(Semaphore::new(limits.inflight_bytes_max.min(Semaphore::MAX_PERMITS))),
-            requests_now: metrics.inflight_requests.clone(),
-            bytes_now: metrics.inflight_bytes.clone(),
-        }
+        Self(Arc::new(Bounds {
+            requests: Bound::new(limits.inflight_requests_max, &metrics.inflight_requests),
+            bytes: Bound::new(limits.inflight_bytes_max, &metrics.inflight_bytes),
+        }))
     }
 
     /// A place for a request with a body of at most so many bytes; none when that would be too much.
     pub(crate) fn enter(&self, bytes_max: usize) -> Option<(Place<'_>, Charge)> {
-        let request = self.requests.try_acquire().ok()?;
-        let permit = self.bytes.clone().try_acquire_many_owned(0).ok()?;
-        let mut charge = Charge { of: self.bytes.clone(), now: self.bytes_now.clone(), permit, bytes_max };
-        self.requests_now.inc();
-        let place = Place { now: &self.requests_now, _permit: request };
+        let place = self.0.requests.take(1).then(|| Place(&self.0.requests))?;
+        let mut charge = Charge { of: self.0.clone(), bytes: 0, bytes_max };
         charge.covers(bytes_max.min(CHARGE_FIRST_BYTES)).then_some((place, charge))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.now.dec();
+        self.0.give_back(1);
     }
 }
 
 impl Charge {
     /// Bytes charged now.
-    pub(crate) fn bytes(&self) -> usize {
-        self.permit.num_permits()
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether so many bytes are charged, or can be.
     pub(crate) fn covers(&mut self, bytes: usize) -> bool {
-        let charged = self.bytes();
-        if bytes <= charged {
+        if bytes <= self.bytes {
             return true;
         }
-        let more = (charged * 2).clamp(bytes, self.bytes_max.max(bytes)) - charged;
-        let Some(permit) =
-            u32::try_from(more).ok().and_then(|more| self.of.clone().try_acquire_many_owned(more).ok())
-        else {
-            return false;
-        };
-        self.permit.merge(permit);
-        self.now.add(more as i64);
-        true
+        let more = (self.bytes * 2).clamp(bytes, self.bytes_max.max(bytes)) - self.bytes;
+        let is_taken = self.of.bytes.take(more);
+        if is_taken {
+            self.bytes += more;
+        }
+        is_taken
     }
 
     /// The body, charged exactly for as long as anybody has it.
     pub(crate) fn hold(mut self, body: Bytes) -> Bytes {
-        if let Some(rest) = self.permit.split(self.bytes().saturating_sub(body.len())) {
-            self.now.sub(rest.num_permits() as i64);
+        let rest = self.bytes.saturating_sub(body.len());
+        if rest > 0 {
+            self.of.bytes.give_back(rest);
+            self.bytes -= rest;
         }
         Bytes::from_owner(Held { body, _charge: self })
     }
@@ -101,7 +115,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.now.sub(self.bytes() as i64);
+        self.of.bytes.give_back(self.bytes);
     }
 }
 
@@ -146,6 +160,7 @@ mod tests {
         assert_eq!(now(), (0, 20_000));
         drop(kept);
         assert_eq!(now(), (0, 0));
-        assert_eq!(in_flight.bytes.available_permits(), 100_000);
+        assert!(in_flight.enter(100_000).is_some_and(|(_, mut charge)| charge.covers(100_000)));
+        assert_eq!(now(), (0, 0));
     }
 }

@@ -8,7 +8,6 @@ use http::uri::Authority;
 use http::{Method, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use tokio::time::{Instant, timeout_at};
 
 use crate::in_flight::Charge;
 use crate::location;
@@ -104,49 +103,43 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
     if number.to_string() == text { Ok(number) } else { Err(Refusal::BadFraming) }
 }
 
-/// Reads a body to its end, at most `bytes_max` of it, charged as it arrives, and not past `deadline`.
-pub(crate) async fn read_body<B>(
-    mut body: B,
-    bytes_max: usize,
-    mut charge: Charge,
-    deadline: Instant,
-) -> Result<Bytes, Outcome>
+/// Reads a body to its end, at most `bytes_max` of it, charged as it arrives. How long that may take is the
+/// wire's affair.
+pub(crate) async fn read_body<B>(mut body: B, bytes_max: usize, mut charge: Charge) -> Result<Bytes, Outcome>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
-    let reading = async {
-        let mut first: Option<Bytes> = None;
-        let mut rest = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Outcome::Refused(broken(&error)))?;
-            let Ok(data) = frame.into_data() else { continue };
-            let length = first.as_ref().map_or(rest.len(), Bytes::len) + data.len();
-            if length > bytes_max {
-                return Err(Outcome::Refused(Refusal::BodyTooLarge));
-            }
-            if !charge.covers(length) {
-                return Err(Outcome::Unavailable(Unavailable::Overloaded));
-            }
-            match first.take() {
-                // A small body comes in one piece, which is kept as it is.
-                None if rest.is_empty() => first = Some(data),
-                earlier => {
-                    // Room for what is charged, and no more.
-                    rest.reserve(charge.bytes() - rest.len());
-                    rest.extend_from_slice(&earlier.unwrap_or_default());
-                    rest.extend_from_slice(&data);
-                }
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Outcome::Refused(broken(&error)))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let length = first.as_ref().map_or(rest.len(), Bytes::len) + data.len();
+        if length > bytes_max {
+            return Err(Outcome::Refused(Refusal::BodyTooLarge));
+        }
+        if !charge.covers(length) {
+            return Err(Outcome::Unavailable(Unavailable::Overloaded));
+        }
+        match first.take() {
+            // A small body comes in one piece, which is kept as it is.
+            None if rest.is_empty() => first = Some(data),
+            earlier => {
+                // Room for what is charged, and no more.
+                rest.reserve(charge.bytes() - rest.len());
+                rest.extend_from_slice(&earlier.unwrap_or_default());
+                rest.extend_from_slice(&data);
             }
         }
-        Ok(charge.hold(first.unwrap_or_else(|| rest.freeze())))
-    };
-    timeout_at(deadline, reading).await.unwrap_or(Err(Outcome::Refused(Refusal::BodyTimeout)))
+    }
+    Ok(charge.hold(first.unwrap_or_else(|| rest.freeze())))
 }
 
 fn broken(error: &hyper::Error) -> Refusal {
     let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     match io.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::TimedOut) => Refusal::BodyTimeout,
         Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => Refusal::BodyFraming,
         None if !gone => Refusal::BodyFraming,
         _ => Refusal::BodyIncomplete,

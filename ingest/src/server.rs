@@ -4,7 +4,7 @@
 //! wait, which they survive better than an answer we cannot give. What hyper refuses by itself (broken HTTP)
 //! never reaches a request, so it is counted here, at the connection.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,7 +22,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus::Registry;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
@@ -106,7 +106,7 @@ pub struct Limits {
     pub uri_bytes_max: usize,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
-    /// From the end of the head to the last byte of the body.
+    /// For the last byte of the body, from when it is first waited for.
     pub body_timeout: Duration,
     /// For the whole TLS handshake.
     pub handshake_timeout: Duration,
@@ -203,7 +203,7 @@ impl Edge {
         let address = listener.local_addr().map_err(failed)?;
         let limits = config.limits;
         metrics.capacity("connections", limits.connections_max);
-        let acceptor = Acceptor::new(storage, clock, limits, config.max_body, &metrics);
+        let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
         let peers = Peers { each_max: limits.connections_per_peer, open: Mutex::default() };
         let shared = Shared { limits, sources: RwLock::new(Arc::new(sources)), acceptor, metrics, peers };
         Ok(Self { listener, address, tls, shared: Arc::new(shared) })
@@ -336,14 +336,18 @@ async fn accept_connections(
             shared.metrics.connection_error(ConnectionError::PeerLimit);
             continue;
         };
-        let (tls, shutdown, cut) = (tls.cloned(), shutdown.clone(), cut.clone());
-        tracker.spawn(async move {
-            tokio::select! {
-                () = connection.serve(stream, tls, &shutdown) => {}
-                () = cut.cancelled() => {}
-            }
-        });
+        // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
+        let (tls, end) = (tls.cloned(), End { shutdown: shutdown.child_token(), cut: cut.clone() });
+        tracker.spawn(async move { connection.serve(stream, tls, &end).await });
     }
+}
+
+/// When a connection has to end.
+struct End {
+    /// With its next answer.
+    shutdown: CancellationToken,
+    /// At once; comes after the other only.
+    cut: CancellationToken,
 }
 
 /// One open connection: its permit, its place among its peer's, and its part of the gauge.
@@ -363,38 +367,48 @@ impl Connection {
         Some(Self { shared, peer, _permit: permit })
     }
 
-    async fn serve(&self, stream: TcpStream, tls: Option<TlsAcceptor>, shutdown: &CancellationToken) {
+    async fn serve(&self, stream: TcpStream, tls: Option<TlsAcceptor>, end: &End) {
         // Answers are small and whole; waiting to fill a segment only adds to the time to 200.
         let _ = stream.set_nodelay(true);
         match tls {
-            None => self.serve_http(stream, shutdown).await,
-            Some(tls) => match timeout(self.shared.limits.handshake_timeout, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.serve_http(stream, shutdown).await,
-                Ok(Err(_)) | Err(_) => self.shared.metrics.connection_error(ConnectionError::TlsHandshake),
-            },
+            None => self.serve_http(stream, end).await,
+            Some(tls) => {
+                let shaken = tokio::select! {
+                    shaken = timeout(self.shared.limits.handshake_timeout, tls.accept(stream)) => shaken,
+                    () = end.cut.cancelled() => return,
+                };
+                match shaken {
+                    Ok(Ok(stream)) => self.serve_http(stream, end).await,
+                    Ok(Err(_)) | Err(_) => {
+                        self.shared.metrics.connection_error(ConnectionError::TlsHandshake);
+                    }
+                }
+            }
         }
     }
 
-    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, shutdown: &CancellationToken) {
+    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, end: &End) {
         let limits = &self.shared.limits;
         let phase = Arc::new(Phase::default());
-        let wire = Wire::new(stream, phase.clone(), limits.head_timeout);
+        let wire = Wire::new(stream, phase.clone(), *limits);
         let service = service_fn(|request| {
             let (shared, phase, peer) = (self.shared.clone(), phase.clone(), self.peer);
             async move { shared.serve(request, peer, &phase).await }
         });
         let http = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.idle_timeout.max(limits.head_timeout))
             .max_headers(limits.headers_max)
             .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
             .serve_connection(TokioIo::new(wire), service);
         let mut http = std::pin::pin!(http);
         let ended = tokio::select! {
+            biased;
             ended = http.as_mut() => ended,
-            () = shutdown.cancelled() => {
+            () = end.shutdown.cancelled() => {
                 http.as_mut().graceful_shutdown();
-                http.await
+                tokio::select! {
+                    ended = http => ended,
+                    () = end.cut.cancelled() => return,
+                }
             }
         };
         if let Err(error) = ended
@@ -418,11 +432,11 @@ fn connection_error(error: &hyper::Error, phase: &Phase) -> Option<ConnectionErr
         Some(ConnectionError::HttpHeadTooLarge)
     } else if error.is_parse() {
         Some(ConnectionError::HttpParse)
-    } else if phase.is_late() || (error.is_timeout() && phase.is_in_head()) {
+    } else if phase.is_late() {
         Some(ConnectionError::HeaderTimeout)
     } else if error.is_user() || error.is_incomplete_message() {
         Some(ConnectionError::BodyIncomplete)
-    } else if error.is_timeout() || error.is_closed() || error.is_canceled() {
+    } else if error.is_closed() || error.is_canceled() {
         None
     } else {
         Some(ConnectionError::Io)
@@ -446,7 +460,7 @@ impl Shared {
         let (parts, body) = request.into_parts();
         let response = match self.route(&parts) {
             Ok(source) => {
-                let outcome = self.acceptor.accept(&source, peer, parts, body).await;
+                let outcome = self.acceptor.accept(&source, peer, parts, body, phase).await;
                 source.metrics.ended(outcome, begun.elapsed());
                 if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
                     return Err(Gone);

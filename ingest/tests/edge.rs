@@ -411,6 +411,37 @@ async fn too_much_in_flight_is_503_and_a_late_head_is_closed_unanswered() {
 }
 
 #[tokio::test]
+async fn every_body_has_the_whole_time_and_silence_afterwards_ends_the_connection() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |config| {
+        config.limits.head_timeout = Duration::from_millis(100);
+        config.limits.body_timeout = Duration::from_millis(600);
+        config.limits.idle_timeout = Duration::from_millis(600);
+    })
+    .await;
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    for number in ["1", "2", "3"] {
+        let (headers, body) = signed(&pe, &callback(number, number, "3.00"));
+        let mut head =
+            format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n", body.len());
+        headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+        stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        // Longer than a head may take, and three times longer than one body may.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.write_all(&body).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.unwrap().status, 200, "{number}");
+    }
+    let silent = std::time::Instant::now();
+    assert!(is_closed(stream).await);
+    assert!(silent.elapsed() > Duration::from_millis(300));
+    for reason in ["header_timeout", "body_incomplete", "io"] {
+        let series = format!("chaski_edge_connection_errors_total{{listener=\"edge\",reason=\"{reason}\"}}");
+        assert_eq!(rig.metric(&series), 0.0, "{reason}");
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn tls_is_spoken_to_clients_whose_certificate_is_known_and_to_no_others() {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, PrivateKeyDer};

@@ -6,7 +6,8 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Callback, Destination, Layout, PE_PATH, Receiver, Site, connect, exchange, pause, payment, read_answer,
+    Callback, Destination, Layout, PE_PATH, Receiver, Site, connect, eventually, exchange, pause, payment,
+    read_answer,
 };
 
 /// How a connection ends without an answer.
@@ -299,5 +300,28 @@ fn requests_in_one_write_are_answered_in_order() {
             "answer {number} is about request {number}"
         );
     }
+    gateway.stop();
+}
+
+#[test]
+fn more_requests_than_the_bound_are_refused_as_our_fault_and_the_others_are_served() {
+    let receiver = Receiver::start();
+    let ingest = "requests_max = 1\nbody_timeout = \"20s\"".to_owned();
+    let site = Site::new(&Layout { ingest, ..Layout::to([Destination::new("orders", &receiver)]) });
+    let gateway = site.start();
+    let callback = payment(1);
+    let wire = callback.wire();
+    let mut slow = connect(site.edge).unwrap();
+    slow.write_all(&wire[..wire.len() - 10]).unwrap();
+    eventually("the slow request to be under way", || {
+        (gateway.count("chaski_edge_inflight_requests", &[]) > 0).then_some(())
+    });
+    gateway.send(&payment(2)).is_unavailable();
+    slow.write_all(&wire[wire.len() - 10..]).unwrap();
+    let answer = read_answer(&mut BufReader::new(slow)).unwrap();
+    assert_eq!(answer.outcome(), "accepted");
+    let id = gateway.accept(&payment(2));
+    receiver.wait_for(&answer.id());
+    receiver.wait_for(&id);
     gateway.stop();
 }

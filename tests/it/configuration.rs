@@ -97,7 +97,7 @@ fn check_explains_the_file_and_shows_no_secret() {
         "72h",
         "5s",
         "20s",
-        "embedded",
+        site.storage.kind(),
     ] {
         assert!(text.ok().stdout.contains(word), "{word}: {}", text.stdout);
     }

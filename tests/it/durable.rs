@@ -41,22 +41,3 @@ fn every_event_answered_200_is_in_the_store_of_a_process_killed_in_that_moment()
     let lost: Vec<&String> = answered.difference(&kept).collect();
     assert!(lost.is_empty(), "{} of {} answered 200 are lost: {lost:?}", lost.len(), answered.len());
 }
-
-#[test]
-fn what_is_written_of_an_event_is_synced_before_its_answer() {
-    // Nobody else writes: there is no destination.
-    let site = Site::new(&Layout::default()).on_faulty_disk();
-    let gateway = site.start();
-    site.disk_fails("trace", true);
-    let trace = || std::fs::read_to_string(site.path("fault.trace")).unwrap();
-    let mut read = 0;
-    for number in 0..20 {
-        gateway.accept(&payment(number));
-        let all = trace();
-        let calls: Vec<&str> = all[read..].lines().collect();
-        assert!(calls.contains(&"W"), "payment {number}: nothing was written");
-        assert_eq!(calls.last(), Some(&"S"), "payment {number} was answered after {calls:?}");
-        read = all.len();
-    }
-    gateway.stop();
-}

@@ -2,21 +2,25 @@
 
 mod gateway;
 mod http;
+mod network;
 mod receiver;
 mod sender;
+mod storage;
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::gateway::{Destination, Gateway, Layout, Site, text};
 pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};
+pub(crate) use self::network::{Network, Weather};
 pub(crate) use self::receiver::{Receipt, Receiver, Reply};
 pub(crate) use self::sender::{Callback, DESTINATION_SECRET, PE_PATH, PE_SECRET, hex_hmac, paid, payment};
+pub(crate) use self::storage::{Storage, Topics};
 
 /// How long a state may take to come about; long, because the machine may have other things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(10);
+pub(crate) const LOOK: Duration = Duration::from_millis(10);
 
 /// Looks again and again until there is something to see; panics with what was waited for when it does not come.
 #[track_caller]

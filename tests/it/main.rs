@@ -2,16 +2,19 @@
 //!
 //! Every test has a process, a store, a configuration and receivers of its own, and waits for states, never for
 //! durations. A tool that is missing (curl, python3, openssl, cc) fails the test that needs it.
+//!
+//! One suite, two runs: as it is on the embedded storage, and with `CHASKI_TEST_STORAGE=kafka` on a real broker and a
+//! real Redis. `disk` is about the file, `kafka` about what only Kafka has: they have one run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and ends")]
 
 mod harness;
+mod town;
 
 mod durable;
 mod settled;
 mod authentic;
 mod once;
-mod our_fault;
 mod isolated;
 mod bounded;
 
@@ -26,4 +29,6 @@ mod process;
 mod tls;
 mod demo;
 
+mod disk;
 mod crash;
+mod kafka;

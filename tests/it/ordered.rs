@@ -21,7 +21,7 @@ fn place(body: &[u8]) -> (String, u64) {
 }
 
 /// The steps of each subject in the order of their first success.
-fn order(receiver: &Receiver) -> BTreeMap<String, Vec<u64>> {
+pub(crate) fn order(receiver: &Receiver) -> BTreeMap<String, Vec<u64>> {
     let mut taken = receiver.taken();
     taken.sort_by_key(|receipt| receipt.answered);
     let mut order = BTreeMap::<String, Vec<u64>>::new();

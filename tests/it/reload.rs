@@ -1,7 +1,8 @@
 //! The configuration is read again on SIGHUP and on `chaski reload`; a bad file leaves the old one in force.
 
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, eventually, hex_hmac, payment, post,
+    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Reply, Site, eventually, hex_hmac, payment,
+    post,
 };
 
 const NEW_SECRET: &str = "Vb6kP1zQw8RtY3uJh5NsXc9LmD2fGaEo7iUxKrTe";
@@ -51,6 +52,30 @@ fn a_good_file_takes_effect_by_signal_and_by_command() {
 }
 
 #[test]
+fn a_destination_that_comes_later_may_begin_at_the_beginning() {
+    const EVENTS: u64 = 20;
+    let (orders, audit) = (Receiver::start(), Receiver::start());
+    let one = Destination::new("orders", &orders);
+    let site = Site::new(&Layout::to([one.clone()]));
+    let gateway = site.start();
+    let ids: Vec<String> = (0..EVENTS).map(|number| gateway.accept(&payment(number))).collect();
+    orders.wait_for_count(ids.len());
+    site.rewrite(&Layout::to([one, Destination::new("audit", &audit).with("start = \"beginning\"")]));
+    site.command(&["reload"]).ok();
+    let last = gateway.accept(&payment(EVENTS));
+    audit.wait_for(&last);
+    for id in &ids {
+        audit.wait_for(id);
+    }
+    gateway.stop();
+    assert_eq!(
+        (orders.receipts().len(), audit.receipts().len()),
+        (ids.len() + 1, ids.len() + 1),
+        "once each"
+    );
+}
+
+#[test]
 fn a_bad_file_leaves_the_old_one_in_force_and_says_so() {
     let receiver = Receiver::start();
     let layout = Layout::to([Destination::new("orders", &receiver)]);
@@ -61,7 +86,6 @@ fn a_bad_file_leaves_the_old_one_in_force_and_says_so() {
         "[ingest\n",
         &good.replace("provider = \"pagoefectivo\"", "provider = \"nobody\""),
         &good.replace("env:PE_SECRET", "env:NOT_SET"),
-        "",
     ] {
         site.write(bad);
         gateway.signal("HUP");
@@ -81,6 +105,27 @@ fn a_bad_file_leaves_the_old_one_in_force_and_says_so() {
         "{:#?}",
         gateway.log()
     );
+    gateway.stop();
+}
+
+#[test]
+fn a_source_is_not_reloaded_away_while_its_events_are_on_their_way() {
+    let receiver = Receiver::scripted(|_| Reply::hang());
+    let layout = Layout::to([Destination::new("orders", &receiver)]);
+    let site = Site::new(&layout);
+    let good = site.toml(&layout);
+    let gateway = site.start();
+    // Several, so that they are in several partitions, where there are any.
+    let ids: Vec<String> = (0..8).map(|number| gateway.accept(&payment(number))).collect();
+    site.write(&good.replace("[sources.pagoefectivo]", "[sources.other]"));
+    let told = site.command(&["reload"]);
+    assert!(told.exits(78).stderr.contains("pagoefectivo"), "{told:?}");
+    receiver.becomes(|_| Reply::status(200));
+    for id in &ids {
+        receiver.wait_for(id);
+    }
+    eventually("the source to be free", || (site.command(&["reload"]).code == Some(0)).then_some(()));
+    assert_eq!(gateway.send(&payment(99)).status, 404);
     gateway.stop();
 }
 

@@ -9,6 +9,7 @@
 
 mod checkpoint;
 mod deliveries;
+mod durable;
 mod events;
 mod ids;
 mod subscription;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::checkpoint::Checkpointer;
+use self::durable::Durable;
 use self::ids::Ids;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
@@ -71,7 +73,9 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let last = last_position(&connection).map_err(|error| engine("finding the end of the log", error))?;
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
-    let ids = Ids::load(&connection).map_err(|error| engine("reading the newest ids", error))?;
+    let durable = Arc::new(Durable::default());
+    let ids = Ids::load(&connection, Arc::clone(&durable))
+        .map_err(|error| engine("reading the newest ids", error))?;
     let controls =
         events::controls(&connection).map_err(|error| engine("reading what operators have said", error))?;
     let (writer, writer_thread) =
@@ -99,6 +103,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let store = Arc::new(Embedded {
         writer,
         readers,
+        durable,
         head,
         files: [database, log],
         closing: CancellationToken::new(),
@@ -116,6 +121,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
 struct Embedded {
     writer: Writer,
     readers: Readers,
+    durable: Arc<Durable>,
     head: watch::Sender<Position>,
     files: [PathBuf; 2],
     closing: CancellationToken,

@@ -389,12 +389,12 @@ impl Kafka {
         cursor: &Cursor,
         extents: &[Extent],
     ) -> Result<BTreeMap<u32, Committed>, StorageError> {
-        let extents = extents.to_vec();
+        let partitions: Vec<u32> = extents.iter().map(|extent| extent.partition).collect();
         match self.reader(cursor).await {
-            Some(reader) => reader.committed(extents.iter().map(|extent| extent.partition).collect()).await,
+            Some(reader) => reader.committed(partitions).await,
             None => {
                 let asked = Instant::now();
-                let progress = self.with_group(cursor, move |group| group.committed(&extents)).await?;
+                let progress = self.with_group(cursor, move |group| group.committed(partitions)).await?;
                 self.answers().insert(cursor.clone(), (asked, progress.clone()));
                 Ok(progress)
             }

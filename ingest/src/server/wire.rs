@@ -1,5 +1,8 @@
-//! A connection's bytes, with two things hyper leaves out: a bound on the time one head may take that an idle
-//! connection does not run into, and a close that lets the peer read our answer.
+//! A connection's bytes, with two things hyper leaves out: bounds on the time that a head, a body and the silence
+//! between two requests may take, and a close that lets the peer read our answer.
+//!
+//! One timer does for all three. It is looked at only when nothing is there to be read, and put off only when
+//! it rings, so that a request that comes in one piece never touches it.
 //!
 //! Closing a socket with unread bytes resets it, and the reset can overtake the answer. So after a refusal the
 //! writing half is closed first, and a bounded rest is read and thrown away.
@@ -8,38 +11,65 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::Limits;
+
 /// How long a peer may take to read the last answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// What is thrown away of a refused body before the connection is cut after all.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const REQUEST: u8 = 2;
+/// Nothing of the next request is there.
+const IDLE: usize = 0;
+/// Some of its head is.
+const HEAD: usize = 1;
+/// Its head is read, and its body may be waited for.
+const BODY: usize = 2;
+/// It is being worked on.
+const REQUEST: usize = 3;
+/// What is added to one of these with every request, so that no two waits are taken for one.
+const NEXT: usize = 4;
 
 /// Where a connection is between its requests; written by the service, read by the wire.
 #[derive(Default)]
-pub(super) struct Phase {
-    state: AtomicU8,
+pub(crate) struct Phase {
+    /// One of the four above, and how many requests there were.
+    state: AtomicUsize,
     late: AtomicBool,
     closing: AtomicBool,
 }
 
 impl Phase {
     pub(super) fn begin_request(&self) {
-        self.state.store(REQUEST, Ordering::Relaxed);
+        self.enter(BODY);
+    }
+
+    /// The body is read, or will not be.
+    pub(crate) fn end_body(&self) {
+        self.enter(REQUEST);
     }
 
     pub(super) fn end_request(&self, closing: bool) {
         self.closing.store(closing, Ordering::Relaxed);
-        self.state.store(IDLE, Ordering::Relaxed);
+        self.enter(IDLE);
+    }
+
+    /// Only the connection's own task does this, so nothing comes in between.
+    fn enter(&self, phase: usize) {
+        let state = self.state.load(Ordering::Relaxed);
+        let requests = state - state % NEXT;
+        let requests = if phase == IDLE { requests.wrapping_add(NEXT) } else { requests };
+        self.state.store(requests + phase, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> usize {
+        self.state.load(Ordering::Relaxed) % NEXT
     }
 
     /// Whether a head was begun and never finished in time.
@@ -48,7 +78,7 @@ impl Phase {
     }
 
     pub(super) fn is_in_head(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == HEAD
+        self.now() == HEAD
     }
 
     fn lingers(&self) -> bool {
@@ -59,31 +89,47 @@ impl Phase {
 pub(super) struct Wire<S> {
     stream: S,
     phase: Arc<Phase>,
-    head_timeout: Duration,
-    /// When the head that is being read must be complete.
-    head_due: Option<Instant>,
-    /// Made only when a head is waited for.
-    head_timer: Option<Pin<Box<Sleep>>>,
+    limits: Limits,
+    /// What is waited for, as [`Phase`] has it, and when it must be there.
+    wait: Option<(usize, Instant)>,
+    /// Made when something is waited for; rings at the time of an earlier wait, or of this one.
+    alarm: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
 
 impl<S> Wire<S> {
     /// The first head is due from now on, begun or not.
-    pub(super) fn new(stream: S, phase: Arc<Phase>, head_timeout: Duration) -> Self {
-        phase.state.store(HEAD, Ordering::Relaxed);
-        let head_due = Some(Instant::now() + head_timeout);
-        Self { stream, phase, head_timeout, head_due, head_timer: None, linger: None, discarded: 0 }
+    pub(super) fn new(stream: S, phase: Arc<Phase>, limits: Limits) -> Self {
+        phase.enter(HEAD);
+        Self { stream, phase, limits, wait: None, alarm: None, linger: None, discarded: 0 }
     }
 
-    /// Whether the head is too late; arranges to be woken when it will be.
+    /// Whether what is waited for is too late; arranges to be woken when it will be.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(due) = self.head_due else { return Poll::Pending };
-        let timer = self.head_timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
+        let state = self.phase.state.load(Ordering::Relaxed);
+        let within = match state % NEXT {
+            IDLE => self.limits.idle_timeout,
+            HEAD => self.limits.head_timeout,
+            BODY => self.limits.body_timeout,
+            _ => return Poll::Pending,
+        };
+        let due = match self.wait {
+            Some((waiting, due)) if waiting == state => due,
+            _ => Instant::now() + within,
+        };
+        self.wait = Some((state, due));
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if alarm.deadline() > due {
+            alarm.as_mut().reset(due);
         }
-        timer.as_mut().poll(cx)
+        ready!(alarm.as_mut().poll(cx));
+        if alarm.deadline() < due {
+            // It has rung for an earlier wait.
+            alarm.as_mut().reset(due);
+            ready!(alarm.as_mut().poll(cx));
+        }
+        Poll::Ready(())
     }
 }
 
@@ -95,17 +141,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        match self.phase.state.load(Ordering::Relaxed) {
-            REQUEST => self.head_due = None,
-            IDLE if buf.filled().len() > filled => {
-                self.phase.state.store(HEAD, Ordering::Relaxed);
-                self.head_due = Some(Instant::now() + self.head_timeout);
-            }
-            IDLE => self.head_due = None,
-            _ => {}
+        if self.phase.now() == IDLE && buf.filled().len() > filled {
+            self.phase.enter(HEAD);
         }
-        if read.is_pending() && self.phase.is_in_head() && self.poll_late(cx).is_ready() {
-            self.phase.late.store(true, Ordering::Relaxed);
+        if read.is_pending() && self.poll_late(cx).is_ready() {
+            if self.phase.now() == IDLE {
+                // Nothing is owed to a peer that says nothing: it is as if it had closed.
+                return Poll::Ready(Ok(()));
+            }
+            self.phase.late.store(self.phase.is_in_head(), Ordering::Relaxed);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::sender::{Callback, DESTINATION_SECRET, PE_PATH, PE_SECRET};
+use super::storage::Storage;
 use super::{Answer, Receiver, eventually, get, post, within};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_chaski");
@@ -113,16 +114,26 @@ impl Told {
 
 pub(crate) struct Site {
     folder: TempDir,
+    pub(crate) storage: Storage,
     pub(crate) edge: SocketAddr,
     pub(crate) admin: SocketAddr,
     env: Vec<(String, String)>,
 }
 
 impl Site {
+    /// On the storage that this run is about.
+    #[track_caller]
     pub(crate) fn new(layout: &Layout) -> Self {
+        Self::on(Storage::of_this_run(), layout)
+    }
+
+    /// With its topics made, if it needs any.
+    #[track_caller]
+    pub(crate) fn on(storage: Storage, layout: &Layout) -> Self {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let site = Self {
             folder: tempfile::tempdir().unwrap(),
+            storage,
             edge: loopback(free_port()),
             admin: loopback(free_port()),
             env: vec![
@@ -131,6 +142,9 @@ impl Site {
             ],
         };
         site.write(&site.toml(layout));
+        if let Storage::Topics(_) = site.storage {
+            site.command(&["topics", "apply"]).ok();
+        }
         site
     }
 
@@ -182,9 +196,12 @@ impl Site {
     pub(crate) fn toml(&self, layout: &Layout) -> String {
         let Layout { ingest, storage, source, destinations, more } = layout;
         let mut text = format!(
-            "[ingest]\nlisten = \"{}\"\n{ingest}\n[admin]\nlisten = \"{}\"\n[storage]\nkind = \"embedded\"\npath = \"store\"\n{storage}\n\
+            "[ingest]\nlisten = \"{}\"\n{ingest}\n[admin]\nlisten = \"{}\"\n[storage]\n{}\n{storage}\n{}\n\
              [log]\nformat = \"json\"\n[sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n{source}\n",
-            self.edge, self.admin
+            self.edge,
+            self.admin,
+            self.storage.lines(),
+            self.storage.sections(),
         );
         for Destination { name, url, settings, retry } in destinations {
             let _ = writeln!(
@@ -200,6 +217,8 @@ impl Site {
         command.env_remove("RUST_LOG").envs(self.env.iter().map(|(name, value)| (name, value)));
         command
             .current_dir(self.folder.path())
+            // A process that is killed leaves its scratch files.
+            .env("TMPDIR", self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -229,7 +248,12 @@ impl Site {
 
     /// Starts the gateway and waits for nothing.
     pub(crate) fn spawn(&self) -> Gateway {
-        let mut child = self.chaski().arg("run").arg("-c").arg(self.config()).spawn().unwrap();
+        self.spawn_as(&["run"])
+    }
+
+    /// Starts one half of a gateway, and waits for nothing.
+    pub(crate) fn spawn_as(&self, role: &[&str]) -> Gateway {
+        let mut child = self.chaski().args(role).arg("-c").arg(self.config()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
         let reader = std::thread::spawn(move || {
@@ -297,6 +321,12 @@ impl Gateway {
     /// SIGTERM, and an end in order.
     #[track_caller]
     pub(crate) fn stop(self) {
+        self.end();
+    }
+
+    /// The same, and what it said stays.
+    #[track_caller]
+    pub(crate) fn end(&self) {
         self.signal("TERM");
         let status = self.wait_for_exit();
         assert_eq!(status.code(), Some(0), "{:#?}", self.log());
@@ -323,15 +353,17 @@ impl Gateway {
     /// Asks the API that the commands talk to.
     #[track_caller]
     pub(crate) fn call(&self, name: &str, question: &Value) -> Value {
-        let answer = post(
-            self.admin,
-            &format!("/api/{name}"),
-            &[("content-type", "application/json")],
-            question.to_string().as_bytes(),
-        )
-        .unwrap();
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.json()
+        match self.try_call(name, question) {
+            Ok(answer) => answer,
+            Err(answer) => panic!("{name}: {answer:?}"),
+        }
+    }
+
+    /// The same of a storage that may not be able to tell.
+    pub(crate) fn try_call(&self, name: &str, question: &Value) -> Result<Value, Answer> {
+        let (path, json) = (format!("/api/{name}"), [("content-type", "application/json")]);
+        let answer = post(self.admin, &path, &json, question.to_string().as_bytes()).unwrap();
+        if answer.status == 200 { Ok(answer.json()) } else { Err(answer) }
     }
 
     /// The status of the readiness probe; 0 when nobody answers.

@@ -32,6 +32,14 @@ impl Answer {
         self.json()["status"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// A fault of ours, said as such.
+    #[track_caller]
+    pub(crate) fn is_unavailable(&self) {
+        assert_eq!(self.status, 503, "{self:?}");
+        let seconds = self.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+        assert!(seconds.is_some_and(|seconds| (1..=3600).contains(&seconds)), "{self:?}");
+    }
+
     pub(crate) fn id(&self) -> String {
         self.json()["id"].as_str().unwrap_or_default().to_owned()
     }

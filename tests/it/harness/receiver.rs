@@ -170,7 +170,8 @@ impl Drop for Receiver {
     }
 }
 
-fn runtime() -> &'static Runtime {
+/// Where the servers of the tests run.
+pub(super) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, ToSql, params};
 use tokio::sync::{mpsc, watch};
 
 use super::Embedded;
 use super::checkpoint::length;
+use super::ids::Ids;
 use super::subscription::Feed;
 use super::writer::Session;
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::tables::deliveries::{number_of, record_delivery};
 use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
@@ -24,10 +25,14 @@ use crate::storage::{CONFLICT, CONFLICT_DETAIL};
 #[async_trait]
 impl EventLog for Embedded {
     async fn append(&self, event: Event, on_conflict: OnConflict) -> Result<Appended, StorageError> {
-        let weight = event.weight_bytes();
-        self.writer
-            .write_or_refuse("storing an event", weight, move |session| append(session, &event, on_conflict))
-            .await
+        // Once nothing is written any more, nothing is answered for either.
+        if self.writer.is_writable()
+            && let Some(stored) = self.durable.find(event.id)
+            && is_duplicate(stored, &event, on_conflict)
+        {
+            return Ok(Appended::Duplicate);
+        }
+        self.writer.append(event, on_conflict).await
     }
 
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
@@ -223,28 +228,45 @@ impl EventLog for Embedded {
     }
 }
 
-/// Puts an event into the log, unless its id is there.
-pub(super) fn append(
-    session: &Session,
-    event: &Event,
-    on_conflict: OnConflict,
-) -> rusqlite::Result<Appended> {
-    const INSERT: &str =
-        concat!("INSERT INTO event (seq, ", event_columns!(), ") VALUES (?, ", event_values!(), ")");
-    match session.ids.find(&session.connection, event.id)? {
-        None => {
-            let position = Position(session.head() + 1);
-            let mut insert = session.connection.prepare_cached(INSERT)?;
-            rows::execute_with_event(&mut insert, &[&seq(position)], event)?;
-            session.stored(event, position);
-            Ok(Appended::Stored(position))
-        }
-        Some(stored) if stored == event.fingerprint || on_conflict == OnConflict::Duplicate => {
-            Ok(Appended::Duplicate)
-        }
-        Some(_) => {
-            quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
-            Ok(Appended::Conflict)
+/// Whether an event says nothing new beside the stored one that has its id.
+fn is_duplicate(stored: Fingerprint, event: &Event, on_conflict: OnConflict) -> bool {
+    stored == event.fingerprint || on_conflict == OnConflict::Duplicate
+}
+
+/// Puts events into the log; has its statements at hand for as many as there are in a group.
+pub(super) struct Appender<'s> {
+    session: &'s Session,
+    merged: CachedStatement<'s>,
+    insert: CachedStatement<'s>,
+}
+
+impl<'s> Appender<'s> {
+    pub(super) fn new(session: &'s Session) -> rusqlite::Result<Self> {
+        const INSERT: &str =
+            concat!("INSERT INTO event (seq, ", event_columns!(), ") VALUES (?, ", event_values!(), ")");
+        let insert = session.connection.prepare_cached(INSERT)?;
+        Ok(Self { session, merged: Ids::merged(&session.connection)?, insert })
+    }
+
+    /// The fingerprint of the event that has this id; none if the id is new.
+    pub(super) fn known(&mut self, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
+        self.session.ids.find(&self.session.connection, &mut self.merged, id)
+    }
+
+    /// Puts an event into the log, unless its id is there.
+    pub(super) fn append(&mut self, event: &Event, on_conflict: OnConflict) -> rusqlite::Result<Appended> {
+        match self.known(event.id)? {
+            None => {
+                let position = Position(self.session.head() + 1);
+                rows::execute_with_event(&mut self.insert, &[&seq(position)], event)?;
+                self.session.stored(event, position);
+                Ok(Appended::Stored(position))
+            }
+            Some(stored) if is_duplicate(stored, event, on_conflict) => Ok(Appended::Duplicate),
+            Some(_) => {
+                quarantine(self.session, event, CONFLICT, CONFLICT_DETAIL)?;
+                Ok(Appended::Conflict)
+            }
         }
     }
 }

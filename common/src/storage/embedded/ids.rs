@@ -11,9 +11,11 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 
+use super::durable::Durable;
 use crate::event::{EventId, Fingerprint};
 use crate::storage::Position;
 use crate::storage::tables::rows::{self, seq};
@@ -26,6 +28,9 @@ const SLICE_MIN: usize = if cfg!(test) { 8 } else { 256 };
 /// Ids merged for each write of a group.
 const SLICE_PER_WRITE: usize = 4;
 
+/// By id. An id is a digest already, so the hash only has to be one that a sender cannot foresee.
+pub(super) type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
+
 #[derive(Clone, Copy)]
 struct Known {
     position: Position,
@@ -33,11 +38,15 @@ struct Known {
 }
 
 /// The ids, as the writing thread has them.
-pub(super) struct Ids(RefCell<State>);
+pub(super) struct Ids {
+    state: RefCell<State>,
+    /// Those of them that anybody may ask for.
+    durable: Arc<Durable>,
+}
 
 struct State {
     /// Behind what `indexed` says, all of them; what a merge under way has written is gone from here already.
-    recent: HashMap<EventId, Known>,
+    recent: ById<Known>,
     /// How to undo what the group under way has changed, oldest first.
     undo: Vec<Undo>,
     merge: Option<Merge>,
@@ -46,7 +55,7 @@ struct State {
 }
 
 enum Undo {
-    Added(EventId),
+    Added(EventId, Fingerprint),
     Removed(EventId, Known),
 }
 
@@ -59,26 +68,33 @@ struct Merge {
 }
 
 impl Ids {
-    /// Reads what `event_id` does not have yet.
-    pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
+    /// Reads what `event_id` does not have yet. `durable` is told of what is in the log, and what no longer is.
+    pub(super) fn load(connection: &Connection, durable: Arc<Durable>) -> rusqlite::Result<Self> {
         let sql = "SELECT seq, id, fingerprint FROM event WHERE seq > (SELECT seq FROM indexed)";
         let recent = rows::all(connection, sql, [], |row| {
             let fingerprint = Fingerprint::from_bytes(row.get(2)?);
             Ok((EventId::from_bytes(row.get(1)?), Known { position: rows::position(row, 0)?, fingerprint }))
         })?;
-        let recent = recent.into_iter().collect();
-        Ok(Self(RefCell::new(State { recent, undo: Vec::new(), merge: None, slice: 0 })))
+        let recent: ById<Known> = recent.into_iter().collect();
+        for (id, known) in &recent {
+            durable.add(*id, known.fingerprint);
+        }
+        let state = RefCell::new(State { recent, undo: Vec::new(), merge: None, slice: 0 });
+        Ok(Self { state, durable })
     }
 
-    /// The fingerprint of the event that has this id; none if the id is new.
-    pub(super) fn find(&self, connection: &Connection, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
-        if let Some(known) = self.0.borrow().recent.get(&id) {
+    /// The fingerprint of the event that has this id; none if the id is new. `merged` is what
+    /// [`Ids::merged`] has prepared.
+    pub(super) fn find(
+        &self,
+        connection: &Connection,
+        merged: &mut CachedStatement<'_>,
+        id: EventId,
+    ) -> rusqlite::Result<Option<Fingerprint>> {
+        if let Some(known) = self.state.borrow().recent.get(&id) {
             return Ok(Some(known.fingerprint));
         }
-        let found: Option<i64> = connection
-            .prepare_cached("SELECT seq FROM event_id WHERE id = ?")?
-            .query_row([id.as_bytes()], |row| row.get(0))
-            .optional()?;
+        let found: Option<i64> = merged.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
         let Some(found) = found else { return Ok(None) };
         connection
             .prepare_cached("SELECT fingerprint FROM event WHERE seq = ?")?
@@ -86,17 +102,23 @@ impl Ids {
             .map(Some)
     }
 
+    /// The look into what is merged.
+    pub(super) fn merged(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
+        connection.prepare_cached("SELECT seq FROM event_id WHERE id = ?")
+    }
+
     /// An event has been put into the log.
     pub(super) fn add(&self, id: EventId, position: Position, fingerprint: Fingerprint) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         state.recent.insert(id, Known { position, fingerprint });
-        state.undo.push(Undo::Added(id));
+        state.undo.push(Undo::Added(id, fingerprint));
     }
 
     /// An event is taken out of the log.
     pub(super) fn remove(&self, connection: &Connection, id: EventId) -> rusqlite::Result<()> {
         connection.prepare_cached("DELETE FROM event_id WHERE id = ?")?.execute([id.as_bytes()])?;
-        let mut state = self.0.borrow_mut();
+        self.durable.remove(id);
+        let mut state = self.state.borrow_mut();
         if let Some(known) = state.recent.remove(&id) {
             state.undo.push(Undo::Removed(id, known));
         }
@@ -105,15 +127,15 @@ impl Ids {
 
     /// How much the group under way has changed, for [`Ids::undo`].
     pub(super) fn changes(&self) -> usize {
-        self.0.borrow().undo.len()
+        self.state.borrow().undo.len()
     }
 
     /// Takes back what has been changed since there were `changes` of them.
     pub(super) fn undo(&self, changes: usize) {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         for undo in state.undo.split_off(changes).into_iter().rev() {
             match undo {
-                Undo::Added(id) => state.recent.remove(&id),
+                Undo::Added(id, _) => state.recent.remove(&id),
                 Undo::Removed(id, known) => state.recent.insert(id, known),
             };
         }
@@ -121,7 +143,7 @@ impl Ids {
 
     /// Merges a little, inside the group's transaction.
     pub(super) fn merge(&self, connection: &Connection, writes: usize) -> rusqlite::Result<()> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         state.slice = 0;
         if state.merge.is_none() && state.recent.len() >= MERGE_AT {
             state.merge = Some(Merge::of(&state.recent));
@@ -146,8 +168,13 @@ impl Ids {
 
     /// The group is durable.
     pub(super) fn committed(&self) {
-        let state = &mut *self.0.borrow_mut();
-        state.undo.clear();
+        let state = &mut *self.state.borrow_mut();
+        for undo in state.undo.drain(..) {
+            match undo {
+                Undo::Added(id, fingerprint) => self.durable.add(id, fingerprint),
+                Undo::Removed(id, _) => self.durable.remove(id),
+            }
+        }
         let Some(merge) = &mut state.merge else { return };
         for (id, _) in merge.left.drain(merge.left.len() - state.slice..) {
             state.recent.remove(&id);
@@ -160,7 +187,7 @@ impl Ids {
 }
 
 impl Merge {
-    fn of(recent: &HashMap<EventId, Known>) -> Self {
+    fn of(recent: &ById<Known>) -> Self {
         let mut left: Vec<_> = recent.iter().map(|(id, known)| (*id, known.position)).collect();
         left.sort_unstable_by(|one, other| other.cmp(one));
         let upto = left.iter().map(|(_, position)| *position).max().unwrap_or_default();
@@ -182,27 +209,54 @@ mod tests {
         EventId::derive("ids", [key.to_be_bytes().as_slice()])
     }
 
+    fn load(connection: &Connection) -> Ids {
+        Ids::load(connection, Arc::default()).unwrap()
+    }
+
+    fn find(ids: &Ids, connection: &Connection, id: EventId) -> Option<Fingerprint> {
+        ids.find(connection, &mut Ids::merged(connection).unwrap(), id).unwrap()
+    }
+
     const PRINT: Fingerprint = Fingerprint::from_bytes([7; 16]);
 
     #[test]
     fn what_a_group_has_changed_is_taken_back_with_it() {
         let connection = database();
-        let ids = Ids::load(&connection).unwrap();
+        let ids = load(&connection);
         ids.add(id(1), Position(1), PRINT);
         ids.committed();
         ids.remove(&connection, id(1)).unwrap();
         let changes = ids.changes();
         ids.add(id(2), Position(2), PRINT);
         ids.undo(changes);
-        assert_eq!(ids.find(&connection, id(2)).unwrap(), None);
+        assert_eq!(find(&ids, &connection, id(2)), None);
         ids.undo(0);
-        assert_eq!(ids.find(&connection, id(1)).unwrap(), Some(PRINT));
+        assert_eq!(find(&ids, &connection, id(1)), Some(PRINT));
+    }
+
+    #[test]
+    fn only_what_is_committed_and_not_pruned_is_told_to_others() {
+        let connection = database();
+        let ids = load(&connection);
+        ids.add(id(1), Position(1), PRINT);
+        assert_eq!(ids.durable.find(id(1)), None, "not committed");
+        ids.undo(0);
+        ids.committed();
+        assert_eq!(ids.durable.find(id(1)), None, "undone");
+        ids.add(id(1), Position(1), PRINT);
+        ids.add(id(2), Position(2), PRINT);
+        ids.remove(&connection, id(2)).unwrap();
+        ids.committed();
+        assert_eq!(ids.durable.find(id(1)), Some(PRINT));
+        assert_eq!(ids.durable.find(id(2)), None, "pruned in its own group");
+        ids.remove(&connection, id(1)).unwrap();
+        assert_eq!(ids.durable.find(id(1)), None, "pruned");
     }
 
     #[test]
     fn a_slice_that_was_not_committed_is_merged_again() {
         let connection = database();
-        let ids = Ids::load(&connection).unwrap();
+        let ids = load(&connection);
         for key in 1..=MERGE_AT as u64 {
             ids.add(id(key), Position(key), PRINT);
         }
@@ -221,13 +275,13 @@ mod tests {
             ids.committed();
         }
         assert_eq!(merged(), i64::try_from(MERGE_AT).unwrap());
-        assert!(ids.0.borrow().recent.is_empty());
+        assert!(ids.state.borrow().recent.is_empty());
     }
 
     #[test]
     fn an_event_that_is_pruned_while_its_id_is_merged_does_not_come_back() {
         let connection = database();
-        let ids = Ids::load(&connection).unwrap();
+        let ids = load(&connection);
         for key in 1..=MERGE_AT as u64 {
             ids.add(id(key), Position(key), PRINT);
         }
@@ -239,6 +293,6 @@ mod tests {
                 ids.remove(&connection, id(key)).unwrap();
             }
         }
-        assert_eq!(ids.find(&connection, id(1)).unwrap(), None);
+        assert_eq!(find(&ids, &connection, id(1)), None);
     }
 }

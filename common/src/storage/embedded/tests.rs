@@ -3,6 +3,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::{FILE, Options, SCHEMA_VERSION, open};
+use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
     Appended, BatchLimit, Change, Cursor, EventFilter, OnConflict, Position, Start, Storage, StorageError,
@@ -140,4 +141,23 @@ async fn an_id_is_known_whether_or_not_it_has_been_merged_and_after_reopening() 
     let storage = folder.open().await;
     all_are_known(&storage).await;
     storage.events.close().await;
+}
+
+#[tokio::test]
+async fn a_resend_is_a_duplicate_for_as_long_as_its_first_is_kept_and_the_store_is_open() {
+    let folder = InFolder::new();
+    let storage = folder.open().await;
+    let append = async |event| storage.events.append(event, OnConflict::Quarantine).await;
+    append(event(1)).await.unwrap();
+    append(event(2)).await.unwrap();
+    assert_eq!(append(event(1)).await.unwrap(), Appended::Duplicate);
+    let other = Event { fingerprint: Fingerprint::of(b"other content"), ..event(1) };
+    assert_eq!(append(other.clone()).await.unwrap(), Appended::Conflict);
+    let resend = storage.events.append(other, OnConflict::Duplicate).await;
+    assert_eq!(resend.unwrap(), Appended::Duplicate);
+    let later = event(2).received_at + std::time::Duration::from_secs(1);
+    assert_eq!(storage.events.prune(later, &[], 10).await.unwrap(), 1, "all but the newest");
+    assert!(matches!(append(event(1)).await.unwrap(), Appended::Stored(_)));
+    storage.events.close().await;
+    assert!(matches!(append(event(2)).await, Err(StorageError::Closed)));
 }

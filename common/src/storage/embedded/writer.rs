@@ -3,7 +3,8 @@
 //! A write is a closure over the connection. The thread takes the first one that waits, opens a
 //! transaction, runs it and all that have queued up meanwhile, commits once with a sync, and only then
 //! answers each of them. While one sync runs the next group gathers, so the group's size follows the load
-//! by itself and nothing waits for a timer.
+//! by itself. Where many write at once, the next group is given a moment longer: what a commit costs is the same
+//! for ten writes and for fifty, and so is what it keeps the processor from. A writer that is alone never waits.
 //!
 //! A write that fails by itself is rolled back by itself; a commit that fails fails its whole group. After
 //! a failed *sync* nothing is written any more, see [`StorageError::Poisoned`].
@@ -12,34 +13,49 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::events::Appender;
 use super::ids::Ids;
 use super::telemetry::Telemetry;
 use crate::event::Event;
 use crate::storage::tables::readers::engine;
-use crate::storage::{Controls, Position, StorageError};
+use crate::storage::{Appended, Controls, OnConflict, Position, StorageError};
 
 /// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
 /// [`Writer::write`] waits.
 const QUEUE_MAX: usize = 8192;
 /// Writes in one transaction. More would make the first of them wait too long.
 const GROUP_MAX: usize = 1024;
+/// Writes in one group that make the next one wait for [`LINGER`].
+const CROWD_MIN: usize = 8;
+/// How long it waits, and what the system's timer adds (50 µs on Linux): less than most disks take for a sync.
+const LINGER: Duration = Duration::from_micros(100);
 /// What a small write is taken to add to the file.
 const ROW_BYTES: u64 = 512;
 
 /// Runs inside the group's transaction, or not at all if that did not begin, and returns how to answer once
 /// the group's outcome is known.
 type Job = Box<dyn FnOnce(Option<&Session>) -> Answer + Send>;
-type Answer = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
 enum Order {
+    /// Most are this one: it needs no box.
+    Append {
+        event: Event,
+        on_conflict: OnConflict,
+        reply: oneshot::Sender<Result<Appended, StorageError>>,
+    },
     Run(Job),
     /// The last one that is sure to be looked at.
     Stop,
+}
+
+enum Answer {
+    Append { result: Result<Appended, StorageError>, reply: oneshot::Sender<Result<Appended, StorageError>> },
+    Other(Box<dyn FnOnce(Result<(), StorageError>) + Send>),
 }
 
 /// What a write sees: the connection inside the group's transaction.
@@ -62,6 +78,17 @@ impl Session {
     /// The position of the last event stored, including this group's.
     pub(super) fn head(&self) -> u64 {
         self.head.get()
+    }
+
+    /// The failure of a single write, noted.
+    fn failed(&self, doing: &'static str, error: rusqlite::Error) -> StorageError {
+        let failure = self.classify(doing, error);
+        self.failure.replace(Some(failure.clone()));
+        failure
+    }
+
+    fn execute(&self, statement: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(statement)?.execute([]).map(drop)
     }
 
     fn classify(&self, doing: &'static str, error: rusqlite::Error) -> StorageError {
@@ -100,13 +127,20 @@ impl Writer {
         path: String,
         telemetry: Arc<Telemetry>,
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
-        let (queue, orders) = mpsc::channel(QUEUE_MAX);
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let written_bytes = Arc::new(AtomicU64::new(0));
         let session =
             Session { connection, path, head: Cell::new(head.borrow().0), ids, failure: RefCell::new(None) };
         let writable = Arc::new(AtomicBool::new(true));
-        let thread =
-            Thread { session, orders, head, telemetry, poisoned: None, writable: Arc::clone(&writable) };
+        let thread = Thread {
+            session,
+            queue: receiver,
+            head,
+            telemetry,
+            poisoned: None,
+            last_group: 0,
+            writable: Arc::clone(&writable),
+        };
         let handle = std::thread::Builder::new()
             .name("chaski-writer".to_owned())
             .spawn(move || thread.run())
@@ -177,12 +211,29 @@ impl Writer {
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let (job, answer) = job(doing, Isolation::Statement, work, |_| {});
-        self.queue.try_send(Order::Run(job)).map_err(|refused| match refused {
+        self.order_or_refuse(Order::Run(job), weight_bytes)?;
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    /// Puts an event into the log, unless its id is there; refuses at once when the queue is full.
+    pub(super) async fn append(
+        &self,
+        event: Event,
+        on_conflict: OnConflict,
+    ) -> Result<Appended, StorageError> {
+        let weight_bytes = event.weight_bytes();
+        let (reply, answer) = oneshot::channel();
+        self.order_or_refuse(Order::Append { event, on_conflict, reply }, weight_bytes)?;
+        answer.await.map_err(|_| StorageError::Closed)?
+    }
+
+    fn order_or_refuse(&self, order: Order, weight_bytes: usize) -> Result<(), StorageError> {
+        self.queue.try_send(order).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StorageError::Busy,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
         })?;
         self.written_bytes.fetch_add(weight_bytes as u64, Ordering::Relaxed);
-        answer.await.map_err(|_| StorageError::Closed)?
+        Ok(())
     }
 }
 
@@ -205,24 +256,16 @@ fn job<T: Send + 'static>(
                 Isolation::Statement => work(session),
                 Isolation::Savepoint => in_savepoint(session, work),
             };
-            result.map_err(|error| {
-                let failure = session.classify(doing, error);
-                session.failure.replace(Some(failure.clone()));
-                failure
-            })
+            result.map_err(|error| session.failed(doing, error))
         });
-        Box::new(move |group: Result<(), StorageError>| {
-            let answer = match (group, result) {
-                (Err(failure), _) => Err(failure),
-                (Ok(()), Some(result)) => result,
-                (Ok(()), None) => Err(StorageError::Closed),
-            };
+        Answer::Other(Box::new(move |group: Result<(), StorageError>| {
+            let answer = group.and(result.unwrap_or(Err(StorageError::Closed)));
             if let Ok(written) = &answer {
                 then(written);
             }
             // A receiver that is gone has lost interest in the answer, not in the write.
             let _ = reply.send(answer);
-        })
+        }))
     });
     (job, answer)
 }
@@ -248,72 +291,139 @@ fn in_savepoint<T>(
     result
 }
 
+impl Order {
+    /// Does it, inside the group's transaction; without a session that has not begun. None if nobody asks.
+    fn run<'s>(self, session: Option<&'s Session>, appender: &mut Option<Appender<'s>>) -> Option<Answer> {
+        match self {
+            Self::Append { event, on_conflict, reply } => {
+                let result = match session {
+                    None => Err(StorageError::Closed),
+                    Some(session) => appender_of(session, appender)
+                        .and_then(|appender| appender.append(&event, on_conflict))
+                        .map_err(|error| session.failed("storing an event", error)),
+                };
+                Some(Answer::Append { result, reply })
+            }
+            Self::Run(job) => Some(job(session)),
+            Self::Stop => None,
+        }
+    }
+}
+
+/// Waits for orders and takes at most so many. Whatever becomes of them, nothing is queued up behind a stop; none
+/// at all is the end.
+fn receive(queue: &mut mpsc::Receiver<Order>, orders: &mut Vec<Order>, count_max: usize) -> usize {
+    let count = queue.blocking_recv_many(orders, count_max);
+    if orders.iter().any(|order| matches!(order, Order::Stop)) {
+        queue.close();
+    }
+    count
+}
+
+fn appender_of<'a, 's>(
+    session: &'s Session,
+    appender: &'a mut Option<Appender<'s>>,
+) -> rusqlite::Result<&'a mut Appender<'s>> {
+    Ok(match appender {
+        Some(appender) => appender,
+        None => appender.insert(Appender::new(session)?),
+    })
+}
+
+impl Answer {
+    /// Tells whoever asked, if anybody still waits, now that the group's outcome is known.
+    fn give(self, group: Result<(), StorageError>) {
+        match self {
+            Self::Append { result, reply } => {
+                let _ = reply.send(group.and(result));
+            }
+            Self::Other(answer) => answer(group),
+        }
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the writer's thread is its own, and a group has no last write to wait for"
+)]
+fn linger() {
+    std::thread::sleep(LINGER);
+}
+
 struct Thread {
     session: Session,
-    orders: mpsc::Receiver<Order>,
+    queue: mpsc::Receiver<Order>,
     head: watch::Sender<Position>,
     telemetry: Arc<Telemetry>,
     poisoned: Option<StorageError>,
+    /// Writes in the last group.
+    last_group: usize,
     /// Told to whoever asks whether the store can be written to.
     writable: Arc<AtomicBool>,
 }
 
 impl Thread {
     fn run(mut self) {
+        let mut orders = Vec::with_capacity(GROUP_MAX);
         let mut answers = Vec::with_capacity(GROUP_MAX);
-        while let Some(Order::Run(first)) = self.orders.blocking_recv() {
+        while receive(&mut self.queue, &mut orders, GROUP_MAX) > 0 {
+            if self.last_group >= CROWD_MIN {
+                linger();
+            }
             let outcome = if let Some(failure) = &self.poisoned {
-                self.telemetry.refused_while_poisoned();
-                answers.push(first(None));
+                answers.extend(orders.drain(..).filter_map(|order| order.run(None, &mut None)));
+                answers.iter().for_each(|_| self.telemetry.refused_while_poisoned());
                 Err(failure.clone())
             } else {
-                self.group(first, &mut answers).inspect_err(|failure| self.telemetry.failed(failure))
+                self.group(&mut orders, &mut answers).inspect_err(|failure| self.telemetry.failed(failure))
             };
             self.conclude(&outcome);
+            self.last_group = answers.len();
             for answer in answers.drain(..) {
-                answer(outcome.clone());
+                answer.give(outcome.clone());
             }
         }
     }
 
-    /// Runs one group inside one transaction. `Ok` means that all of it is durable.
-    fn group(&mut self, first: Job, answers: &mut Vec<Answer>) -> Result<(), StorageError> {
-        self.session.failure.replace(None);
-        if let Err(error) = self.session.connection.execute_batch("BEGIN IMMEDIATE") {
-            answers.push(first(None));
-            return Err(self.session.classify("beginning a group", error));
+    /// Runs one group inside one transaction: these orders and what is queued up meanwhile. `Ok` means that all
+    /// of it is durable.
+    fn group(&mut self, orders: &mut Vec<Order>, answers: &mut Vec<Answer>) -> Result<(), StorageError> {
+        let session = &self.session;
+        session.failure.replace(None);
+        if let Err(error) = session.execute("BEGIN IMMEDIATE") {
+            answers.extend(orders.drain(..).filter_map(|order| order.run(None, &mut None)));
+            return Err(session.classify("beginning a group", error));
         }
-        answers.push(first(Some(&self.session)));
-        // The engine undoes the whole transaction by itself after some errors; what came next would then run
-        // outside of any.
-        while answers.len() < GROUP_MAX
-            && !self.session.connection.is_autocommit()
-            && let Ok(order) = self.orders.try_recv()
-        {
-            match order {
-                Order::Run(job) => answers.push(job(Some(&self.session))),
-                Order::Stop => {
-                    self.orders.close();
-                    break;
-                }
+        let mut appender = None;
+        loop {
+            for order in orders.drain(..) {
+                // The engine undoes the whole transaction by itself after some errors; what came next would then
+                // run outside of any.
+                let inside = (!session.connection.is_autocommit()).then_some(session);
+                answers.extend(order.run(inside, &mut appender));
             }
+            if session.connection.is_autocommit() || answers.len() >= GROUP_MAX || self.queue.is_empty() {
+                break;
+            }
+            receive(&mut self.queue, orders, GROUP_MAX - answers.len());
         }
-        if !self.session.connection.is_autocommit()
-            && let Err(error) = self.session.ids.merge(&self.session.connection, answers.len())
+        drop(appender);
+        if !session.connection.is_autocommit()
+            && let Err(error) = session.ids.merge(&session.connection, answers.len())
         {
-            self.session.failure.replace(Some(self.session.classify("merging ids", error)));
+            session.failure.replace(Some(session.classify("merging ids", error)));
         }
-        if self.session.connection.is_autocommit() {
-            return Err(self.session.failure.take().unwrap_or(StorageError::Closed));
+        if session.connection.is_autocommit() {
+            return Err(session.failure.take().unwrap_or(StorageError::Closed));
         }
         let started = Instant::now();
-        let committed = self.session.connection.execute_batch("COMMIT");
+        let committed = session.execute("COMMIT");
         self.telemetry.synced(started.elapsed(), answers.len());
         committed.map_err(|error| {
-            if !self.session.connection.is_autocommit() {
-                let _ = self.session.connection.execute_batch("ROLLBACK");
+            if !session.connection.is_autocommit() {
+                let _ = session.connection.execute_batch("ROLLBACK");
             }
-            self.session.classify("committing a group", error)
+            session.classify("committing a group", error)
         })
     }
 

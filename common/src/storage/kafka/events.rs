@@ -251,7 +251,7 @@ impl Kafka {
             })
             .await?;
         self.with_group(cursor, move |group| {
-            let known = group.committed(&extents)?;
+            let known = group.committed(extents.iter().map(|extent| extent.partition))?;
             // A group with any progress is not new: what it lacks are partitions that came since, and those
             // begin at their beginning.
             if !known.is_empty() || extents.is_empty() {
@@ -279,8 +279,7 @@ impl Kafka {
         let places: BTreeSet<u64> = delivered.iter().map(|delivered| delivered.position.place()).collect();
         let from = self
             .with_group(cursor, move |group: &Group| {
-                let extent = Extent { partition, first: 0, end: 0 };
-                let mut progress = group.committed(&[extent])?.remove(&partition).unwrap_or_default();
+                let mut progress = group.committed([partition])?.remove(&partition).unwrap_or_default();
                 let from = progress.mark;
                 progress.mark = from.max(mark.place());
                 progress.delivered.extend(places);

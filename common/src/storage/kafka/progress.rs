@@ -15,7 +15,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
-use super::query::Extent;
 use crate::storage::StorageError;
 
 /// Marks a bitmap of deliveries past the mark.
@@ -188,8 +187,11 @@ impl Group {
         Ok(Self { consumer, topic: topic.to_owned() })
     }
 
-    pub(super) fn committed(&self, extents: &[Extent]) -> Result<BTreeMap<u32, Committed>, StorageError> {
-        committed(&self.consumer, &self.topic, extents.iter().map(|extent| extent.partition))
+    pub(super) fn committed(
+        &self,
+        partitions: impl IntoIterator<Item = u32>,
+    ) -> Result<BTreeMap<u32, Committed>, StorageError> {
+        committed(&self.consumer, &self.topic, partitions)
             .map_err(|error| failed("reading a group's progress", error))
     }
 

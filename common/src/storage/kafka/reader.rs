@@ -27,7 +27,7 @@ use self::feed::Feed;
 use super::Kafka;
 use super::client::{ANSWER_WITHIN, failed, log};
 use super::controls::Span;
-use super::progress::{self, Committed, Committer};
+use super::progress::{self, Committed, Committer, Group};
 use super::telemetry::ReaderTelemetry;
 use crate::storage::{
     BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track,
@@ -61,6 +61,9 @@ struct Shared {
     /// None once the reader has ended.
     changes: Mutex<Option<mpsc::Sender<Change>>>,
     consumer: OnceLock<Weak<BaseConsumer<Membership>>>,
+    /// Made when somebody asks. A member that waits to be let into its group asks nothing else meanwhile, for as
+    /// long as the group misses one that was killed; this one is no member.
+    asking: OnceLock<Group>,
     held: Mutex<BTreeMap<u32, Held>>,
     committer: Committer,
     /// One commit at a time: those that come meanwhile are in the next one.
@@ -94,6 +97,7 @@ impl Reader {
             stop: kafka.closing.child_token(),
             changes: Mutex::new(Some(changes)),
             consumer: OnceLock::new(),
+            asking: OnceLock::new(),
             held: Mutex::default(),
             committer: Committer::default(),
             committing: tokio::sync::Mutex::default(),
@@ -137,11 +141,7 @@ impl Reader {
         partitions: Vec<u32>,
     ) -> Result<BTreeMap<u32, Committed>, StorageError> {
         let shared = Arc::clone(&self.shared);
-        let asked = tokio::task::spawn_blocking(move || {
-            let consumer = shared.consumer()?;
-            progress::committed(&consumer, &shared.topic, partitions)
-                .map_err(|error| failed("reading a group's progress", error))
-        });
+        let asked = tokio::task::spawn_blocking(move || shared.asking()?.committed(partitions));
         asked.await.map_err(|_| StorageError::Closed)?
     }
 
@@ -181,6 +181,15 @@ impl Shared {
 
     fn consumer(&self) -> Result<Arc<BaseConsumer<Membership>>, StorageError> {
         self.consumer.get().and_then(Weak::upgrade).ok_or(StorageError::Closed)
+    }
+
+    fn asking(&self) -> Result<&Group, StorageError> {
+        if let Some(group) = self.asking.get() {
+            return Ok(group);
+        }
+        let kafka = self.kafka.upgrade().ok_or(StorageError::Closed)?;
+        let group = Group::new(&kafka.connect, &kafka.group(&self.cursor), &self.topic)?;
+        Ok(self.asking.get_or_init(|| group))
     }
 
     /// Whether the subscriber is gone.
@@ -288,7 +297,8 @@ impl Shared {
                 Ok(starts) => break starts,
                 Err(error) => {
                     tracing::warn!(cursor = ?self.cursor, %error, "where to begin is not known yet; trying on");
-                    self.runtime.block_on(tokio::time::sleep(READ_RETRY));
+                    // Made inside: a timer needs the runtime it is to run on.
+                    self.runtime.block_on(async { tokio::time::sleep(READ_RETRY).await });
                 }
             }
         };

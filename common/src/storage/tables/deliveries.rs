@@ -82,7 +82,6 @@ fn waiting(destination: &str, partitions: &Partitions, ordered: bool) -> Conditi
 }
 
 /// Of the positions between two the parked and dead ones.
-#[cfg(feature = "kafka")]
 pub(in crate::storage) fn settled_elsewhere(
     connection: &Connection,
     destination: &str,

@@ -44,6 +44,23 @@ impl Broker {
         Self::start_with(|_| Extra::default())
     }
 
+    /// Starts a broker that tells its clients to come to this port of the loopback, and returns with it the port where
+    /// it expects those who do: what lies between is the test's to make.
+    #[must_use]
+    pub fn start_behind(network: u16) -> (Self, u16) {
+        let inside = free_port();
+        let broker = Self::start_with(|_| Extra {
+            listeners: format!(",OUTSIDE://127.0.0.1:{inside}"),
+            // Its own name for itself stays out of it: there is nobody else it talks to.
+            properties: format!(
+                "advertised.listeners=PLAINTEXT://127.0.0.1:1,OUTSIDE://127.0.0.1:{network}\n\
+                 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,OUTSIDE:PLAINTEXT\n"
+            ),
+            format: Vec::new(),
+        });
+        (broker, inside)
+    }
+
     /// Starts a broker with more than it needs; what that is may depend on its folder.
     pub(super) fn start_with(extra: impl FnOnce(&Path) -> Extra) -> Self {
         let mut broker = Self::new("-Xmx512m");

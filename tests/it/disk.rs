@@ -1,21 +1,12 @@
-//! Promise 5: a fault of ours is a 503 with `Retry-After`, never a 4xx and never a 200; and promise 1 where the disk
-//! does not keep its own.
+//! What is about the file of the embedded storage: promise 1 where the disk does not keep its own, promise 5 (a fault
+//! of ours is a 503 with `Retry-After`, never a 4xx and never a 200), and a file that has one owner.
 
-use std::time::Duration;
-
-use crate::harness::{Answer, Destination, Gateway, Layout, Receiver, Site, eventually, payment, within};
+use crate::harness::{Destination, Gateway, Layout, Receiver, Site, eventually, payment};
 
 /// A site on a disk that fails when it is told to, and its one receiver.
 fn faulty() -> (Site, Receiver) {
     let receiver = Receiver::start();
     (Site::new(&Layout::to([Destination::new("orders", &receiver)])).on_faulty_disk(), receiver)
-}
-
-#[track_caller]
-fn is_unavailable(answer: &Answer) {
-    assert_eq!(answer.status, 503, "{answer:?}");
-    let seconds = answer.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
-    assert!(seconds.is_some_and(|seconds| (1..=3600).contains(&seconds)), "{answer:?}");
 }
 
 /// What was answered 200 is at the receiver, whole, and under one id each.
@@ -38,7 +29,7 @@ fn a_full_disk_refuses_loses_nothing_and_heals_without_a_restart() {
 
     site.disk_fails("full", true);
     for number in 20..40 {
-        is_unavailable(&gateway.send(&payment(number)));
+        gateway.send(&payment(number)).is_unavailable();
     }
     assert!(gateway.count("chaski_spool_errors_total", &["op=\"full\""]) > 0);
     assert_eq!(gateway.count("chaski_spool_poisoned", &[]), 0);
@@ -64,7 +55,7 @@ fn a_failed_write_refuses_and_heals_without_a_restart() {
     let gateway = site.start();
     let mut ids = accept_range(&gateway, 0..5);
     site.disk_fails("write", true);
-    is_unavailable(&gateway.send(&payment(5)));
+    gateway.send(&payment(5)).is_unavailable();
     site.disk_fails("write", false);
     let heals = || {
         let answer = gateway.send(&payment(5));
@@ -83,12 +74,12 @@ fn after_a_failed_sync_nothing_is_accepted_until_a_restart() {
     let mut ids = accept_range(&gateway, 0..20);
     // Deliveries go on writing: the fault meets one of them or a post, whichever is first.
     site.disk_fails("sync", true);
-    is_unavailable(&gateway.send(&payment(20)));
+    gateway.send(&payment(20)).is_unavailable();
     site.disk_fails("sync", false);
 
     // The next sync would succeed and prove nothing.
     for number in 20..30 {
-        is_unavailable(&gateway.send(&payment(number)));
+        gateway.send(&payment(number)).is_unavailable();
     }
     assert_eq!(gateway.count("chaski_spool_poisoned", &[]), 1);
     gateway.signal("TERM");
@@ -133,23 +124,33 @@ fn a_store_that_cannot_be_synced_when_it_is_opened_is_not_opened() {
 }
 
 #[test]
-fn more_requests_than_the_bound_are_refused_as_our_fault_and_the_others_are_served() {
-    let receiver = Receiver::start();
-    let ingest = "requests_max = 1\nbody_timeout = \"20s\"".to_owned();
-    let site = Site::new(&Layout { ingest, ..Layout::to([Destination::new("orders", &receiver)]) });
+fn what_is_written_of_an_event_is_synced_before_its_answer() {
+    // Nobody else writes: there is no destination.
+    let site = Site::new(&Layout::default()).on_faulty_disk();
     let gateway = site.start();
-    let callback = payment(1);
-    let wire = callback.wire();
-    let mut slow = std::net::TcpStream::connect(site.edge).unwrap();
-    std::io::Write::write_all(&mut slow, &wire[..wire.len() - 10]).unwrap();
-    within(Duration::from_secs(5), "the slow request to be under way", || {
-        (gateway.count("chaski_edge_inflight_requests", &[]) > 0).then_some(())
-    });
-    is_unavailable(&gateway.send(&payment(2)));
-    std::io::Write::write_all(&mut slow, &wire[wire.len() - 10..]).unwrap();
-    let answer = crate::harness::read_answer(&mut std::io::BufReader::new(slow)).unwrap();
-    assert_eq!(answer.outcome(), "accepted");
-    let id = gateway.accept(&payment(2));
-    all_arrive(&receiver, &[answer.id(), id]);
+    site.disk_fails("trace", true);
+    let trace = || std::fs::read_to_string(site.path("fault.trace")).unwrap();
+    let mut read = 0;
+    for number in 0..20 {
+        gateway.accept(&payment(number));
+        let all = trace();
+        let calls: Vec<&str> = all[read..].lines().collect();
+        assert!(calls.contains(&"W"), "payment {number}: nothing was written");
+        assert_eq!(calls.last(), Some(&"S"), "payment {number} was answered after {calls:?}");
+        read = all.len();
+    }
     gateway.stop();
+}
+
+#[test]
+fn a_file_that_is_not_there_is_not_made_by_a_question_and_has_one_process() {
+    let site = Site::new(&Layout::default());
+    let cases: [(&[&str], i32, &str); 3] =
+        [(&["events"], 1, "no store"), (&["ingest"], 78, "embedded"), (&["dispatch"], 78, "embedded")];
+    for (arguments, code, says) in cases {
+        let told = site.command(arguments);
+        assert!(told.exits(code).stderr.contains(says), "{arguments:?}: {told:?}");
+        assert!(told.stdout.is_empty(), "talk goes to stderr: {told:?}");
+    }
+    assert!(!site.store().exists());
 }

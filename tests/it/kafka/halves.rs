@@ -1,0 +1,64 @@
+//! Edges and dispatchers as processes of their own: one event however many doors it comes through, and restarts in
+//! order that nobody notices.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Fleet;
+use crate::harness::{Answer, Destination, Layout, Receiver, Topics, eventually, pause, payment};
+use crate::town::{Faults, Town, seed};
+
+#[test]
+fn a_callback_that_comes_to_two_edges_at_once_is_one_event() {
+    const PAYMENTS: u64 = 40;
+    let names = ["orders", "erp", "notifications"];
+    let receivers = [Receiver::start(), Receiver::start(), Receiver::start()];
+    let layout =
+        Layout::to(names.iter().zip(&receivers).map(|(name, receiver)| Destination::new(name, receiver)));
+    let fleet = Fleet::start(&Topics::shared(), &layout);
+    let mut ids = BTreeSet::new();
+    for number in 0..PAYMENTS {
+        let callback = payment(number);
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let posts: Vec<_> =
+                fleet.edges.iter().map(|edge| scope.spawn(|| edge.gateway.send(&callback))).collect();
+            posts.into_iter().map(|post| post.join().unwrap()).collect()
+        });
+        let mut outcomes: Vec<String> = answers.iter().map(Answer::outcome).collect();
+        outcomes.sort();
+        assert_eq!(outcomes, ["accepted", "duplicate"], "payment {number}: {answers:?}");
+        assert_eq!(answers[0].id(), answers[1].id());
+        ids.insert(answers[0].id());
+    }
+    assert_eq!(ids.len() as u64, PAYMENTS);
+    for receiver in &receivers {
+        receiver.wait_for_count(ids.len());
+    }
+    eventually("everything settled", || {
+        let told = fleet.destinations();
+        told.as_array().unwrap().iter().all(|destination| destination["lag"] == 0).then_some(())
+    });
+    fleet.stop();
+    for receiver in &receivers {
+        assert_eq!(receiver.receipts().len(), ids.len(), "once each");
+    }
+}
+
+#[test]
+fn restarts_in_order_lose_nothing_and_refuse_nothing_while_another_edge_is_up() {
+    let town = Town::new("restarts", seed());
+    let mut fleet = Fleet::start(&Topics::shared(), &town.layout());
+    let doors = fleet.doors();
+    town.busy(&doors, || {
+        for turn in 0..3 {
+            pause(Duration::from_millis(500));
+            fleet.dispatchers[turn].restart();
+            fleet.edges[turn % 2].restart();
+        }
+        pause(Duration::from_millis(500));
+    });
+    // Partitions change hands: what is under way then may be delivered by both.
+    town.judge(Faults::kills(6), || fleet.destinations());
+    town.was_served();
+    fleet.stop();
+}
