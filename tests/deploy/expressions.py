@@ -285,8 +285,8 @@ class Prometheus:
         targets = "".join(
             f"      - targets: ['127.0.0.1:{each.admin}']\n        labels: {{installation: {each.name}}}\n" for each in installations)
         (rig.folder / "prometheus.yml").write_text(f"""global:
-  scrape_interval: 2s
-  scrape_timeout: 2s
+  scrape_interval: 3s
+  scrape_timeout: 3s
   evaluation_interval: 1s
 rule_files: ['{RULES}']
 scrape_configs:
@@ -310,7 +310,7 @@ scrape_configs:
     def scraped(self, more):
         """Waits until each installation was scraped so many times more."""
         def counts():
-            return [int(each["value"][1]) for each in self.ask("count_over_time(up[1h])")]
+            return [int(each["value"][1]) for each in self.ask("count_over_time(chaski_build_info[1h])")]
         wanted = [count + more for count in counts()] or [more, more]
         until("each is scraped", lambda: len(counts()) == 2 and all(a >= b for a, b in zip(counts(), wanted)))
 
@@ -398,6 +398,21 @@ def commands(rig):
                 yield f"{path.relative_to(ROOT)}: {command}: {done.stderr.splitlines()[0]}"
 
 
+def raised_while_well(prometheus):
+    for rule in rules(prometheus):
+        if rule["name"] not in SLOW:
+            for answer in prometheus.ask(rule["query"]):
+                yield f"all is well, and yet: {rule['name']}: {answer['metric']}"
+
+
+def settled(found):
+    """What is wrong and stays so; what is still on its way into the series is waited for."""
+    end = time.monotonic() + 15
+    while (wrong := list(found())) and time.monotonic() < end:
+        time.sleep(1)
+    return wrong
+
+
 def main():
     binary = str(pathlib.Path(sys.argv[1]).resolve())
     for command in ("prometheus", "promtool", "redis-server", "java"):
@@ -421,17 +436,12 @@ def main():
             each.well()
         prometheus.scraped(2)
         wrong = list(commands(rig))
-        wrong += [f"all is well, and yet: {rule['name']}: {answer['metric']}"
-                 for rule in rules(prometheus) if rule["name"] not in SLOW for answer in prometheus.ask(rule["query"])]
+        wrong += settled(lambda: raised_while_well(prometheus))
         rig.receivers.is_sick.set()
         for each in installations:
             each.sick()
         prometheus.scraped(3)
-        # What is on its way into the series is waited for; what is wrong stays.
-        until_wrong = time.monotonic() + 15
-        while (now := list(check(prometheus, installations))) and time.monotonic() < until_wrong:
-            time.sleep(1)
-        wrong += now
+        wrong += settled(lambda: check(prometheus, installations))
         if wrong and os.environ.get("CHASKI_KEEP"):
             shutil.copytree(rig.folder, os.environ["CHASKI_KEEP"], dirs_exist_ok=True)
         asked = len(rules(prometheus)), len(list(panels()))
