@@ -1,14 +1,17 @@
 //! Gauges that are read from the store when somebody asks for the metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
-use chaski_dispatcher::Dispatcher;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::Operations;
+
+/// How long the store may take for one scrape.
+const REFRESH_WITHIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Gauges {
     lag: IntGaugeVec,
@@ -95,29 +98,36 @@ impl Gauges {
         gauges
     }
 
-    /// Asks the store. What it cannot tell stays as it was.
+    /// Asks the store, for a moment. What it cannot tell in time stays as it was: a scrape must not fail because
+    /// brokers are away, that is when it is needed.
     pub(crate) async fn refresh(&self, operations: &Operations) {
-        if let Err(error) = self.ask(operations).await {
-            tracing::warn!(%error, "the store could not be asked for its metrics");
-        }
+        let why = match tokio::time::timeout(REFRESH_WITHIN, self.ask(operations)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => crate::chain(&error),
+            Err(_) => format!("no answer within {REFRESH_WITHIN:?}"),
+        };
+        tracing::warn!(why, "the store could not be asked for its metrics");
     }
 
     async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
         let storage = &operations.storage;
-        // A destination that is not configured any more has nobody to wait for it.
-        for gauge in [&self.lag, &self.oldest_unsettled, &self.dead, &self.dead_oldest] {
-            gauge.reset();
-        }
-        let configured = operations.dispatcher.as_ref().map(Dispatcher::status).unwrap_or_default();
-        for progress in storage.events.progress().await? {
-            let name = &*progress.destination;
-            if !configured.iter().any(|destination| destination.name == progress.destination) {
-                continue;
+        if let Some(dispatcher) = &operations.dispatcher {
+            let found = storage.events.progress().await?;
+            // A destination that is not configured any more has nobody to wait for it.
+            for gauge in [&self.lag, &self.oldest_unsettled, &self.dead, &self.dead_oldest] {
+                gauge.reset();
             }
-            self.lag.with_label_values(&[name, "events"]).set(signed(progress.lag));
-            self.oldest_unsettled.with_label_values(&[name]).set(seconds(progress.oldest_unsettled));
-            self.dead.with_label_values(&[name]).set(signed(progress.dead));
-            self.dead_oldest.with_label_values(&[name]).set(seconds(progress.oldest_dead));
+            let configured = dispatcher.status();
+            for progress in found {
+                let name = &*progress.destination;
+                if !configured.iter().any(|destination| destination.name == progress.destination) {
+                    continue;
+                }
+                self.lag.with_label_values(&[name, "events"]).set(signed(progress.lag));
+                self.oldest_unsettled.with_label_values(&[name]).set(seconds(progress.oldest_unsettled));
+                self.dead.with_label_values(&[name]).set(signed(progress.dead));
+                self.dead_oldest.with_label_values(&[name]).set(seconds(progress.oldest_dead));
+            }
         }
         let quarantined = storage.deliveries.quarantined().await?;
         for source in &self.sources {
