@@ -1,14 +1,50 @@
-//! Gauges that are read from the store when somebody asks for the metrics.
+//! The metrics of this process, and the gauges among them that are read from the store when somebody asks.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
 use chaski_dispatcher::Dispatcher;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::Operations;
+
+/// How long the store may take to answer; after that the gauges stay as they were.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+
+/// Everything this process measures.
+pub(crate) struct Instruments {
+    registry: Registry,
+    /// Refreshed by one at a time.
+    gauges: tokio::sync::Mutex<Gauges>,
+    operations: Operations,
+}
+
+impl Instruments {
+    pub(crate) fn new(registry: Registry, gauges: Gauges, operations: Operations) -> Self {
+        Self { registry, gauges: tokio::sync::Mutex::new(gauges), operations }
+    }
+
+    /// Asks the store for what only it knows.
+    pub(crate) async fn refresh(&self) {
+        let gauges = self.gauges.lock().await;
+        match tokio::time::timeout(ASK_WITHIN, gauges.ask(&self.operations)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the store could not be asked for its metrics"),
+            Err(_) => tracing::warn!(within = ?ASK_WITHIN, "the store did not tell its metrics in time"),
+        }
+    }
+
+    /// All families as they stand, never in the middle of a refresh.
+    pub(crate) async fn gather(&self) -> Vec<MetricFamily> {
+        let _whole = self.gauges.lock().await;
+        self.registry.gather()
+    }
+}
 
 pub(crate) struct Gauges {
     lag: IntGaugeVec,
@@ -22,7 +58,25 @@ pub(crate) struct Gauges {
     pub(crate) reload_successful: IntGauge,
     pub(crate) reload_timestamp: Gauge,
     pub(crate) retention: IntGaugeVec,
+    disk: Option<Disk>,
     sources: Vec<Arc<str>>,
+}
+
+/// Where the store, or the spool, is.
+struct Disk {
+    folder: PathBuf,
+    free: IntGauge,
+}
+
+impl Disk {
+    async fn look(&self) {
+        let folder = self.folder.clone();
+        // A file system on a network can take its time.
+        let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await;
+        if let Ok(Ok(found)) = found {
+            self.free.set(signed(found.f_bavail.saturating_mul(found.f_frsize)));
+        }
+    }
 }
 
 struct Kept {
@@ -43,7 +97,13 @@ impl Kept {
 }
 
 impl Gauges {
-    pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>, is_embedded: bool) -> Self {
+    /// `folder` is where the store or the spool is, if there is one.
+    pub(crate) fn new(
+        registry: &Registry,
+        sources: Vec<Arc<str>>,
+        is_embedded: bool,
+        folder: Option<PathBuf>,
+    ) -> Self {
         let metrics = Metrics(registry);
         // The standard process_* metrics; a registry that has them already keeps its own.
         let _ = registry.register(Box::new(ProcessCollector::for_self()));
@@ -85,6 +145,11 @@ impl Gauges {
                 "How long settled events are kept.",
                 &["topic_kind"],
             ),
+            disk: folder.map(|folder| Disk {
+                folder,
+                free: metrics
+                    .gauge("chaski_storage_free_bytes", "What is free where the store or the spool is."),
+            }),
             sources,
         };
         gauges.reload_successful.set(1);
@@ -96,20 +161,18 @@ impl Gauges {
     }
 
     /// Asks the store. What it cannot tell stays as it was.
-    pub(crate) async fn refresh(&self, operations: &Operations) {
-        if let Err(error) = self.ask(operations).await {
-            tracing::warn!(%error, "the store could not be asked for its metrics");
-        }
-    }
-
     async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
+        if let Some(disk) = &self.disk {
+            disk.look().await;
+        }
         let storage = &operations.storage;
+        let all = storage.events.progress().await?;
         // A destination that is not configured any more has nobody to wait for it.
         for gauge in [&self.lag, &self.oldest_unsettled, &self.dead, &self.dead_oldest] {
             gauge.reset();
         }
         let configured = operations.dispatcher.as_ref().map(Dispatcher::status).unwrap_or_default();
-        for progress in storage.events.progress().await? {
+        for progress in all {
             let name = &*progress.destination;
             if !configured.iter().any(|destination| destination.name == progress.destination) {
                 continue;

@@ -4,6 +4,7 @@ mod gateway;
 mod http;
 mod receiver;
 mod sender;
+mod smtp;
 
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ pub(crate) use self::gateway::{Destination, Gateway, Layout, Site, text};
 pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};
 pub(crate) use self::receiver::{Receipt, Receiver, Reply};
 pub(crate) use self::sender::{Callback, DESTINATION_SECRET, PE_PATH, PE_SECRET, hex_hmac, paid, payment};
+pub(crate) use self::smtp::MailServer;
 
 /// How long a state may take to come about; long, because the machine may have other things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
