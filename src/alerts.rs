@@ -98,7 +98,7 @@ impl Watch {
         (watch, steering)
     }
 
-    /// Looks, and tells, until `shutdown`. What a receiver has not been told by then is dropped.
+    /// Looks, and tells, until `shutdown`; then once more, so that what the last moments brought is told, too.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -108,7 +108,10 @@ impl Watch {
         loop {
             let looking = !config.receivers.is_empty();
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => {
+                    self.look(&config).await;
+                    return self.desk.flush().await;
+                }
                 Ok(()) = self.config.changed() => {
                     config = Arc::clone(&self.config.borrow_and_update());
                     self.desk.reload(&config, &self.tracker.firing());

@@ -12,6 +12,7 @@ use prometheus::{IntCounter, IntCounterVec, Registry};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::AlertsConfig;
 use super::mailbox::Mailbox;
@@ -26,8 +27,13 @@ const RETRY_CAP: Duration = Duration::from_secs(300);
 /// the chat as well.
 const RETRIES: usize = 20;
 
+/// How long what is still to be told is waited for when the process stops.
+const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
 /// All receivers.
 pub(super) struct Desk {
+    /// The process stops: no pause any more.
+    hurry: CancellationToken,
     posts: BTreeMap<Arc<str>, Post>,
     poster: Poster,
     clock: Clock,
@@ -54,6 +60,7 @@ struct Pace {
 struct Tray {
     mailbox: Mutex<Mailbox>,
     filled: Notify,
+    emptied: Notify,
 }
 
 impl Tray {
@@ -65,6 +72,12 @@ impl Tray {
     async fn wait(&self) {
         while self.open().is_empty() {
             self.filled.notified().await;
+        }
+    }
+
+    async fn wait_until_empty(&self) {
+        while !self.open().is_empty() {
+            self.emptied.notified().await;
         }
     }
 }
@@ -82,7 +95,13 @@ impl Desk {
             "Messages about alerts that were sent or given up, and alerts that found no room to wait.",
             &["receiver", "result"],
         );
-        Self { posts: BTreeMap::new(), poster: Poster::new(), clock, notifications }
+        Self {
+            hurry: CancellationToken::new(),
+            posts: BTreeMap::new(),
+            poster: Poster::new(),
+            clock,
+            notifications,
+        }
     }
 
     /// Who is told from now on. Those that stay as they were are not disturbed, one that has changed takes over what
@@ -118,12 +137,26 @@ impl Desk {
         self.posts.values().for_each(|post| post.tell(notice));
     }
 
+    /// Tells what is still to be told, now; who does not take it in a moment is not waited for.
+    pub(super) async fn flush(&self) {
+        self.hurry.cancel();
+        let empty = async {
+            for post in self.posts.values() {
+                post.tray.wait_until_empty().await;
+            }
+        };
+        if tokio::time::timeout(FLUSH_WITHIN, empty).await.is_err() {
+            tracing::warn!("some alerts were not told before the end");
+        }
+    }
+
     fn post(&self, spec: &ReceiverSpec, pace: Pace, tray: Arc<Tray>) -> Post {
         let count = |result| self.notifications.with_label_values(&[&*spec.name, result]);
         let teller = Teller {
             receiver: Receiver::new(spec, &self.poster),
             tray: Arc::clone(&tray),
             pace,
+            hurry: self.hurry.clone(),
             clock: self.clock.clone(),
             sent: count("sent"),
             failed: count("failed"),
@@ -147,6 +180,7 @@ struct Teller {
     receiver: Receiver,
     tray: Arc<Tray>,
     pace: Pace,
+    hurry: CancellationToken,
     clock: Clock,
     sent: IntCounter,
     failed: IntCounter,
@@ -157,13 +191,17 @@ impl Teller {
         let mut free_at = Instant::now();
         loop {
             self.tray.wait().await;
-            // What breaks together is told together.
-            tokio::time::sleep(self.pace.group).await;
-            tokio::time::sleep_until(free_at).await;
+            let pauses = async {
+                // What breaks together is told together.
+                tokio::time::sleep(self.pace.group).await;
+                tokio::time::sleep_until(free_at).await;
+            };
+            let _ = self.hurry.run_until_cancelled(pauses).await;
             let notices = self.tray.open().take();
             let message = Message::new(notices, self.clock.now());
             self.send(&message).await;
             self.tray.open().done();
+            self.tray.emptied.notify_one();
             free_at = Instant::now() + self.pace.every;
         }
     }

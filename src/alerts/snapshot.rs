@@ -167,4 +167,14 @@ mod tests {
         assert_eq!(snapshot.added(Measure::RefusedSignatures, "pe", &before), 2.0);
         assert_eq!(snapshot.added(Measure::RefusedSignatures, "culqi", &before), 7.0);
     }
+
+    #[test]
+    fn only_a_number_that_is_there_is_raised() {
+        let mut snapshot = Snapshot::empty(Timestamp::UNIX_EPOCH).with(Measure::LastAccepted, "pe", 5.0);
+        for (subject, least) in [("pe", 9.0), ("pe", 7.0), ("of another process", 9.0)] {
+            snapshot.raise(Measure::LastAccepted, &subject.into(), least);
+        }
+        assert_eq!(snapshot.get(Measure::LastAccepted, "pe"), Some(9.0));
+        assert_eq!(snapshot.get(Measure::LastAccepted, "of another process"), None);
+    }
 }
