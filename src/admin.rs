@@ -18,14 +18,14 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Registry, TextEncoder};
+use prometheus::TextEncoder;
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, ApiError, CALL_TIMEOUT, Operations};
-use crate::gauges::Gauges;
+use crate::gauges::Instruments;
 
 /// Connections open at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -43,9 +43,7 @@ pub(crate) struct Admin {
 
 /// What the listener answers from.
 pub(crate) struct Shared {
-    pub(crate) registry: Registry,
-    /// Refreshed by one scrape at a time.
-    pub(crate) gauges: tokio::sync::Mutex<Gauges>,
+    pub(crate) instruments: Arc<Instruments>,
     pub(crate) operations: Operations,
     pub(crate) token: Option<Secret>,
     pub(crate) ready: Arc<AtomicBool>,
@@ -125,9 +123,8 @@ fn health(shared: &Shared) -> Result<Answer, http::Error> {
 }
 
 async fn metrics(shared: &Shared) -> Result<Answer, http::Error> {
-    let gauges = shared.gauges.lock().await;
-    gauges.refresh(&shared.operations).await;
-    match TextEncoder::new().encode_to_string(&shared.registry.gather()) {
+    shared.instruments.refresh().await;
+    match TextEncoder::new().encode_to_string(&shared.instruments.gather().await) {
         Ok(text) => Response::builder().header(CONTENT_TYPE, prometheus::TEXT_FORMAT).body(Full::from(text)),
         Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n"),
     }

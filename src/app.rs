@@ -23,9 +23,10 @@ use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Shared};
+use crate::alerts::{AlertsConfig, Steering, Watch};
 use crate::api::{Operations, Reload, Reloaded};
 use crate::config::{Config, IngestConfig, StorageConfig, StorageKind};
-use crate::gauges::Gauges;
+use crate::gauges::{Gauges, Instruments};
 
 /// How long attempts under way may take when the process stops.
 const DISPATCH_DRAIN: Duration = Duration::from_secs(26);
@@ -67,6 +68,12 @@ impl Role {
         };
         config.destinations.iter().filter(mine).cloned().collect()
     }
+
+    /// What this process can see.
+    fn alerts(&self, config: &Config) -> AlertsConfig {
+        let mine = self.destinations(config).into_iter().map(|destination| destination.name);
+        config.alerts_for(mine.collect())
+    }
 }
 
 /// Everything is open and nothing runs yet.
@@ -77,6 +84,7 @@ pub struct App {
     storage: Storage,
     ready: Arc<AtomicBool>,
     clock: Clock,
+    watch: Watch,
     control: Control,
     drain: Duration,
 }
@@ -132,7 +140,11 @@ impl App {
 
         let sources = config.sources.iter().map(|source| Arc::clone(&source.name)).collect();
         let is_embedded = matches!(config.storage.kind, StorageKind::Embedded { .. });
-        let gauges = Gauges::new(&registry, sources, is_embedded);
+        let folder = match &config.storage.kind {
+            StorageKind::Embedded { path } => Some(path.clone()),
+            StorageKind::Kafka { options, .. } => options.spool.clone().filter(|_| role.has_edge()),
+        };
+        let gauges = Gauges::new(&registry, sources, is_embedded, folder);
         gauges
             .retention
             .with_label_values(&["events"])
@@ -141,6 +153,16 @@ impl App {
         let admin_config = config.admin.clone();
         let store = config.storage.identity();
         let drain = config.ingest.drain_timeout;
+        let operations = Operations {
+            storage: storage.clone(),
+            dispatcher: dispatcher.clone(),
+            clock: clock.clone(),
+            reload: None,
+        };
+        let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
+        let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
+        let (watch, alerts) =
+            Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone());
         let control = Control(Arc::new(Running {
             file: file.to_owned(),
             edge: edge.as_ref().map(Edge::handle),
@@ -150,26 +172,20 @@ impl App {
             role: role.clone(),
             in_force: Mutex::new(config),
             turn: tokio::sync::Mutex::new(()),
-            successful: gauges.reload_successful.clone(),
-            succeeded_at: gauges.reload_timestamp.clone(),
+            successful,
+            succeeded_at,
+            alerts,
         }));
         control.0.report(true);
-        let operations = Operations {
-            storage: storage.clone(),
-            dispatcher: dispatcher.clone(),
-            clock: clock.clone(),
-            reload: Some(Arc::new(control.clone())),
-        };
         let shared = Shared {
-            registry,
-            gauges: tokio::sync::Mutex::new(gauges),
-            operations,
+            instruments,
+            operations: Operations { reload: Some(Arc::new(control.clone())), ..operations },
             token: admin_config.token,
             ready: Arc::clone(&ready),
             store: store.unwrap_or_default(),
         };
         let admin = bind_admin(admin_config.listen, shared, &role).await?;
-        Ok(Self { edge, admin, dispatcher, storage, ready, clock, control, drain })
+        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, control, drain })
     }
 
     /// Where senders post to, if they do so here.
@@ -207,6 +223,7 @@ impl App {
         let pruning = self.dispatcher.as_ref().map(|_| {
             tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()))
         });
+        let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
         let unready = shutdown.clone();
@@ -229,6 +246,7 @@ impl App {
         }
         admin_stop.cancel();
         let _ = admin.await;
+        let _ = watch.await;
         self.storage.events.close().await;
     }
 }
@@ -311,6 +329,7 @@ struct Running {
     turn: tokio::sync::Mutex<()>,
     successful: prometheus::IntGauge,
     succeeded_at: prometheus::Gauge,
+    alerts: Steering,
 }
 
 #[async_trait]
@@ -351,6 +370,7 @@ impl Running {
         let old = self.in_force();
         self.refuse_orphans(&old, &new).await?;
         self.put_in_force(&old, &new).await?;
+        self.alerts.send_replace(Arc::new(self.role.alerts(&new)));
         let needs_restart = needs_restart(&old, &new);
         let reloaded =
             Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };

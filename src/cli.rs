@@ -99,6 +99,12 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<TopicsCommand>,
     },
+    /// Who is told when something is wrong
+    Alerts {
+        /// What to do.
+        #[command(subcommand)]
+        command: AlertsCommand,
+    },
     /// Make a running process read its configuration again
     Reload,
     /// Print the annotated configuration, or its JSON Schema
@@ -307,6 +313,16 @@ pub enum TopicsCommand {
     Plan,
     /// Make what is missing
     Apply,
+}
+
+/// `chaski alerts …`.
+#[derive(Debug, Subcommand)]
+pub enum AlertsCommand {
+    /// Send each receiver a test message and say what came back
+    Test {
+        /// This one only
+        receiver: Option<String>,
+    },
 }
 
 /// `chaski config …`.

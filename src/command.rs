@@ -1,5 +1,6 @@
 //! One module per command, and the one place that turns their outcomes into exit codes.
 
+mod alerts;
 pub mod check;
 pub mod config;
 mod dead;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use crate::access::Access;
 use crate::api::ListDestinations;
 use crate::app::Role;
-use crate::cli::{Cli, Command, ConfigCommand};
+use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand};
 use crate::config::{AccessConfig, Config, ConfigErrors};
 use crate::output;
 
@@ -78,6 +79,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             replay::run(&access()?, destination, from..to, yes, json).await?;
         }
         Command::Destinations { command } => destinations::run(&access()?, command, json).await?,
+        Command::Alerts { command: AlertsCommand::Test { receiver } } => {
+            return alerts::test(&Config::load(&file)?, receiver.as_deref(), json).await;
+        }
         Command::Reload => return reload::run(&access()?, json).await,
         Command::Config { command: ConfigCommand::Reference } => output::line(config::reference().trim_end()),
         Command::Config { command: ConfigCommand::Schema } => output::line(config::schema().trim_end()),

@@ -16,6 +16,7 @@ mod tls;
 mod scheme;
 mod source;
 mod destination;
+mod alerts;
 mod url;
 mod reference;
 mod schema;
@@ -41,6 +42,7 @@ pub use schema::schema;
 pub use storage::{StorageConfig, StorageKind};
 pub use value::{parse_duration, spell_duration, spell_size};
 
+use crate::alerts::AlertsConfig;
 use problem::{Place, Report};
 use reader::Node;
 
@@ -64,6 +66,8 @@ pub struct Config {
     pub source_rules: BTreeMap<Arc<str>, SourceRules>,
     /// The receivers, in the order of the file.
     pub destinations: Vec<DestinationSpec>,
+    /// Who is told when something is wrong.
+    pub alerts: AlertsConfig,
     /// What is allowed and yet worth knowing.
     pub warnings: Vec<Warning>,
 }
@@ -140,6 +144,8 @@ pub struct SourceRules {
     pub freshness: Freshness,
     /// Whether the signature covers the body.
     pub body_is_signed: bool,
+    /// How long it may go without an accepted event before somebody is told.
+    pub silence: Option<Duration>,
 }
 
 /// Real money, or play money.
@@ -261,6 +267,8 @@ impl Checker<'_> {
         let (sources, source_rules) = sources.into_config();
         let windows = source_rules.values().map(|rules| rules.dedup_window);
         storage.remember_ids_for(windows.max().unwrap_or_default());
+        let names = destinations.iter().map(|destination| Arc::clone(&destination.name)).collect();
+        let alerts = self.alerts(file.section("alerts"), &source_rules, names);
         Some(Config {
             ingest,
             admin,
@@ -269,6 +277,7 @@ impl Checker<'_> {
             sources,
             source_rules,
             destinations,
+            alerts,
             warnings: Vec::new(),
         })
     }

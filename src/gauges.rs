@@ -1,17 +1,50 @@
-//! Gauges that are read from the store when somebody asks for the metrics.
+//! The metrics of this process, and the gauges among them that are read from the store when somebody asks.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::Operations;
 
-/// How long the store may take for one scrape.
-const REFRESH_WITHIN: Duration = Duration::from_secs(2);
+/// How long the store may take to answer. What it cannot tell in time stays as it was: a scrape must not fail because
+/// brokers are away, that is when it is needed.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Everything this process measures.
+pub(crate) struct Instruments {
+    registry: Registry,
+    /// Refreshed by one at a time.
+    gauges: tokio::sync::Mutex<Gauges>,
+    operations: Operations,
+}
+
+impl Instruments {
+    pub(crate) fn new(registry: Registry, gauges: Gauges, operations: Operations) -> Self {
+        Self { registry, gauges: tokio::sync::Mutex::new(gauges), operations }
+    }
+
+    /// Asks the store for what only it knows.
+    pub(crate) async fn refresh(&self) {
+        let gauges = self.gauges.lock().await;
+        match tokio::time::timeout(ASK_WITHIN, gauges.ask(&self.operations)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the store could not be asked for its metrics"),
+            Err(_) => tracing::warn!(within = ?ASK_WITHIN, "the store did not tell its metrics in time"),
+        }
+    }
+
+    /// All families as they stand, never in the middle of a refresh.
+    pub(crate) async fn gather(&self) -> Vec<MetricFamily> {
+        let _whole = self.gauges.lock().await;
+        self.registry.gather()
+    }
+}
 
 pub(crate) struct Gauges {
     lag: IntGaugeVec,
@@ -25,7 +58,25 @@ pub(crate) struct Gauges {
     pub(crate) reload_successful: IntGauge,
     pub(crate) reload_timestamp: Gauge,
     pub(crate) retention: IntGaugeVec,
+    disk: Option<Disk>,
     sources: Vec<Arc<str>>,
+}
+
+/// Where the store, or the spool, is.
+struct Disk {
+    folder: PathBuf,
+    free: IntGauge,
+}
+
+impl Disk {
+    async fn look(&self) {
+        let folder = self.folder.clone();
+        // A file system on a network can take its time.
+        let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await;
+        if let Ok(Ok(found)) = found {
+            self.free.set(signed(found.f_bavail.saturating_mul(found.f_frsize)));
+        }
+    }
 }
 
 struct Kept {
@@ -46,7 +97,13 @@ impl Kept {
 }
 
 impl Gauges {
-    pub(crate) fn new(registry: &Registry, sources: Vec<Arc<str>>, is_embedded: bool) -> Self {
+    /// `folder` is where the store or the spool is, if there is one.
+    pub(crate) fn new(
+        registry: &Registry,
+        sources: Vec<Arc<str>>,
+        is_embedded: bool,
+        folder: Option<PathBuf>,
+    ) -> Self {
         let metrics = Metrics(registry);
         // The standard process_* metrics; a registry that has them already keeps its own.
         let _ = registry.register(Box::new(ProcessCollector::for_self()));
@@ -88,6 +145,11 @@ impl Gauges {
                 "How long settled events are kept.",
                 &["topic_kind"],
             ),
+            disk: folder.map(|folder| Disk {
+                folder,
+                free: metrics
+                    .gauge("chaski_storage_free_bytes", "What is free where the store or the spool is."),
+            }),
             sources,
         };
         gauges.reload_successful.set(1);
@@ -98,18 +160,11 @@ impl Gauges {
         gauges
     }
 
-    /// Asks the store, for a moment. What it cannot tell in time stays as it was: a scrape must not fail because
-    /// brokers are away, that is when it is needed.
-    pub(crate) async fn refresh(&self, operations: &Operations) {
-        let why = match tokio::time::timeout(REFRESH_WITHIN, self.ask(operations)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => crate::chain(&error),
-            Err(_) => format!("no answer within {REFRESH_WITHIN:?}"),
-        };
-        tracing::warn!(why, "the store could not be asked for its metrics");
-    }
-
+    /// Asks the store. What it cannot tell stays as it was.
     async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
+        if let Some(disk) = &self.disk {
+            disk.look().await;
+        }
         let storage = &operations.storage;
         if let Some(dispatcher) = &operations.dispatcher {
             let found = storage.events.progress().await?;

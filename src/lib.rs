@@ -8,6 +8,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod app;
+pub mod alerts;
 mod admin;
 pub mod api;
 mod access;

@@ -7,7 +7,8 @@
 
 pub(crate) mod client;
 mod egress;
-mod sign;
+pub(crate) mod notice;
+pub(crate) mod sign;
 
 use std::error::Error as StdError;
 use std::io;

@@ -35,4 +35,6 @@ mod testing;
 #[cfg(test)]
 mod journeys;
 
+pub use deliver::notice::{Answer, PostError, Poster};
+pub use deliver::sign::Signer;
 pub use dispatcher::{Dispatcher, DispatcherConfig, Error, REPLAYS_MAX, ReplayStarted};

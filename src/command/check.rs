@@ -35,8 +35,19 @@ pub struct Explanation {
     pub sources: Vec<Source>,
     /// The receivers.
     pub destinations: Vec<Destination>,
+    /// Who is told when something is wrong.
+    pub alerts: Vec<AlertReceiver>,
     /// What is allowed and yet worth knowing.
     pub warnings: Vec<String>,
+}
+
+/// Who is told when something is wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct AlertReceiver {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: &'static str,
 }
 
 /// The edge.
@@ -180,6 +191,12 @@ pub fn explain(config: &Config) -> Explanation {
         storage: explain_storage(&config.storage),
         sources: config.sources.iter().map(|source| explain_source(config, source)).collect(),
         destinations: config.destinations.iter().map(explain_destination).collect(),
+        alerts: config
+            .alerts
+            .receivers
+            .iter()
+            .map(|receiver| AlertReceiver { name: receiver.name.to_string(), kind: receiver.kind.name() })
+            .collect(),
         warnings: config.warnings.iter().map(ToString::to_string).collect(),
     }
 }
@@ -316,6 +333,11 @@ impl Explanation {
         self.storage.write(out)?;
         self.sources.iter().try_for_each(|source| source.write(out))?;
         self.destinations.iter().try_for_each(|destination| destination.write(out))?;
+        let told: Vec<String> =
+            self.alerts.iter().map(|receiver| format!("{} ({})", receiver.name, receiver.kind)).collect();
+        if !told.is_empty() {
+            writeln!(out, "\nalerts   to {}; `chaski alerts test` tries them", told.join(", "))?;
+        }
         if !self.warnings.is_empty() {
             writeln!(out, "\nwarnings")?;
             self.warnings.iter().try_for_each(|warning| writeln!(out, "  {warning}"))?;

@@ -43,6 +43,9 @@ pub fn reference() -> String {
 
 fn print(text: &mut String, section: &Section, path: &str, inside_optional: bool) {
     let optional = section.optional || inside_optional;
+    if let Some(each) = section.each {
+        return print(text, each, &format!("{path}.team"), optional);
+    }
     let mark = if optional { "# " } else { "" };
     text.push('\n');
     comment(text, section.doc);

@@ -92,7 +92,7 @@ const ENVIRONMENT: Kind = Kind::Choice(&["production", "sandbox"]);
 
 /// The whole file.
 pub(super) static FILE: Section =
-    section("", "", &[]).with(&[INGEST, ADMIN, STORAGE, LOG, SOURCES, DESTINATIONS]);
+    section("", "", &[]).with(&[INGEST, ADMIN, STORAGE, LOG, ALERTS, SOURCES, DESTINATIONS]);
 
 const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
     setting("listen", Kind::Address, "Address and port. A reverse proxy or [ingest.tls] belongs in front of anything but loopback.")
@@ -169,6 +169,70 @@ const LOG: Section = section(
     ],
 );
 
+const ALERTS: Section = section("alerts", "Who is told when money is at risk, without a monitoring system beside chaski: a message when it begins, again while it lasts, and when it is over. Nobody is, without a receiver.", &[
+    setting("group", from_to(Duration::from_millis(100), Duration::from_secs(600)), "What begins within this time goes to a receiver in one message.").default("\"5s\""),
+    setting("every", from_to(Duration::from_millis(100), DAY), "A receiver gets at most one message in this time; what happens meanwhile is in the next.").default("\"1m\""),
+    setting("repeat", from_to(MINUTE, Duration::from_secs(30 * 86_400)), "What lasts is told again after this time.").default("\"4h\""),
+    setting("ignore", Kind::Texts, "Alerts that nobody wants: source-failing, source-silent, signature-anomaly, quarantine, conflict, destination-failing, breaker-open, backlog-old, dead-letter, events-lost, store-poisoned, disk-low, spool-in-use, dedup-degraded, clock-off.")
+        .default("[]"),
+    setting("failures_in_a_row", Kind::Integer { min: 1, max: 1_000_000 }, "Genuine callbacks of a source in a row that were not answered 200, or failed attempts at a destination.")
+        .default("5"),
+    setting("refused_signatures", Kind::Integer { min: 1, max: 1_000_000_000 }, "Requests of a source without a right signature in five minutes: at least so many")
+        .default("20"),
+    setting("refused_signatures_share", Kind::Number { min: 0.0, max: 1.0 }, "and at least this share of all its requests.").default("0.2"),
+    setting("oldest_unsettled", from_to(SECOND, Duration::from_secs(30 * 86_400)), "Age of the oldest event that a destination has neither taken nor parked; not while its breaker is open.")
+        .default("\"5m\""),
+    setting("breaker_open", from_to(SECOND, DAY), "How long a destination's breaker may be open.").default("\"5m\""),
+    setting("degraded", from_to(SECOND, DAY), "Kafka: how long the spool may be in use, or deduplication go on without Redis.").default("\"2m\""),
+    setting("disk_free", Kind::Size { min: 0, max: 1 << 44 }, "What must be free where the store or the spool is.").default("\"1GiB\""),
+    setting("clock_offset", from_to(SECOND, HOUR), "How far this machine's clock may be off.").default("\"30s\""),
+])
+.with(&[RECEIVERS]);
+
+const RECEIVERS: Section = section("receivers", "", &[]).each(&RECEIVER).optional();
+
+static RECEIVER: Section = section(
+    "NAME",
+    "A receiver; `chaski alerts test` tries it.",
+    &[
+        setting(
+            "kind",
+            Kind::Choice(&["webhook", "slack", "dingtalk", "feishu", "wecom", "email"]),
+            "webhook: JSON to a program of yours; feishu is Lark, too.",
+        )
+        .required("\"slack\""),
+        setting(
+            "url",
+            Kind::Secret,
+            "All but email: where to post. A reference, because a bot's URL holds its token.",
+        )
+        .example("\"env:ALERTS_URL\""),
+        setting(
+            "secret",
+            Kind::Secret,
+            "webhook: signs by Standard Webhooks; dingtalk and feishu: of the bot's signing.",
+        )
+        .example("\"env:ALERTS_SECRET\""),
+        setting(
+            "server",
+            Kind::Text,
+            "email: the mail server; without a port it is 587, with tls = \"tls\" 465, with \"none\" 25.",
+        )
+        .example("\"smtp.example.com:587\""),
+        setting(
+            "tls",
+            Kind::Choice(&["starttls", "tls", "none"]),
+            "email: how the connection is protected; \"none\" to this machine only.",
+        )
+        .default("\"starttls\""),
+        setting("from", Kind::Text, "email: the sender.").example("\"chaski <chaski@example.com>\""),
+        setting("to", Kind::Texts, "email: who gets it, at most 32.").example("[\"ops@example.com\"]"),
+        setting("user", Kind::Text, "email: the login, where the server asks for one.")
+            .example("\"chaski@example.com\""),
+        setting("password", Kind::Secret, "email: its password.").example("\"env:SMTP_PASSWORD\""),
+    ],
+);
+
 const SOURCES: Section = section("sources", "", &[]).each(&SOURCE);
 
 static SOURCE: Section = section("NAME", "A sender, reached at /in/NAME. Either a preset, of which single fields may be overridden below, or a whole description.", &[
@@ -180,6 +244,8 @@ static SOURCE: Section = section("NAME", "A sender, reached at /in/NAME. Either 
     setting("allow_ips", Kind::Texts, "Peers that may post; all when left out.").example("[\"203.0.113.0/24\"]"),
     setting("dedup_window", from_to(MINUTE, Duration::from_secs(3650 * 86_400)), "How long a repeated event must be recognised; at most storage.retention.")
         .default("\"72h\""),
+    setting("silence", from_to(MINUTE, Duration::from_secs(30 * 86_400)), "An alert is raised when no event was accepted for this long; never when left out.")
+        .example("\"6h\""),
     setting("sender_retry_window", from_to(SECOND, Duration::from_secs(3650 * 86_400)), "How long the sender repeats what was not answered, if known; dedup_window must not be shorter.")
         .example("\"72h\""),
     setting("on_conflict", Kind::Choice(&["quarantine", "duplicate"]), "Same event id, other content: kept as a dead letter and alarmed, or taken for a resend. What the preset says, else quarantine.")

@@ -83,9 +83,9 @@ impl Checker<'_> {
             if let Some((spec, scheme)) = self.source(name, node, path) {
                 self.reused(node, &spec, environment, &sources);
                 let (freshness, body_is_signed) = (scheme.freshness(), scheme.body_is_authenticated());
-                sources
-                    .ready
-                    .push((spec, SourceRules { environment, dedup_window, freshness, body_is_signed }));
+                let silence = node.has("silence").then(|| node.duration("silence"));
+                let rules = SourceRules { environment, dedup_window, freshness, body_is_signed, silence };
+                sources.ready.push((spec, rules));
             }
         }
         sources

@@ -178,7 +178,7 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ("admin without token", "[admin]\nlisten = '0.0.0.0:8081'\n".to_owned(), "config_insecure", 2),
         ("listen without port", "[ingest]\nlisten = '127.0.0.1'\n".to_owned(), "config_range", 2),
         ("kafka without brokers", "[storage]\nkind = 'kafka'\n".to_owned(), "config_missing", 1),
-        ("unknown section", "[alerts]\nurl = 'x'\n".to_owned(), "config_unknown_key", 1),
+        ("unknown section", "[nobody]\nurl = 'x'\n".to_owned(), "config_unknown_key", 1),
         ("value for a table", "ingest = 1\n".to_owned(), "config_range", 1),
         ("bad name", "[sources.A]\n".to_owned(), "config_range", 1),
         ("no scheme", "[sources.a]\nsecrets = ['env:GOOD']\n".to_owned(), "config_missing", 1),
@@ -292,7 +292,9 @@ fn a_misspelt_key_is_answered_with_the_nearest_or_with_its_place() {
         said(&whole_source("tolerence = '300s'")),
         "chaski.toml:4: sources.a.tolerence: unknown key; did you mean sources.a.signature.timestamp.past and .future?"
     );
-    assert!(said("[alerts]\n").contains("known here: ingest, admin, storage, log, sources, destinations"));
+    assert!(
+        said("[nobody]\n").contains("known here: ingest, admin, storage, log, alerts, sources, destinations")
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod http;
 mod network;
 mod receiver;
 mod sender;
+mod smtp;
 mod storage;
 
 use std::process::{Command, Output};
@@ -15,6 +16,7 @@ pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};
 pub(crate) use self::network::{Network, Weather};
 pub(crate) use self::receiver::{Receipt, Receiver, Reply};
 pub(crate) use self::sender::{Callback, DESTINATION_SECRET, PE_PATH, PE_SECRET, hex_hmac, paid, payment};
+pub(crate) use self::smtp::MailServer;
 pub(crate) use self::storage::{Storage, Topics};
 
 /// How long a state may take to come about; long, because the machine may have other things to do.

@@ -25,6 +25,7 @@ mod ordered;
 mod commands;
 mod configuration;
 mod reload;
+mod alerts;
 mod process;
 mod tls;
 mod demo;

@@ -12,12 +12,14 @@ const SECRET_PREFIX: &[u8] = b"whsec_";
 /// `v1,` and 44 digits.
 const SIGNATURE_BYTES: usize = 47;
 
-/// The keys of one destination, ready to use.
+/// The keys of one receiver, ready to use.
 #[derive(Clone, Debug)]
-pub(crate) struct Signer(Vec<MacKey>);
+pub struct Signer(Vec<MacKey>);
 
 impl Signer {
-    pub(crate) fn new(secrets: &[Secret]) -> Self {
+    /// The first key is the current one.
+    #[must_use]
+    pub fn new(secrets: &[Secret]) -> Self {
         let key = |secret: &Secret| {
             let text = secret.expose();
             let decoded = text
@@ -30,7 +32,8 @@ impl Signer {
     }
 
     /// The value of `webhook-signature`; none without keys.
-    pub(crate) fn sign(&self, id: &[u8], timestamp: &[u8], body: &[u8]) -> Option<HeaderValue> {
+    #[must_use]
+    pub fn sign(&self, id: &[u8], timestamp: &[u8], body: &[u8]) -> Option<HeaderValue> {
         if self.0.is_empty() {
             return None;
         }

@@ -23,6 +23,8 @@ const HANG: Duration = Duration::from_secs(120);
 pub(crate) struct Receipt {
     pub(crate) id: String,
     pub(crate) status: u16,
+    /// Path and query.
+    pub(crate) target: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) digest: [u8; 32],
@@ -53,26 +55,31 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Reply {
     status: Option<u16>,
     headers: Vec<(&'static str, String)>,
+    body: &'static str,
     delay: Duration,
 }
 
 impl Reply {
     pub(crate) const fn status(status: u16) -> Self {
-        Self { status: Some(status), headers: Vec::new(), delay: Duration::ZERO }
+        Self { status: Some(status), headers: Vec::new(), body: "", delay: Duration::ZERO }
     }
 
     /// Reads the request and closes.
     pub(crate) const fn close() -> Self {
-        Self { status: None, headers: Vec::new(), delay: Duration::ZERO }
+        Self { status: None, headers: Vec::new(), body: "", delay: Duration::ZERO }
     }
 
     /// Reads the request and says nothing until the sender gives up.
     pub(crate) const fn hang() -> Self {
-        Self { status: None, headers: Vec::new(), delay: HANG }
+        Self { status: None, headers: Vec::new(), body: "", delay: HANG }
     }
 
     pub(crate) fn after(self, delay: Duration) -> Self {
         Self { delay, ..self }
+    }
+
+    pub(crate) fn saying(self, body: &'static str) -> Self {
+        Self { body, ..self }
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -215,8 +222,16 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     }
     let status = reply.status.unwrap_or_default();
     let digest = Sha256::digest(&body).into();
-    let receipt =
-        Receipt { id, status, headers: head.headers, body, digest, arrived, answered: Instant::now() };
+    let receipt = Receipt {
+        id,
+        status,
+        target: head.uri.to_string(),
+        headers: head.headers,
+        body,
+        digest,
+        arrived,
+        answered: Instant::now(),
+    };
     state.receipts.lock().unwrap().push(receipt);
     if status == 0 {
         return Err(Closed);
@@ -225,5 +240,5 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     for (name, value) in reply.headers {
         response = response.header(name, value);
     }
-    Ok(response.body(Full::default()).unwrap())
+    Ok(response.body(Full::from(reply.body)).unwrap())
 }

@@ -1,0 +1,112 @@
+//! Since when something is wrong, and what has to be told of it. Pure; time is an argument.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::conditions::{Finding, Key};
+use super::message::{Notice, State};
+
+/// What is wrong, by what it is about; as many as there are conditions and configured names.
+#[derive(Debug, Default)]
+pub(super) struct Tracker(BTreeMap<Key, Tracked>);
+
+#[derive(Debug)]
+struct Tracked {
+    summary: String,
+    since: Timestamp,
+    /// When it was last told, if it has lasted long enough for that.
+    told: Option<Timestamp>,
+}
+
+impl Tracker {
+    /// Takes what is wrong now and returns what has to be told.
+    pub(super) fn step(&mut self, findings: Vec<Finding>, now: Timestamp, repeat: Duration) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let mut before = std::mem::take(&mut self.0);
+        for Finding { key, summary, hold } in findings {
+            let known = before.remove(&key);
+            let (since, told) = known.map_or((now, None), |known| (known.since, known.told));
+            let has_lasted = |time: Duration, since: Timestamp| {
+                SignedDuration::try_from(time).is_ok_and(|time| now.duration_since(since) >= time)
+            };
+            let is_due = match told {
+                None => has_lasted(hold, since),
+                Some(told) => has_lasted(repeat, told),
+            };
+            if is_due {
+                notices.push(Notice::new(&key, State::Firing, since, summary.clone()));
+            }
+            self.0.insert(key, Tracked { summary, since, told: if is_due { Some(now) } else { told } });
+        }
+        let over = before.into_iter().filter(|(_, tracked)| tracked.told.is_some());
+        notices.extend(over.map(|(key, tracked)| {
+            let summary = key.0.resolved(&key.1);
+            Notice::new(&key, State::Resolved, tracked.since, summary)
+        }));
+        notices
+    }
+
+    /// What has been told and is not over.
+    pub(super) fn firing(&self) -> Vec<Notice> {
+        let told = self.0.iter().filter(|(_, tracked)| tracked.told.is_some());
+        told.map(|(key, tracked)| Notice::new(key, State::Firing, tracked.since, tracked.summary.clone()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alerts::Condition;
+
+    fn finding(hold: u64) -> Finding {
+        let key = (Condition::DestinationFailing, "erp".into());
+        Finding { key, summary: "erp: failing".to_owned(), hold: Duration::from_secs(hold) }
+    }
+
+    #[test]
+    fn an_alert_is_told_once_repeated_while_it_lasts_and_resolved() {
+        // Seconds, what is wrong (and how long it must last), what is told.
+        use State::{Firing, Resolved};
+        let cases: &[(i64, Option<u64>, Option<State>)] = &[
+            (0, Some(0), Some(Firing)),
+            (1, Some(0), None),
+            (99, Some(0), None),
+            (100, Some(0), Some(Firing)),
+            (101, Some(0), None),
+            (102, None, Some(Resolved)),
+            (103, None, None),
+            // What must last is not told before it has, and not resolved if nobody was told.
+            (200, Some(10), None),
+            (209, Some(10), None),
+            (209, None, None),
+            (210, Some(10), None),
+            (219, Some(10), None),
+            (220, Some(10), Some(Firing)),
+            (221, None, Some(Resolved)),
+        ];
+        let mut tracker = Tracker::default();
+        for (second, wrong, told) in cases {
+            let now = Timestamp::from_second(*second).unwrap();
+            let findings = wrong.map(finding).into_iter().collect();
+            let notices = tracker.step(findings, now, Duration::from_secs(100));
+            let states: Vec<State> = notices.iter().map(|notice| notice.state).collect();
+            assert_eq!(states, told.iter().copied().collect::<Vec<_>>(), "at {second}");
+            let is_told = tracker.firing().len();
+            assert_eq!(is_told, usize::from(wrong.is_some() && !matches!(*second, 200..=219)), "at {second}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_says_since_when() {
+        let mut tracker = Tracker::default();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        tracker.step(vec![finding(0)], at(5), Duration::from_secs(10));
+        let again = tracker.step(vec![finding(0)], at(15), Duration::from_secs(10));
+        let over = tracker.step(Vec::new(), at(20), Duration::from_secs(10));
+        assert_eq!([again[0].since, over[0].since], [at(5), at(5)]);
+        assert_eq!(over[0].summary, "erp takes deliveries again");
+    }
+}
