@@ -76,13 +76,10 @@ fn survives(name: &'static str, breaks: impl FnOnce(&mut Servers, &Topics, &Town
 #[test]
 fn the_leader_is_killed() {
     survives("leader", |servers, topics, town, _| {
-        for _ in 0..2 {
-            let leader = servers.leader(topics);
-            servers.cluster.brokers[leader].kill();
-            town.goes_on("without its leader", Duration::from_secs(6));
-            servers.cluster.brokers[leader].run();
-            servers.wait_until_in_sync(topics);
-        }
+        let leader = servers.leader(topics);
+        servers.cluster.brokers[leader].kill();
+        town.goes_on("without its leader", Duration::from_secs(6));
+        servers.cluster.brokers[leader].run();
     });
 }
 
