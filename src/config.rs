@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use chaski_common::secret::Secret;
 use chaski_dispatcher::destination::DestinationSpec;
+use chaski_ingest::TlsConfig;
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::verify::Freshness;
 
@@ -98,6 +99,13 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Authorities of which senders must show a certificate.
     pub client_ca: Option<PathBuf>,
+}
+
+impl From<&TlsFiles> for TlsConfig {
+    fn from(files: &TlsFiles) -> Self {
+        let TlsFiles { cert, key, client_ca } = files.clone();
+        Self { cert, key, client_ca }
+    }
 }
 
 /// `[admin]`.

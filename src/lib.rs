@@ -11,6 +11,7 @@ pub mod app;
 mod admin;
 pub mod api;
 mod access;
+mod certificate;
 mod gauges;
 mod logging;
 mod output;
