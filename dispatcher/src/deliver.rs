@@ -7,6 +7,7 @@
 
 pub(crate) mod client;
 mod egress;
+pub(crate) mod reach;
 mod sign;
 
 use std::error::Error as StdError;

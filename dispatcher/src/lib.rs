@@ -35,4 +35,5 @@ mod testing;
 #[cfg(test)]
 mod journeys;
 
+pub use deliver::reach::{Reached, Step, Unreachable, reach};
 pub use dispatcher::{Dispatcher, DispatcherConfig, Error, REPLAYS_MAX, ReplayStarted};
