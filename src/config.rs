@@ -39,6 +39,7 @@ pub use access::AccessConfig;
 pub use problem::{ConfigErrors, Problem, Reason, Warning};
 pub use reference::reference;
 pub use schema::schema;
+pub(crate) use secret::weakness;
 pub use storage::{StorageConfig, StorageKind};
 pub use value::{parse_duration, spell_duration, spell_size};
 
@@ -374,7 +375,7 @@ impl Checker<'_> {
 
     /// Refuses a secret that can be guessed.
     fn strong(&mut self, at: &Place, secret: &Secret, way_out: &str) -> bool {
-        let weakness = secret::weakness(secret);
+        let weakness = weakness(secret);
         if let Some(weakness) = weakness {
             let hint = format!("take {} random bytes or more{way_out}", secret::BYTES_MIN);
             self.report.refuse(at, Reason::SecretWeak, weakness, hint);

@@ -1,5 +1,6 @@
 //! What the journeys share: a site with a running gateway, senders, receivers, and waiting for a state.
 
+mod certificate;
 mod gateway;
 mod http;
 mod receiver;
@@ -8,6 +9,7 @@ mod sender;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::certificate::{certificate, expire};
 pub(crate) use self::gateway::{Destination, Gateway, Layout, Site, text};
 pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};
 pub(crate) use self::receiver::{Receipt, Receiver, Reply};

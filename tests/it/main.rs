@@ -24,6 +24,7 @@ mod configuration;
 mod reload;
 mod process;
 mod tls;
+mod doctor;
 mod demo;
 
 mod crash;

@@ -5,38 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, eventually, payment, text, tool,
-    tool_output,
+    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, certificate, eventually, payment, text,
+    tool, tool_output,
 };
-
-/// The certificate `NAME.pem` with the key `NAME.key` in the site's folder, signed by itself or by `issuer`.
-fn certificate(site: &Site, name: &str, issuer: Option<&str>, extensions: &[&str]) {
-    let file = |name: &str, kind: &str| text(&site.path(&format!("{name}.{kind}"))).to_owned();
-    let config = site.path("openssl.cnf");
-    std::fs::write(&config, "[req]\ndistinguished_name = dn\n[dn]\n").unwrap();
-    let (subject, cert, key) = (format!("/CN={name}"), file(name, "pem"), file(name, "key"));
-    let mut arguments = vec![
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ];
-    arguments.extend(["-config", text(&config), "-subj", &subject, "-keyout", &key, "-out", &cert]);
-    let issuer = issuer.map(|issuer| (file(issuer, "pem"), file(issuer, "key")));
-    if let Some((cert, key)) = &issuer {
-        arguments.extend(["-CA", cert, "-CAkey", key]);
-    }
-    for extension in extensions {
-        arguments.extend(["-addext", extension]);
-    }
-    tool("openssl", &arguments);
-    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
-}
 
 fn site(tls: &str) -> (Site, Receiver) {
     let receiver = Receiver::start();
