@@ -156,7 +156,7 @@ fn an_address_that_a_stranger_has_is_bad() {
 
 #[test]
 fn another_stores_process_is_told_from_ours() {
-    let [ours, other] = [Layout::default(), Layout::default()].map(|layout| Site::new(&layout));
+    let [ours, other, new] = [(); 3].map(|()| Site::new(&Layout::default()));
     let gateway = ours.start();
     gateway.signal("TERM");
     gateway.wait_for_exit();
@@ -165,6 +165,8 @@ fn another_stores_process_is_told_from_ours() {
     let gateway = other.spawn();
     eventually("it runs", || gateway.logged("chaski is running"));
     Report::of(&ours).exits(1).says("process", "bad", "another store");
+    new.write(&text.replace("path = \"store\"", "path = \"nothing-yet\""));
+    Report::of(&new).exits(1).says("process", "bad", "no store in this folder");
 }
 
 #[test]

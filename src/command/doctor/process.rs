@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use chaski_common::clock::Clock;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpSocket;
@@ -12,7 +13,6 @@ use super::finding::{Finding, Verdict};
 use crate::access::Remote;
 use crate::api::{DestinationView, ListDestinations};
 use crate::config::{AccessConfig, Config};
-use chaski_common::clock::Clock;
 
 /// Money that has waited this long is at risk; the alert on the backlog pages at the same age.
 const OLDEST_BAD: SignedDuration = SignedDuration::from_secs(300);
@@ -33,6 +33,10 @@ pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> 
         findings.push(Finding::skipped("process", format!("nothing answers at {}", access.admin)));
         return findings;
     };
+    if access.storage.identity().is_none() {
+        let found = format!("chaski answers at {}, and there is no store in this folder", access.admin);
+        return vec![Finding::bad("process", found, "is this the right configuration (-c)?")];
+    }
     let mut findings =
         vec![Finding::good("admin address", format!("{admin}: chaski answers, with this store"))];
     let metrics = match remote.get("/metrics").await {

@@ -26,3 +26,33 @@ pub(super) fn judge(spec: &SourceSpec, rules: SourceRules) -> Finding {
     }
     Finding::good(check, found)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::finding::Verdict;
+    use super::*;
+    use crate::config::Config;
+
+    fn found(secrets: &str) -> Finding {
+        let text =
+            format!("[sources.pe]\nprovider = 'pagoefectivo'\nsecrets = {secrets}\nweak_secret = 'allow'\n");
+        let env = |name: &str| match name {
+            "GOOD" => Some("Kq7vT2mXbR9sLwYd4HnZpF6cJ3gUeA8o".to_owned()),
+            "OTHER" => Some("Vb6kP1zQw8RtY3uJh5NsXc9LmD2fGaEo".to_owned()),
+            _ => Some("short".to_owned()),
+        };
+        let config = Config::parse(&text, Path::new("chaski.toml"), &env).unwrap();
+        judge(&config.sources[0], config.source_rules[&config.sources[0].name])
+    }
+
+    #[test]
+    fn secrets_are_counted_and_weak_ones_told() {
+        assert_eq!(found("['env:GOOD']"), Finding::good("source pe", "production, 1 secret"));
+        let rotating = found("['env:GOOD', 'env:OTHER']");
+        assert_eq!(rotating.verdict, Verdict::Good);
+        assert!(rotating.found.contains("rotation"), "{rotating:?}");
+        assert_eq!(found("['env:GOOD', 'env:WEAK']").verdict, Verdict::Warning);
+    }
+}

@@ -1,5 +1,8 @@
 //! `[ingest.tls]`: whether the edge can use the files, whether senders can follow the chain, and for how long.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use chaski_common::clock::Clock;
 use chaski_ingest::TlsConfig;
 use jiff::Timestamp;
@@ -8,8 +11,6 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::path::Path;
-use std::sync::Arc;
 
 use super::finding::{Finding, Verdict};
 use super::on_thread;
