@@ -1,6 +1,7 @@
 //! How a command reaches the store: through the admin API of a running process, or by opening the store of
 //! one that stands still.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(crate) enum Access {
     Local(Operations),
 }
 
+/// A process that is running.
 pub(crate) struct Remote {
     client: Client<HttpConnector, Full<Bytes>>,
     base: String,
@@ -42,23 +44,15 @@ pub(crate) struct Remote {
 impl Access {
     /// Asks for a running process first; without one, opens the store of the configuration.
     pub(crate) async fn find(config: &AccessConfig) -> anyhow::Result<Self> {
-        let remote = Remote::new(config)?;
-        if let Some(has) = remote.store().await {
-            match config.storage.identity() {
-                Some(wanted) if wanted != has => bail!(
-                    "the process at {} has another store than {}; is this the right configuration (-c)?",
-                    remote.base,
-                    shown(&config.storage)
-                ),
-                _ => return Ok(Self::Remote(remote)),
-            }
+        if let Some(remote) = Remote::find(config).await? {
+            return Ok(Self::Remote(remote));
         }
         let storage = match &config.storage.kind {
-            StorageKind::Embedded { path } => open_file(path, &remote.base)?,
+            StorageKind::Embedded { path } => open_file(path, config.admin)?,
             StorageKind::Kafka { options, .. } => {
                 output::say(format_args!(
                     "nothing answers at {}; reading {} itself, which may take a moment",
-                    remote.base,
+                    config.admin,
                     shown(&config.storage)
                 ));
                 let opened = kafka::open(options, &Registry::new()).await;
@@ -98,7 +92,7 @@ fn shown(storage: &StorageConfig) -> String {
 }
 
 /// Opens a store that no process has.
-fn open_file(path: &Path, admin: &str) -> anyhow::Result<Storage> {
+fn open_file(path: &Path, admin: SocketAddr) -> anyhow::Result<Storage> {
     if !path.join(embedded::FILE).exists() {
         bail!(
             "nothing answers at {admin} and there is no store in {}; is this the right configuration (-c)?",
@@ -114,6 +108,20 @@ fn open_file(path: &Path, admin: &str) -> anyhow::Result<Storage> {
 }
 
 impl Remote {
+    /// The process that runs on this configuration's store; none if no chaski answers.
+    pub(crate) async fn find(config: &AccessConfig) -> anyhow::Result<Option<Self>> {
+        let remote = Self::new(config)?;
+        let Some(has) = remote.store().await else { return Ok(None) };
+        match config.storage.identity() {
+            Some(wanted) if wanted != has => bail!(
+                "the process at {} has another store than {}; is this the right configuration (-c)?",
+                remote.base,
+                shown(&config.storage)
+            ),
+            _ => Ok(Some(remote)),
+        }
+    }
+
     fn new(config: &AccessConfig) -> anyhow::Result<Self> {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -133,13 +141,32 @@ impl Remote {
         Some(answered.headers().get(STORE_HEADER)?.to_str().ok()?.to_owned())
     }
 
-    async fn call<C: Call>(&self, call: C) -> anyhow::Result<C::Answer> {
+    /// Reads one of its pages: `/readyz`, `/metrics`.
+    pub(crate) async fn get(&self, page: &str) -> anyhow::Result<(StatusCode, String)> {
+        let request = Request::get(format!("{}{page}", self.base)).body(Full::default())?;
+        let (status, body) = self.exchange(request).await?;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
+    /// Asks one question.
+    pub(crate) async fn call<C: Call>(&self, call: C) -> anyhow::Result<C::Answer> {
         let mut request = Request::post(format!("{}/api/{}", self.base, C::NAME))
             .header("content-type", "application/json");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request.body(Full::from(serde_json::to_vec(&call)?))?;
+        let (status, body) = self.exchange(request.body(Full::from(serde_json::to_vec(&call)?))?).await?;
+        if status == StatusCode::OK {
+            return serde_json::from_slice(&body).context("an answer of another version of chaski?");
+        }
+        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        match answer["error"].as_str() {
+            Some(why) => bail!("{why}"),
+            None => bail!("{} answered {status}", self.base),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
         let exchange = async {
             let response = self.client.request(request).await?;
             let status = response.status();
@@ -149,17 +176,9 @@ impl Remote {
                 .map_err(|error| anyhow!(error))?;
             anyhow::Ok((status, body.to_bytes()))
         };
-        let (status, body) = tokio::time::timeout(CALL_TIMEOUT, exchange)
+        tokio::time::timeout(CALL_TIMEOUT, exchange)
             .await
             .with_context(|| format!("no answer from {} within {CALL_TIMEOUT:?}", self.base))?
-            .with_context(|| format!("asking {}", self.base))?;
-        if status == StatusCode::OK {
-            return serde_json::from_slice(&body).context("an answer of another version of chaski?");
-        }
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        match answer["error"].as_str() {
-            Some(why) => bail!("{why}"),
-            None => bail!("{} answered {status}", self.base),
-        }
+            .with_context(|| format!("asking {}", self.base))
     }
 }

@@ -17,14 +17,15 @@ use chaski_common::storage::{EventFilter, Progress, Storage, StorageError, embed
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::source::SourceSpec;
-use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, TlsConfig};
-use jiff::SignedDuration;
+use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, Tls, TlsConfig};
+use jiff::{SignedDuration, Timestamp};
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Shared};
 use crate::alerts::{AlertsConfig, Steering, Watch};
 use crate::api::{Operations, Reload, Reloaded};
+use crate::certificate;
 use crate::config::{Config, IngestConfig, StorageConfig, StorageKind};
 use crate::gauges::{Gauges, Instruments};
 
@@ -160,6 +161,7 @@ impl App {
             reload: None,
         };
         let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
+        let (certificate_until, pruned_at) = (gauges.certificate_until.clone(), gauges.pruned_at.clone());
         let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
         let (watch, alerts) =
             Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone());
@@ -174,6 +176,8 @@ impl App {
             turn: tokio::sync::Mutex::new(()),
             successful,
             succeeded_at,
+            certificate_until,
+            pruned_at,
             alerts,
         }));
         control.0.report(true);
@@ -297,11 +301,7 @@ fn edge_config(config: &Config) -> EdgeConfig {
     EdgeConfig {
         listen: ingest.listen,
         max_body: ingest.body_bytes_max,
-        tls: ingest.tls.as_ref().map(|tls| TlsConfig {
-            cert: tls.cert.clone(),
-            key: tls.key.clone(),
-            client_ca: tls.client_ca.clone(),
-        }),
+        tls: ingest.tls.as_ref().map(Into::into),
         limits: Limits {
             connections_max: ingest.connections_max,
             inflight_requests_max: ingest.requests_max,
@@ -329,6 +329,8 @@ struct Running {
     turn: tokio::sync::Mutex<()>,
     successful: prometheus::IntGauge,
     succeeded_at: prometheus::Gauge,
+    certificate_until: prometheus::IntGauge,
+    pruned_at: prometheus::IntGauge,
     alerts: Steering,
 }
 
@@ -363,18 +365,21 @@ impl Running {
 
     async fn try_reload(&self) -> Result<Reloaded, String> {
         let file = self.file.clone();
-        let new = tokio::task::spawn_blocking(move || Config::load(&file))
-            .await
-            .map_err(|_| "reading the configuration was interrupted".to_owned())?
-            .map_err(|problems| problems.to_string())?;
+        let (new, tls) = tokio::task::spawn_blocking(move || {
+            let new = Config::load(&file).map_err(|problems| problems.to_string())?;
+            let tls = new.ingest.tls.as_ref().map(|files| TlsConfig::from(files).load()).transpose();
+            Ok::<_, String>((new, tls.map_err(|error| crate::chain(&error))?))
+        })
+        .await
+        .map_err(|_| "reading the configuration was interrupted".to_owned())??;
         let old = self.in_force();
         self.refuse_orphans(&old, &new).await?;
-        self.put_in_force(&old, &new).await?;
+        self.put_in_force(&old, &new, tls).await?;
         self.alerts.send_replace(Arc::new(self.role.alerts(&new)));
         let needs_restart = needs_restart(&old, &new);
         let reloaded =
             Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
-        let ingest = IngestConfig { body_bytes_max: new.ingest.body_bytes_max, ..old.ingest };
+        let ingest = reloadable(&new.ingest, old.ingest);
         let in_force = Config { ingest, admin: old.admin, storage: old.storage, log: old.log, ..new };
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = in_force;
         Ok(reloaded)
@@ -382,7 +387,7 @@ impl Running {
 
     /// A source that goes is taken from the edge before the destinations forget it, one that comes is known to
     /// them before the edge takes its first event.
-    async fn put_in_force(&self, old: &Config, new: &Config) -> Result<(), String> {
+    async fn put_in_force(&self, old: &Config, new: &Config, tls: Option<Tls>) -> Result<(), String> {
         let stays = |source: &&SourceSpec| new.sources.iter().any(|kept| kept.name == source.name);
         let staying = old.sources.iter().filter(stays).cloned().collect();
         let take = |sources| match &self.edge {
@@ -400,6 +405,7 @@ impl Running {
         take(new.sources.clone())?;
         if let Some(edge) = &self.edge {
             edge.set_max_body(new.ingest.body_bytes_max);
+            tls.into_iter().for_each(|tls| edge.set_tls(tls));
         }
         Ok(())
     }
@@ -454,15 +460,24 @@ impl Running {
         self.successful.set(i64::from(successful));
         if successful {
             self.succeeded_at.set(self.clock.now().as_duration().as_secs_f64());
+            let certificate = self.edge.as_ref().and_then(EdgeHandle::certificate);
+            self.certificate_until.set(
+                certificate.and_then(|der| certificate::not_after(&der)).map_or(0, Timestamp::as_second),
+            );
         }
     }
 }
 
+/// What of `[ingest]` is in force after a reload: the listener stays as it was opened, in clear text or not.
+fn reloadable(new: &IngestConfig, old: IngestConfig) -> IngestConfig {
+    let tls = old.tls.map(|old| new.tls.clone().unwrap_or(old));
+    IngestConfig { body_bytes_max: new.body_bytes_max, tls, ..old }
+}
+
 /// The settings a running process cannot change.
 fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
-    let fixed = IngestConfig { body_bytes_max: old.ingest.body_bytes_max, ..new.ingest.clone() };
     [
-        ("[ingest]", old.ingest != fixed),
+        ("[ingest]", reloadable(&new.ingest, old.ingest.clone()) != new.ingest),
         ("[admin]", old.admin != new.admin),
         ("[storage]", old.storage != new.storage),
         ("[log]", old.log != new.log),
@@ -489,7 +504,10 @@ async fn prune(storage: Storage, control: Control, clock: Clock, shutdown: Cance
         while !shutdown.is_cancelled() {
             match storage.events.prune(before, &destinations, PRUNE_EVENTS).await {
                 Ok(deleted) if deleted == PRUNE_EVENTS => tokio::task::yield_now().await,
-                Ok(_) => break,
+                Ok(_) => {
+                    control.0.pruned_at.set(clock.now().as_second());
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "old events could not be deleted and will be tried again");
                     break;

@@ -1,6 +1,7 @@
 //! The command line: what can be said, not what it does.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chaski_common::clock::Clock;
 use chaski_common::event::EventId;
@@ -40,6 +41,8 @@ pub enum Command {
     Demo(Demo),
     /// Load the configuration and explain it; secrets are never shown
     Check,
+    /// Tell whether the installation is sound; changes nothing
+    Doctor(Doctor),
     /// Sign as a source's provider would, post, and print the answers
     Send(Send),
     /// What came in, and what became of it
@@ -124,6 +127,23 @@ pub struct Demo {
     /// With the ids of events in this Redis
     #[arg(long, value_name = "URL", requires = "kafka")]
     pub redis: Option<String>,
+}
+
+/// `chaski doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Instead of looking: post an event of this source and follow it to every destination it is routed to
+    #[arg(long, value_name = "SOURCE")]
+    pub canary: Option<String>,
+    /// Where to post it, instead of the configured edge and path
+    #[arg(long, requires = "canary")]
+    pub url: Option<String>,
+    /// How long to follow it
+    #[arg(long, requires = "canary", default_value = "30s", value_parser = time_span)]
+    pub timeout: Duration,
+    /// Post it though the source's environment is production: the receivers will take it for a payment
+    #[arg(long, requires = "canary")]
+    pub yes_production: bool,
 }
 
 /// `chaski send`.
@@ -344,6 +364,16 @@ fn moment(text: &str) -> Result<Timestamp, String> {
         "a time such as 2026-11-22T10:00:00Z or 2026-11-22T05:00:00-05:00, or how long ago, such as 2h"
             .to_owned()
     })
+}
+
+/// Longest time that a canary is followed.
+const FOLLOW_MAX: Duration = Duration::from_secs(3600);
+
+fn time_span(text: &str) -> Result<Duration, String> {
+    match crate::config::parse_duration(text) {
+        Some(span) if !span.is_zero() && span <= FOLLOW_MAX => Ok(span),
+        _ => Err("a time span such as 30s, at most 1h".to_owned()),
+    }
 }
 
 fn limit(text: &str) -> Result<usize, String> {

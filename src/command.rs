@@ -6,6 +6,7 @@ pub mod config;
 mod dead;
 mod demo;
 mod destinations;
+mod doctor;
 mod events;
 mod parked;
 mod reload;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use crate::access::Access;
 use crate::api::ListDestinations;
 use crate::app::Role;
-use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand};
+use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand, Doctor};
 use crate::config::{AccessConfig, Config, ConfigErrors};
 use crate::output;
 
@@ -48,7 +49,13 @@ pub fn main(cli: Cli) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(cli)) {
+    let is_look = matches!(cli.command, Command::Doctor(_));
+    let outcome = runtime.block_on(run(cli));
+    if is_look {
+        // What it looked at may hang still, a name server for one; nobody waits for that.
+        runtime.shutdown_background();
+    }
+    match outcome {
         Ok(code) => code,
         Err(error) if error.is::<ConfigErrors>() => {
             output::say(error);
@@ -71,6 +78,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topics { command } => return topics::run(&access()?, command, json).await,
         Command::Demo(demo) => return demo::run(demo, json).await,
         Command::Check => output::line(check::run(&load_to_check(&file, json)?, json).trim_end()),
+        Command::Doctor(Doctor { canary: None, .. }) => return doctor::run(&file, json).await,
+        Command::Doctor(Doctor { canary: Some(source), url, timeout, yes_production }) => {
+            let (config, access) = (Config::load(&file)?, access()?);
+            let canary = doctor::Canary { source, url, timeout, yes_production };
+            return doctor::canary(&config, &access, canary, json).await;
+        }
         Command::Send(send) => return send::run(&Config::load(&file)?, send, json).await,
         Command::Events { filter, command } => events::run(&access()?, filter, command, json).await?,
         Command::Parked { filter, command } => parked::run(&access()?, filter, command, json).await?,

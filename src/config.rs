@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use chaski_common::secret::Secret;
 use chaski_dispatcher::destination::DestinationSpec;
+use chaski_ingest::TlsConfig;
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::verify::Freshness;
 
@@ -39,6 +40,7 @@ pub use access::AccessConfig;
 pub use problem::{ConfigErrors, Problem, Reason, Warning};
 pub use reference::reference;
 pub use schema::schema;
+pub(crate) use secret::weakness;
 pub use storage::{StorageConfig, StorageKind};
 pub use value::{parse_duration, spell_duration, spell_size};
 
@@ -102,6 +104,13 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// Authorities of which senders must show a certificate.
     pub client_ca: Option<PathBuf>,
+}
+
+impl From<&TlsFiles> for TlsConfig {
+    fn from(files: &TlsFiles) -> Self {
+        let TlsFiles { cert, key, client_ca } = files.clone();
+        Self { cert, key, client_ca }
+    }
 }
 
 /// `[admin]`.
@@ -375,7 +384,7 @@ impl Checker<'_> {
 
     /// Refuses a secret that can be guessed.
     fn strong(&mut self, at: &Place, secret: &Secret, way_out: &str) -> bool {
-        let weakness = secret::weakness(secret);
+        let weakness = weakness(secret);
         if let Some(weakness) = weakness {
             let hint = format!("take {} random bytes or more{way_out}", secret::BYTES_MIN);
             self.report.refuse(at, Reason::SecretWeak, weakness, hint);

@@ -57,6 +57,8 @@ pub(crate) struct Gauges {
     kept: Option<Kept>,
     pub(crate) reload_successful: IntGauge,
     pub(crate) reload_timestamp: Gauge,
+    pub(crate) certificate_until: IntGauge,
+    pub(crate) pruned_at: IntGauge,
     pub(crate) retention: IntGaugeVec,
     disk: Option<Disk>,
     sources: Vec<Arc<str>>,
@@ -139,6 +141,17 @@ impl Gauges {
             reload_timestamp: metrics.seconds(
                 "chaski_config_last_reload_success_timestamp_seconds",
                 "When a configuration was last taken into force.",
+            ),
+            certificate_until: metrics
+                .gauges(
+                    "chaski_tls_certificate_not_after_timestamp_seconds",
+                    "When the certificate in force expires; 0 in clear text.",
+                    &["listener"],
+                )
+                .with_label_values(&["edge"]),
+            pruned_at: metrics.gauge(
+                "chaski_purge_last_success_timestamp_seconds",
+                "When everything that was past its retention had last been deleted.",
             ),
             retention: metrics.gauges(
                 "chaski_log_retention_seconds",

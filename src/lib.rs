@@ -12,6 +12,7 @@ pub mod alerts;
 mod admin;
 pub mod api;
 mod access;
+mod certificate;
 mod gauges;
 mod logging;
 mod output;

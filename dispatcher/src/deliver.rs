@@ -8,6 +8,7 @@
 pub(crate) mod client;
 mod egress;
 pub(crate) mod notice;
+pub(crate) mod reach;
 pub(crate) mod sign;
 
 use std::error::Error as StdError;

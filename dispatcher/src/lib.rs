@@ -36,5 +36,6 @@ mod testing;
 mod journeys;
 
 pub use deliver::notice::{Answer, PostError, Poster};
+pub use deliver::reach::{Reached, Step, Unreachable, reach};
 pub use deliver::sign::Signer;
 pub use dispatcher::{Dispatcher, DispatcherConfig, Error, REPLAYS_MAX, ReplayStarted};

@@ -22,5 +22,5 @@ mod accept;
 pub mod respond;
 mod metrics;
 
-pub use server::{Edge, EdgeConfig, EdgeError, EdgeHandle, Limits, TlsConfig};
+pub use server::{Edge, EdgeConfig, EdgeError, EdgeHandle, Limits, Tls, TlsConfig};
 pub use source::SpecError;

@@ -4,12 +4,13 @@
 //! wait, which they survive better than an answer we cannot give. What hyper refuses by itself (broken HTTP)
 //! never reaches a request, so it is counted here, at the connection.
 
+mod tls;
 pub(crate) mod wire;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -24,9 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus::Registry;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -42,6 +41,7 @@ use crate::metrics::{ConnectionError, EdgeMetrics};
 use crate::request::check_target;
 use crate::respond::{Outcome, Refusal};
 use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
+pub use tls::{Tls, TlsConfig};
 use wire::{Phase, Wire};
 
 /// Connections the kernel holds for us while all permits are out.
@@ -73,17 +73,6 @@ impl Default for EdgeConfig {
             limits: Limits::default(),
         }
     }
-}
-
-/// Certificate and key, in PEM.
-#[derive(Clone, Debug)]
-pub struct TlsConfig {
-    /// The certificate and what leads to its root, in that order.
-    pub cert: PathBuf,
-    /// The private key.
-    pub key: PathBuf,
-    /// Roots of client certificates; when given, a client without one is refused.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// Bounds of the edge. At a bound it slows down or refuses; it does not fall over.
@@ -167,7 +156,6 @@ pub enum EdgeError {
 pub struct Edge {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
     shared: Arc<Shared>,
 }
 
@@ -177,6 +165,8 @@ pub struct EdgeHandle(Arc<Shared>);
 
 struct Shared {
     limits: Limits,
+    /// What connections that come from now on are spoken to with; none in clear text.
+    tls: RwLock<Option<Tls>>,
     sources: RwLock<Arc<Sources>>,
     acceptor: Acceptor,
     metrics: EdgeMetrics,
@@ -197,7 +187,7 @@ impl Edge {
     ) -> Result<Self, EdgeError> {
         let metrics = EdgeMetrics::new(registry, storage.events.labels());
         let sources = Sources::compile(sources, &metrics)?;
-        let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
+        let tls = config.tls.as_ref().map(TlsConfig::load).transpose()?;
         let failed = |source| EdgeError::Listen { listen: config.listen, source };
         let listener = listen(config.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -205,8 +195,9 @@ impl Edge {
         metrics.capacity("connections", limits.connections_max);
         let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
         let peers = Peers { each_max: limits.connections_per_peer, open: Mutex::default() };
-        let shared = Shared { limits, sources: RwLock::new(Arc::new(sources)), acceptor, metrics, peers };
-        Ok(Self { listener, address, tls, shared: Arc::new(shared) })
+        let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
+        let shared = Shared { limits, tls, sources, acceptor, metrics, peers };
+        Ok(Self { listener, address, shared: Arc::new(shared) })
     }
 
     /// The address listened on, its port resolved.
@@ -226,11 +217,10 @@ impl Edge {
     pub async fn run(self, shutdown: CancellationToken, drain: Duration) {
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
-        info!(address = %self.address, tls = self.tls.is_some(), "edge listening");
+        info!(address = %self.address, tls = self.shared.tls_acceptor().is_some(), "edge listening");
         match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => {
-                accept_connections(&listener, self.tls.as_ref(), &self.shared, &tracker, &shutdown, &cut)
-                    .await;
+                accept_connections(&listener, &self.shared, &tracker, &shutdown, &cut).await;
             }
             Err(error) => tracing::error!(%error, "the listener cannot be served"),
         }
@@ -255,6 +245,21 @@ impl EdgeHandle {
         Ok(())
     }
 
+    /// Puts another certificate in force for connections that come from now on. An edge in clear text stays so:
+    /// its senders would not know.
+    pub fn set_tls(&self, tls: Tls) {
+        if let Some(in_force) = self.0.tls.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            *in_force = tls;
+        }
+    }
+
+    /// The certificate in force; none in clear text.
+    #[must_use]
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let tls = self.0.tls.read().unwrap_or_else(PoisonError::into_inner);
+        tls.as_ref().map(|tls| tls.certificate.clone())
+    }
+
     /// Changes the longest body, in bytes, for requests that begin from now on.
     pub fn set_max_body(&self, bytes: usize) {
         self.0.acceptor.body_bytes_max.store(bytes, Ordering::Relaxed);
@@ -270,48 +275,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn tls_acceptor(config: &TlsConfig) -> Result<TlsAcceptor, EdgeError> {
-    fn failed(
-        key: &'static str,
-        path: &Path,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> EdgeError {
-        EdgeError::TlsFile { key, path: path.to_owned(), source: source.into() }
-    }
-    let certificates = |key, path: &Path| -> Result<Vec<CertificateDer<'static>>, EdgeError> {
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let certificates = read.map_err(|error| failed(key, path, error))?;
-        if certificates.is_empty() {
-            Err(failed(key, path, "no certificate in it"))
-        } else {
-            Ok(certificates)
-        }
-    };
-    let chain = certificates("cert", &config.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(|error| failed("key", &config.key, error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(EdgeError::Tls)?;
-    let builder = match &config.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = rustls::RootCertStore::empty();
-            for certificate in certificates("client_ca", path)? {
-                roots.add(certificate).map_err(|error| failed("client_ca", path, error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| failed("client_ca", path, error))?)
-        }
-    };
-    let mut server = builder.with_single_cert(chain, key).map_err(EdgeError::Tls)?;
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
-}
-
 async fn accept_connections(
     listener: &tokio::net::TcpListener,
-    tls: Option<&TlsAcceptor>,
     shared: &Arc<Shared>,
     tracker: &TaskTracker,
     shutdown: &CancellationToken,
@@ -337,7 +302,7 @@ async fn accept_connections(
             continue;
         };
         // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
-        let (tls, end) = (tls.cloned(), End { shutdown: shutdown.child_token(), cut: cut.clone() });
+        let (tls, end) = (shared.tls_acceptor(), End { shutdown: shutdown.child_token(), cut: cut.clone() });
         tracker.spawn(async move { connection.serve(stream, tls, &end).await });
     }
 }
@@ -449,6 +414,11 @@ fn connection_error(error: &hyper::Error, phase: &Phase) -> Option<ConnectionErr
 struct Gone;
 
 impl Shared {
+    fn tls_acceptor(&self) -> Option<TlsAcceptor> {
+        let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+        tls.as_ref().map(|tls| tls.acceptor.clone())
+    }
+
     async fn serve(
         &self,
         request: Request<Incoming>,

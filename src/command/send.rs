@@ -6,20 +6,21 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use chaski_common::clock::Clock;
 use chaski_common::secret::Secret;
 use chaski_ingest::source::{Secrets, SourceSpec};
-use chaski_ingest::verify::sign::{Signer, sign};
+use chaski_ingest::verify::sign::{Signed, Signer, sign};
 use http::StatusCode;
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::usage;
 use crate::cli::Send;
 use crate::config::Config;
 use crate::output;
-use crate::post::{Answer, Poster};
+use crate::post::Poster;
 
 /// The largest body read from a file; the edge's own limit is smaller.
 const BODY_BYTES_MAX: u64 = 64 << 20;
@@ -34,10 +35,7 @@ struct Said {
 }
 
 pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Result<ExitCode> {
-    let Some(source) = config.sources.iter().find(|source| *source.name == *send.source) else {
-        let names: Vec<&str> = config.sources.iter().map(|source| &*source.name).collect();
-        bail!("there is no source named {}; there are: {}", send.source, names.join(", "));
-    };
+    let source = known_source(config, &send.source)?;
     if send.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 100_000.0)) {
         return Err(usage("--rate must be a number from above 0 to 100000"));
     }
@@ -53,7 +51,8 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
             pace.tick().await;
         }
         let body = given.clone().unwrap_or_else(|| made_up(source, number));
-        let answer = post(source, &send, &poster, &url, &body).await?;
+        let at = send.at.unwrap_or_else(|| Clock::system().now());
+        let answer = poster.post(&url, signed(source, &body, at, send.forge)?).await?;
         *by_status.entry(answer.status.as_u16()).or_default() += 1;
         bar.inc(1);
         if json || send.count <= PRINT_MAX {
@@ -67,18 +66,20 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
     Ok(if taken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn post(
-    source: &SourceSpec,
-    send: &Send,
-    poster: &Poster,
-    url: &str,
-    body: &[u8],
-) -> anyhow::Result<Answer> {
+/// The source of this name.
+pub(super) fn known_source<'a>(config: &'a Config, name: &str) -> anyhow::Result<&'a SourceSpec> {
+    let source = config.sources.iter().find(|source| *source.name == *name);
+    source.with_context(|| {
+        let names: Vec<&str> = config.sources.iter().map(|source| &*source.name).collect();
+        format!("there is no source named {name}; there are: {}", names.join(", "))
+    })
+}
+
+/// A body as the source's provider would send it then.
+pub(super) fn signed(source: &SourceSpec, body: &[u8], at: Timestamp, forge: bool) -> anyhow::Result<Signed> {
     let (key_id, secret) = current(&source.secrets)?;
-    let at = send.at.unwrap_or_else(|| Clock::system().now());
-    let signed = sign(&source.scheme, Signer { key_id, secret, forge: send.forge }, body, at)
-        .with_context(|| format!("signing as {}", source.name))?;
-    poster.post(url, signed).await
+    sign(&source.scheme, Signer { key_id, secret, forge }, body, at)
+        .with_context(|| format!("signing as {}", source.name))
 }
 
 fn report(answers: &[Said], by_status: &BTreeMap<u16, u64>, json: bool) -> anyhow::Result<()> {
@@ -96,7 +97,8 @@ fn report(answers: &[Said], by_status: &BTreeMap<u16, u64>, json: bool) -> anyho
     Ok(())
 }
 
-fn edge_url(config: &Config, source: &SourceSpec) -> String {
+/// Where the source posts to, as the configuration has it.
+pub(super) fn edge_url(config: &Config, source: &SourceSpec) -> String {
     let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
     format!("{scheme}://{}{}", config.ingest.listen, source.path)
 }
@@ -122,7 +124,7 @@ fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// An event of its own for this source: what the preset's grammar asks for, or an id and a type.
-fn made_up(source: &SourceSpec, number: u64) -> Vec<u8> {
+pub(super) fn made_up(source: &SourceSpec, number: u64) -> Vec<u8> {
     let unique = Clock::system().now().as_millisecond().unsigned_abs().wrapping_mul(1_000) + number % 1_000;
     let cip = unique % 10_u64.pow(13);
     let body = match source.provider.as_deref() {

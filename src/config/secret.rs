@@ -102,7 +102,7 @@ fn strip_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// Why a secret protects nothing, if so.
-pub(super) fn weakness(secret: &Secret) -> Option<&'static str> {
+pub(crate) fn weakness(secret: &Secret) -> Option<&'static str> {
     let bytes = secret.expose();
     if bytes.is_empty() {
         return Some("the secret is empty");

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use chaski_common::clock::Clock;
 use jiff::Timestamp;
-use jiff::civil::DateTime;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
 use super::{Checker, TlsFiles, secret};
+use crate::certificate::{self, Certificate};
 
 /// Most bytes of a file of certificates.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -70,7 +70,8 @@ fn check_certificates(path: &Path, now: Timestamp) -> Result<(), String> {
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| "not PEM".to_owned())?;
     let first = certificates.first().ok_or_else(|| "holds no certificate (PEM)".to_owned())?;
-    let (from, until) = validity(first).ok_or_else(|| "the certificate cannot be read".to_owned())?;
+    let Certificate { from, until, .. } =
+        certificate::read(first).ok_or_else(|| "the certificate cannot be read".to_owned())?;
     if now > until {
         return Err(format!("the certificate expired at {until}"));
     }
@@ -80,68 +81,21 @@ fn check_certificates(path: &Path, now: Timestamp) -> Result<(), String> {
     Ok(())
 }
 
-/// `notBefore` and `notAfter` of a certificate (RFC 5280, 4.1).
-fn validity(certificate: &[u8]) -> Option<(Timestamp, Timestamp)> {
-    const VERSION: u8 = 0xa0;
-    let mut rest = element(element(certificate)?.1)?.1;
-    if rest.first() == Some(&VERSION) {
-        rest = element(rest)?.2;
-    }
-    // Serial number, signature algorithm, issuer.
-    for _ in 0..3 {
-        rest = element(rest)?.2;
-    }
-    let (_, from, after) =
-        element(element(rest)?.1).map(|(tag, content, after)| (tag, time(tag, content), after))?;
-    let (tag, until, _) = element(after)?;
-    Some((from?, time(tag, until)?))
-}
-
-/// The first DER element: its tag, its content, and what follows it.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&tag, rest) = bytes.split_first()?;
-    let (&first, rest) = rest.split_first()?;
-    let (length, rest) = if first < 0x80 {
-        (usize::from(first), rest)
-    } else {
-        let (digits, rest) =
-            rest.split_at_checked(usize::from(first & 0x7f)).filter(|(digits, _)| digits.len() <= 4)?;
-        (digits.iter().fold(0, |length, &digit| length << 8 | usize::from(digit)), rest)
-    };
-    let (content, after) = rest.split_at_checked(length)?;
-    Some((tag, content, after))
-}
-
-/// `UTCTime` or `GeneralizedTime`.
-fn time(tag: u8, content: &[u8]) -> Option<Timestamp> {
-    let text = std::str::from_utf8(content)
-        .ok()?
-        .strip_suffix('Z')
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    let text = match (tag, text.len()) {
-        // Two digits of the year: 50 and above are the last century.
-        (0x17, 12) => format!("{}{text}", if text < "50" { "20" } else { "19" }),
-        (0x18, 14) => text.to_owned(),
-        _ => return None,
-    };
-    let part = |from: usize, to: usize| text.get(from..to)?.parse::<i8>().ok();
-    let year = text.get(..4)?.parse().ok()?;
-    let at =
-        DateTime::new(year, part(4, 6)?, part(6, 8)?, part(8, 10)?, part(10, 12)?, part(12, 14)?, 0).ok()?;
-    at.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A certificate as far as it is looked at: an empty serial, algorithm and issuer, and two times.
+    /// A certificate of which nothing but its two times is anybody's.
     fn certificate(from: &str, until: &str) -> Vec<u8> {
         let wrap = |tag: u8, content: &[u8]| [&[tag, u8::try_from(content.len()).unwrap()], content].concat();
         let stamp = |text: &str| wrap(if text.len() == 13 { 0x17 } else { 0x18 }, text.as_bytes());
         let times = wrap(0x30, &[stamp(from), stamp(until)].concat());
-        let body = [wrap(0xa0, &[2, 1, 2]), wrap(2, &[1]), wrap(0x30, &[]), wrap(0x30, &[]), times].concat();
-        wrap(0x30, &wrap(0x30, &body))
+        let (name, algorithm, bits) =
+            (wrap(0x30, &[]), wrap(0x30, &wrap(6, &[0x2a, 3, 4])), wrap(3, &[0, 0]));
+        let key = wrap(0x30, &[algorithm.clone(), bits.clone()].concat());
+        let (version, serial) = (wrap(0xa0, &[2, 1, 2]), wrap(2, &[1]));
+        let body = [version, serial, algorithm.clone(), name.clone(), times, name, key].concat();
+        wrap(0x30, &[wrap(0x30, &body), algorithm, bits].concat())
     }
 
     fn pem(der: &[u8]) -> String {

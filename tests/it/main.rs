@@ -28,6 +28,7 @@ mod reload;
 mod alerts;
 mod process;
 mod tls;
+mod doctor;
 mod demo;
 
 mod disk;

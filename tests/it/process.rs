@@ -116,3 +116,14 @@ fn the_admin_address_has_health_metrics_and_an_api_behind_a_token() {
     assert_eq!(get(site.edge, "/metrics").unwrap().status, 404, "not on the edge");
     gateway.stop();
 }
+
+#[test]
+fn it_tells_when_old_events_were_last_deleted() {
+    let receiver = Receiver::start();
+    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let gateway = site.start();
+    eventually("the first look for old events", || {
+        (gateway.count("chaski_purge_last_success_timestamp_seconds", &[]) > 0).then_some(())
+    });
+    gateway.stop();
+}

@@ -5,37 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
 use crate::harness::{
-    Callback, Destination, Layout, PE_PATH, Receiver, Site, payment, text, tool, tool_output,
+    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, certificate, eventually, payment, text,
+    tool, tool_output,
 };
-
-/// The certificate `NAME.pem` with the key `NAME.key` in the site's folder, signed by itself or by `issuer`.
-fn certificate(site: &Site, name: &str, issuer: Option<&str>, extensions: &[&str]) {
-    let file = |name: &str, kind: &str| text(&site.path(&format!("{name}.{kind}"))).to_owned();
-    let config = site.path("openssl.cnf");
-    std::fs::write(&config, "[req]\ndistinguished_name = dn\n[dn]\n").unwrap();
-    let (subject, cert, key) = (format!("/CN={name}"), file(name, "pem"), file(name, "key"));
-    let mut arguments = vec![
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ];
-    arguments.extend(["-config", text(&config), "-subj", &subject, "-keyout", &key, "-out", &cert]);
-    let issuer = issuer.map(|issuer| (file(issuer, "pem"), file(issuer, "key")));
-    if let Some((cert, key)) = &issuer {
-        arguments.extend(["-CA", cert, "-CAkey", key]);
-    }
-    for extension in extensions {
-        arguments.extend(["-addext", extension]);
-    }
-    tool("openssl", &arguments);
-    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
-}
 
 fn site(tls: &str) -> (Site, Receiver) {
     let receiver = Receiver::start();
@@ -132,4 +104,59 @@ fn a_key_that_others_can_read_and_a_certificate_that_is_none_are_refused() {
     let told = site.command(&["run"]);
     told.exits(78);
     assert!(told.stderr.contains("ingest.tls.cert"), "{told:?}");
+}
+
+/// The certificate a new connection is shown, and when the gateway says that it expires.
+fn shown(site: &Site, gateway: &Gateway) -> (Vec<u8>, u64) {
+    let address = site.edge.to_string();
+    let arguments = [
+        "-c",
+        "openssl s_client -connect \"$0\" </dev/null 2>/dev/null | openssl x509 -noout -fingerprint",
+        &address,
+    ];
+    let until = gateway.count("chaski_tls_certificate_not_after_timestamp_seconds", &["listener=\"edge\""]);
+    (tool("sh", &arguments), until)
+}
+
+#[test]
+fn a_new_certificate_is_shown_after_a_reload_and_a_bad_one_is_not_taken() {
+    let (site, receiver) = site("cert = \"server.pem\"\nkey = \"server.key\"");
+    let gateway = site.start();
+    let first = shown(&site, &gateway);
+    assert!(first.1 > 0);
+
+    let key = site.path("server.key");
+    let good = std::fs::read(&key).unwrap();
+    std::fs::copy(site.path("client.key"), &key).unwrap();
+    site.command(&["reload"]).exits(78);
+    assert_eq!(gateway.count("chaski_config_last_reload_successful", &[]), 0);
+    assert_eq!(shown(&site, &gateway), first, "a key that does not fit leaves the old certificate in force");
+    is_accepted(&curl(&site, &payment(1), &[]));
+
+    std::fs::write(&key, good).unwrap();
+    certificate(&site, "server", None, &["subjectAltName=IP:127.0.0.1"]);
+    gateway.signal("HUP");
+    let second =
+        eventually("the new certificate", || Some(shown(&site, &gateway)).filter(|now| *now != first));
+    assert_ne!(second.0, first.0);
+    is_accepted(&curl(&site, &payment(2), &[]));
+    receiver.wait_for_count(2);
+    gateway.stop();
+}
+
+#[test]
+fn an_edge_in_clear_text_speaks_tls_after_a_restart_only() {
+    let (site, receiver) = site("cert = \"server.pem\"\nkey = \"server.key\"");
+    let with_tls = Layout {
+        more: "[ingest.tls]\ncert = \"server.pem\"\nkey = \"server.key\"\n".to_owned(),
+        ..Layout::to([Destination::new("orders", &receiver)])
+    };
+    site.rewrite(&Layout { more: String::new(), ..with_tls.clone() });
+    let gateway = site.start();
+    assert_eq!(gateway.count("chaski_tls_certificate_not_after_timestamp_seconds", &[]), 0);
+    site.rewrite(&with_tls);
+    let told = site.command(&["reload", "--json"]).json();
+    assert_eq!(told["needs_restart"], serde_json::json!(["[ingest]"]), "{told}");
+    gateway.accept(&payment(1));
+    gateway.stop();
 }

@@ -69,7 +69,7 @@ impl Dialer {
             .pool_max_idle_per_host(idle_max)
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .retry_canceled_requests(true)
-            .build(Connector { tls: TlsConnector::from(self.0.clone()), allow_private })
+            .build(Connector::new(self, allow_private))
     }
 }
 
@@ -94,27 +94,37 @@ pub(crate) enum ConnectError {
 }
 
 impl Connector {
-    async fn dial(self, uri: Uri) -> Result<TokioIo<Wire>, ConnectError> {
-        let nowhere =
-            || ConnectError::Dns(io::Error::new(io::ErrorKind::InvalidInput, "the URL names no host"));
-        let tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
+    pub(super) fn new(dialer: &Dialer, allow_private: bool) -> Self {
+        Self { tls: TlsConnector::from(dialer.0.clone()), allow_private }
+    }
+
+    /// The host and the port of a URL, and whether TLS is spoken there.
+    pub(super) fn target(uri: &Uri) -> Result<(&str, u16, bool), ConnectError> {
+        let is_tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
         let host = uri.host().ok_or_else(nowhere)?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let addresses = self.vetted(host, port).await?;
-        let tcp = tcp(&addresses).await.map_err(ConnectError::Connect)?;
-        let stream = if tls {
-            let name = ServerName::try_from(host.to_owned()).map_err(|_| nowhere())?;
-            let handshake = within_step(self.tls.connect(name, tcp)).await.map_err(ConnectError::Tls)?;
-            Stream::Tls(Box::new(handshake))
-        } else {
-            Stream::Plain(tcp)
-        };
+        Ok((host, uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }), is_tls))
+    }
+
+    async fn dial(self, uri: Uri) -> Result<TokioIo<Wire>, ConnectError> {
+        let (host, port, is_tls) = Self::target(&uri)?;
+        let tcp = tcp(&self.vetted(host, port).await?).await.map_err(ConnectError::Connect)?;
+        let stream =
+            if is_tls { Stream::Tls(Box::new(self.handshake(host, tcp).await?)) } else { Stream::Plain(tcp) };
         Ok(TokioIo::new(Wire { stream, seen: Seen::default() }))
     }
 
+    pub(super) async fn handshake(
+        &self,
+        host: &str,
+        tcp: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| nowhere())?;
+        within_step(self.tls.connect(name, tcp)).await.map_err(ConnectError::Tls)
+    }
+
     /// The addresses of a host, unless any one of them may not be connected to.
-    async fn vetted(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    pub(super) async fn vetted(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
         let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
             Ok(literal) => vec![SocketAddr::new(literal, port)],
             Err(_) => {
@@ -135,6 +145,10 @@ impl Connector {
     }
 }
 
+fn nowhere() -> ConnectError {
+    ConnectError::Dns(io::Error::new(io::ErrorKind::InvalidInput, "the URL names no host"))
+}
+
 fn late() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")
 }
@@ -144,7 +158,7 @@ async fn within_step<T>(step: impl Future<Output = io::Result<T>>) -> io::Result
 }
 
 /// Tries the addresses one after the other, each with a fair share of the time that is left.
-async fn tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+pub(super) async fn tcp(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let end = Instant::now() + CONNECT_TIMEOUT;
     let mut last = late();
     for (index, address) in addresses.iter().enumerate() {

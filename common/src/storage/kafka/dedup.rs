@@ -6,6 +6,7 @@
 
 mod batch;
 pub(super) mod recent;
+pub(super) mod server;
 pub(super) mod shared;
 
 use async_trait::async_trait;

@@ -131,12 +131,29 @@ fn wanted(options: &Options) -> Vec<Wanted> {
     ]
 }
 
+/// The cluster as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// How many brokers it has.
+    pub brokers: usize,
+    /// What must be done before the storage can open; nothing if the topics are as they must be.
+    pub steps: Vec<Step>,
+}
+
 /// What must be done before the storage can open; nothing if the topics are as they must be.
 ///
 /// # Errors
 /// When the brokers do not answer or refuse to tell.
 pub async fn plan(options: &Options) -> Result<Vec<Step>, StorageError> {
-    let asked = || metadata(options, "reading the list of topics", ANSWER_WITHIN);
+    Ok(inspect(options, ANSWER_WITHIN).await?.steps)
+}
+
+/// Looks at brokers and topics; each question may take so long.
+///
+/// # Errors
+/// When the brokers do not answer or refuse to tell.
+pub async fn inspect(options: &Options, within: Duration) -> Result<Cluster, StorageError> {
+    let asked = || metadata(options, "reading the list of topics", within);
     let found = tokio::task::block_in_place(asked)?;
     let admin = admin(options)?;
     let mut steps = Vec::new();
@@ -149,10 +166,10 @@ pub async fn plan(options: &Options) -> Result<Vec<Step>, StorageError> {
                 replication: options.replication,
                 settings: wanted.settings,
             }),
-            Some(found) => compare(&admin, &wanted, found, &mut steps).await?,
+            Some(found) => compare(&admin, &wanted, found, within, &mut steps).await?,
         }
     }
-    Ok(steps)
+    Ok(Cluster { brokers: found.brokers().len(), steps })
 }
 
 /// Does what [`plan`] says and can be done; returns what is left: the refusals.
@@ -289,6 +306,7 @@ async fn compare(
     admin: &Admin,
     wanted: &Wanted,
     partitions: i32,
+    within: Duration,
     steps: &mut Vec<Step>,
 ) -> Result<(), StorageError> {
     let doing = "reading a topic's settings";
@@ -302,7 +320,10 @@ async fn compare(
         steps.push(refuse(format!("has {partitions} partitions; {} are the most", Position::PARTITIONS_MAX)));
     }
     let found = admin
-        .describe_configs([&ResourceSpecifier::Topic(&topic)], &AdminOptions::new())
+        .describe_configs(
+            [&ResourceSpecifier::Topic(&topic)],
+            &AdminOptions::new().request_timeout(Some(within)),
+        )
         .await
         .map_err(|error| failed(doing, error))?;
     let Some(Ok(found)) = found.into_iter().next() else {

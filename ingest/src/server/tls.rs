@@ -1,0 +1,77 @@
+//! From the files of `[ingest.tls]` to what a connection is spoken to with. Nothing is kept of a file: whoever wants
+//! another certificate in force loads it anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+use super::EdgeError;
+
+/// Certificate and key, in PEM.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// The certificate and what leads to its root, in that order.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+    /// Roots of client certificates; when given, a client without one is refused.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Files that were read and go together.
+pub struct Tls {
+    pub(super) acceptor: TlsAcceptor,
+    /// The edge's own, the first of its chain.
+    pub(super) certificate: CertificateDer<'static>,
+}
+
+impl TlsConfig {
+    /// Reads the files. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`EdgeError`] names the file that cannot be used, or says that key and certificate do not go together.
+    pub fn load(&self) -> Result<Tls, EdgeError> {
+        let chain = certificates("cert", &self.cert)?;
+        let certificate = chain[0].clone();
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| failed("key", &self.key, error))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(EdgeError::Tls)?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let mut roots = rustls::RootCertStore::empty();
+                for certificate in certificates("client_ca", path)? {
+                    roots.add(certificate).map_err(|error| failed("client_ca", path, error))?;
+                }
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                builder.with_client_cert_verifier(verifier.map_err(|error| failed("client_ca", path, error))?)
+            }
+        };
+        // Sessions live in what is made here: none that began under another certificate, or other authorities of
+        // clients, is taken up again.
+        let mut server = builder.with_single_cert(chain, key).map_err(EdgeError::Tls)?;
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(server)), certificate })
+    }
+}
+
+/// The certificates of a file, at least one.
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, EdgeError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = read.map_err(|error| failed(key, path, error))?;
+    if certificates.is_empty() { Err(failed(key, path, "no certificate in it")) } else { Ok(certificates) }
+}
+
+fn failed(
+    key: &'static str,
+    path: &Path,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> EdgeError {
+    EdgeError::TlsFile { key, path: path.to_owned(), source: source.into() }
+}

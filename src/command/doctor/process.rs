@@ -1,0 +1,274 @@
+//! The addresses and the process that may have them: whether it is ours, and how it says it stands.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use chaski_common::clock::Clock;
+use http::StatusCode;
+use jiff::{SignedDuration, Timestamp};
+use tokio::net::TcpSocket;
+
+use super::finding::{Finding, Verdict};
+use crate::access::Remote;
+use crate::api::{DestinationView, ListDestinations};
+use crate::config::{AccessConfig, Config};
+
+/// Money that has waited this long is at risk; the alert on the backlog pages at the same age.
+const OLDEST_BAD: SignedDuration = SignedDuration::from_secs(300);
+
+pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Finding> {
+    let admin = config.as_ref().map_or(access.admin, |config| config.admin.listen);
+    let edge = config.as_ref().map(|config| config.ingest.listen);
+    let remote = match Remote::find(&access).await {
+        Ok(remote) => remote,
+        Err(error) => {
+            let advice = "stop that process, or name its configuration (-c)";
+            return vec![Finding::bad("process", format!("{error:#}"), advice)];
+        }
+    };
+    let Some(remote) = remote else {
+        let mut findings = vec![address("admin address", admin, bind(admin), false)];
+        findings.extend(edge.map(|edge| address("edge address", edge, bind(edge), false)));
+        findings.push(Finding::skipped("process", format!("nothing answers at {}", access.admin)));
+        return findings;
+    };
+    if access.storage.identity().is_none() {
+        let found = format!("chaski answers at {}, and there is no store in this folder", access.admin);
+        return vec![Finding::bad("process", found, "is this the right configuration (-c)?")];
+    }
+    let mut findings =
+        vec![Finding::good("admin address", format!("{admin}: chaski answers, with this store"))];
+    let metrics = match remote.get("/metrics").await {
+        Ok((StatusCode::OK, text)) => Metrics(text),
+        Ok((status, _)) => {
+            findings.push(Finding::bad("process", format!("/metrics answers {status}"), "see its log"));
+            return findings;
+        }
+        Err(error) => {
+            findings.push(Finding::bad("process", format!("{error:#}"), "see its log"));
+            return findings;
+        }
+    };
+    // A process that only delivers has no edge, and another one may have the address.
+    if let Some(edge) = edge.filter(|_| metrics.value("chaski_edge_capacity").is_some()) {
+        findings.push(address("edge address", edge, bind(edge), true));
+    }
+    findings.push(readiness(remote.get("/readyz").await));
+    findings.extend(standing(&metrics));
+    match remote.call(ListDestinations {}).await {
+        Ok(views) => findings.extend(views.iter().map(|view| delivery(view, Clock::system().now()))),
+        Err(error) => findings.push(Finding::bad("deliveries", format!("{error:#}"), "see [admin] token")),
+    }
+    findings
+}
+
+/// Takes an address as a server would, and gives it back before anybody could connect.
+fn bind(listen: SocketAddr) -> std::io::Result<()> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)
+}
+
+/// `is_served`: our process says that it listens on an address of this kind.
+fn address(check: &str, listen: SocketAddr, bound: std::io::Result<()>, is_served: bool) -> Finding {
+    match bound {
+        Ok(()) if is_served => Finding::warning(
+            check,
+            format!("{listen} is free: the running process listens elsewhere"),
+            "the file has changed since it started: restart it",
+        ),
+        Ok(()) => Finding::good(check, format!("{listen} is free")),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_served => {
+            Finding::good(check, format!("{listen}: held by the running process"))
+        }
+        Err(error) => {
+            let advice = match error.kind() {
+                ErrorKind::AddrInUse => "another program has it: stop that, or listen elsewhere",
+                ErrorKind::PermissionDenied => {
+                    "a low port needs CAP_NET_BIND_SERVICE; or take one above 1023"
+                }
+                ErrorKind::AddrNotAvailable => "this machine has no such address",
+                _ => "listen elsewhere",
+            };
+            Finding::bad(check, format!("{listen}: {error}"), advice)
+        }
+    }
+}
+
+fn readiness(answer: anyhow::Result<(StatusCode, String)>) -> Finding {
+    match answer {
+        Ok((StatusCode::OK, _)) => Finding::good("process", "runs and is ready"),
+        Ok((_, why)) => {
+            Finding::bad("process", format!("runs, {}", why.trim()), "see its log; a restart may help")
+        }
+        Err(error) => Finding::bad("process", format!("{error:#}"), "see its log"),
+    }
+}
+
+/// What a scrape says.
+struct Metrics(String);
+
+impl Metrics {
+    /// The sum over all series of this name; none if there is none.
+    fn value(&self, name: &str) -> Option<f64> {
+        let of_this = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok()).flatten()
+        };
+        self.0.lines().filter_map(of_this).reduce(|sum, value| sum + value)
+    }
+}
+
+/// What a process says of itself beside being ready.
+fn standing(metrics: &Metrics) -> Vec<Finding> {
+    let is = |name: &str, wanted: f64| metrics.value(name) == Some(wanted);
+    let reloaded = metrics
+        .value("chaski_config_last_reload_success_timestamp_seconds")
+        .and_then(|seconds| Timestamp::from_second(seconds as i64).ok());
+    let mut findings = vec![match reloaded {
+        _ if is("chaski_config_last_reload_successful", 0.0) => Finding::bad(
+            "last reload",
+            "failed: the old configuration is in force",
+            "`chaski reload` says why",
+        ),
+        Some(at) => Finding::good("last reload", format!("what is in force was read at {at}")),
+        None => Finding::skipped("last reload", "not told"),
+    }];
+    if let Some(mode) = metrics.value("chaski_spool_mode") {
+        let waiting = metrics.value("chaski_spool_records").unwrap_or_default();
+        findings.push(if mode == 0.0 {
+            Finding::good("spool", "events go to Kafka directly")
+        } else {
+            Finding::warning(
+                "spool",
+                format!("events go to the local disk, {waiting} wait there"),
+                "see kafka, above or below",
+            )
+        });
+    }
+    if is("chaski_spool_poisoned", 1.0) {
+        findings.push(Finding::bad(
+            "store",
+            "a sync failed: nothing is written",
+            "look after the disk, then restart",
+        ));
+    }
+    if is("chaski_dedup_degraded", 1.0) {
+        findings.push(Finding::warning(
+            "dedup",
+            "goes on without Redis: duplicates may come through",
+            "see redis",
+        ));
+    }
+    findings
+}
+
+/// How far a destination is.
+fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
+    let progress = &view.progress;
+    let check = format!("delivery {}", progress.destination);
+    let age = progress.oldest_unsettled.map(|at| now.duration_since(at));
+    let mut found = format!("{} behind, {} parked, {} dead", progress.lag, progress.parked, progress.dead);
+    if let Some(age) = age {
+        found.push_str(&format!("; the oldest has waited {} s", age.as_secs()));
+    }
+    let breaker = view.running.as_ref().map_or("closed", |running| &running.breaker);
+    let name = &progress.destination;
+    let (verdict, advice) = if progress.paused {
+        found.push_str("; paused");
+        (Verdict::Warning, format!("chaski destinations resume {name}"))
+    } else if breaker != "closed" {
+        found.push_str(&format!("; breaker {breaker}"));
+        let failure = view.running.as_ref().and_then(|running| running.last_failure.as_deref());
+        (Verdict::Bad, format!("its receiver fails: {}", failure.unwrap_or("see its log")))
+    } else if age.is_some_and(|age| age > OLDEST_BAD) {
+        (Verdict::Bad, format!("chaski destinations, chaski parked --destination {name}"))
+    } else if progress.dead > 0 {
+        (Verdict::Warning, format!("chaski dead --destination {name}"))
+    } else {
+        (Verdict::Good, String::new())
+    };
+    Finding::new(check, verdict, found, advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use chaski_common::storage::{Position, Progress};
+
+    use super::*;
+    use crate::api::RunningView;
+
+    #[test]
+    fn an_address_is_free_or_ours() {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 1));
+        let taken = |kind: ErrorKind| Err(std::io::Error::from(kind));
+        let verdict = |bound, is_served| address("edge address", listen, bound, is_served).verdict;
+        assert_eq!(verdict(Ok(()), false), Verdict::Good);
+        assert_eq!(verdict(Ok(()), true), Verdict::Warning);
+        assert_eq!(verdict(taken(ErrorKind::AddrInUse), true), Verdict::Good);
+        assert_eq!(verdict(taken(ErrorKind::AddrInUse), false), Verdict::Bad);
+        assert_eq!(verdict(taken(ErrorKind::AddrNotAvailable), false), Verdict::Bad);
+        assert_eq!(verdict(taken(ErrorKind::PermissionDenied), false), Verdict::Bad);
+    }
+
+    #[test]
+    fn what_a_process_says_of_itself_is_judged() {
+        let verdicts = |text: &str| {
+            let told = "chaski_config_last_reload_success_timestamp_seconds 1.7e9\n";
+            let found = standing(&Metrics(format!("{told}{text}")));
+            found.into_iter().map(|finding| (finding.check, finding.verdict)).collect::<Vec<_>>()
+        };
+        let one = |check: &str, verdict| vec![(check.to_owned(), verdict)];
+        assert_eq!(verdicts("chaski_config_last_reload_successful 1\n"), one("last reload", Verdict::Good));
+        assert_eq!(verdicts("chaski_config_last_reload_successful 0\n"), one("last reload", Verdict::Bad));
+        assert_eq!(verdicts("chaski_spool_mode 0\n")[1..], one("spool", Verdict::Good));
+        assert_eq!(
+            verdicts("chaski_spool_mode 2\nchaski_spool_records 7\n")[1..],
+            one("spool", Verdict::Warning)
+        );
+        assert_eq!(verdicts("chaski_spool_poisoned 1\n")[1..], one("store", Verdict::Bad));
+        assert_eq!(verdicts("chaski_dedup_degraded 1\n")[1..], one("dedup", Verdict::Warning));
+        let metrics = Metrics("# HELP a b\na{x=\"1\"} 2\na{x=\"2\"} 3\nab 9\n".to_owned());
+        assert_eq!((metrics.value("a"), metrics.value("b")), (Some(5.0), None));
+    }
+
+    #[test]
+    fn a_destination_that_does_not_get_its_events_is_told_of() {
+        let now: Timestamp = "2026-11-22T10:00:00Z".parse().unwrap();
+        let verdict = |change: &dyn Fn(&mut DestinationView)| {
+            let progress = Progress {
+                destination: Arc::from("erp"),
+                mark: Position::default(),
+                lag: 0,
+                oldest_unsettled: None,
+                paused: false,
+                parked: 0,
+                dead: 0,
+                oldest_dead: None,
+            };
+            let running = RunningView {
+                url: String::new(),
+                breaker: "closed".to_owned(),
+                in_flight: 0,
+                consecutive_failures: 0,
+                last_success: None,
+                last_failure: None,
+            };
+            let mut view = DestinationView { progress, replays: 0, running: Some(running) };
+            change(&mut view);
+            delivery(&view, now).verdict
+        };
+        let waited = |seconds: i64| now.checked_sub(SignedDuration::from_secs(seconds)).ok();
+        assert_eq!(verdict(&|_| {}), Verdict::Good);
+        assert_eq!(verdict(&|view| view.running = None), Verdict::Good);
+        assert_eq!(verdict(&|view| view.progress.oldest_unsettled = waited(300)), Verdict::Good);
+        assert_eq!(verdict(&|view| view.progress.oldest_unsettled = waited(301)), Verdict::Bad);
+        assert_eq!(verdict(&|view| view.progress.dead = 1), Verdict::Warning);
+        assert_eq!(verdict(&|view| view.progress.paused = true), Verdict::Warning);
+        let open = |view: &mut DestinationView| {
+            view.running.iter_mut().for_each(|running| running.breaker = "open".to_owned());
+        };
+        assert_eq!(verdict(&open), Verdict::Bad);
+    }
+}
