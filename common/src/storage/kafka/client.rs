@@ -129,7 +129,11 @@ impl Connect {
     where
         C: ConsumerContext,
     {
-        Self::consume(self.base.clone(), group, false, context)
+        let mut config = self.base.clone();
+        if config.get("session.timeout.ms").is_none() {
+            config.set("session.timeout.ms", SESSION_MS);
+        }
+        Self::consume(config, group, false, context)
     }
 
     /// A client that reads or asks outside of any group; `group` names it, and is whose progress it asks for.
