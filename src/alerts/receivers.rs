@@ -22,7 +22,9 @@ pub use email::{EmailSpec, SmtpTls};
 /// One try, from connect to the last byte.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// Most of a service's own words that are repeated to a person.
-const SAID_BYTES_MAX: usize = 200;
+const SAID_CHARS_MAX: usize = 200;
+/// Shorter parts of a URL are no token.
+const TOKEN_BYTES_MIN: usize = 5;
 
 /// `[alerts.receivers.NAME]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,17 +189,40 @@ impl Receiver {
         };
         let answer = poster.post(&post.url, post.headers, post.body, SEND_WITHIN).await?;
         if !answer.status.is_success() {
-            return Err(SendError::Refused { status: answer.status, said: words(&answer) });
+            return Err(SendError::Refused { status: answer.status, said: words(&answer, &post.url) });
         }
         match kind {
-            Kind::DingTalk { .. } | Kind::Feishu { .. } | Kind::WeCom { .. } => chat::accepted(&answer),
+            Kind::DingTalk { .. } | Kind::Feishu { .. } | Kind::WeCom { .. } => {
+                chat::accepted(&answer, &post.url)
+            }
             _ => Ok(()),
         }
     }
 }
 
-/// The beginning of what a service said, on one line and harmless to print.
-fn words(answer: &Answer) -> String {
-    let text = String::from_utf8_lossy(&answer.body[..answer.body.len().min(SAID_BYTES_MAX)]);
-    crate::output::harmless(text.trim()).replace('\n', " ")
+/// The beginning of what a service said, on one line and harmless to print. Servers like to repeat what they were
+/// asked for: the parts of the URL that could be a token are blotted out.
+fn words(answer: &Answer, url: &Uri) -> String {
+    let mut text = String::from_utf8_lossy(&answer.body).into_owned();
+    let asked = url.path_and_query().map_or("", http::uri::PathAndQuery::as_str);
+    for part in asked.split(['/', '?', '&', '=']).filter(|part| part.len() >= TOKEN_BYTES_MIN) {
+        text = text.replace(part, "…");
+    }
+    let text: String = text.trim().chars().take(SAID_CHARS_MAX).collect();
+    crate::output::harmless(&text).replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_repeats_the_url_does_not_give_the_token_away() {
+        let url = Uri::from_static("https://chat.test/services/T0001/B0002abc?key=s3cr3t-t0ken");
+        let said = "<pre>Cannot POST /services/T0001/B0002abc?key=s3cr3t-t0ken</pre>\n";
+        let said = Answer { status: StatusCode::NOT_FOUND, body: Bytes::from_static(said.as_bytes()) };
+        assert_eq!(words(&said, &url), "<pre>Cannot POST /…/…/…?key=…</pre>");
+        let long = Answer { status: StatusCode::NOT_FOUND, body: Bytes::from(vec![b'x'; 9999]) };
+        assert_eq!(words(&long, &url).len(), SAID_CHARS_MAX);
+    }
 }

@@ -72,17 +72,17 @@ pub(super) fn wecom(url: &Uri, message: &Message) -> Post {
 }
 
 /// These services say no with a 200 and a code in the body.
-pub(super) fn accepted(answer: &Answer) -> Result<(), SendError> {
+pub(super) fn accepted(answer: &Answer, url: &Uri) -> Result<(), SendError> {
     let document: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     // DingTalk and WeCom, Feishu, Feishu as it was.
     let code = ["errcode", "code", "StatusCode"].iter().find_map(|name| document[name].as_i64());
     match code {
         Some(0) => Ok(()),
         Some(code) => {
-            let said = words(answer);
+            let said = words(answer, url);
             Err(SendError::Code { code, said, is_transient: code == BUSY || TOO_OFTEN.contains(&code) })
         }
-        None => Err(SendError::Refused { status: answer.status, said: words(answer) }),
+        None => Err(SendError::Refused { status: answer.status, said: words(answer, url) }),
     }
 }
 
@@ -146,7 +146,11 @@ mod tests {
             ("<html>welcome</html>", Err(false)),
             ("", Err(false)),
         ] {
-            assert_eq!(accepted(&answer(body)).map_err(|error| error.is_transient()), outcome, "{body}");
+            assert_eq!(
+                accepted(&answer(body), &url()).map_err(|error| error.is_transient()),
+                outcome,
+                "{body}"
+            );
         }
     }
 }

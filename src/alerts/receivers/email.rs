@@ -9,7 +9,7 @@ use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 
-use super::{Message, SAID_BYTES_MAX, SEND_WITHIN};
+use super::{Message, SAID_CHARS_MAX, SEND_WITHIN};
 
 /// Longer than what a screen shows, and far from any server's bound.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -66,7 +66,7 @@ impl SmtpError {
 }
 
 fn told(error: &lettre::transport::smtp::Error) -> String {
-    let text: String = crate::chain(error).chars().take(SAID_BYTES_MAX).collect();
+    let text: String = crate::chain(error).chars().take(SAID_CHARS_MAX).collect();
     crate::output::harmless(&text).replace('\n', " ")
 }
 
