@@ -18,13 +18,16 @@ mod logging;
 mod output;
 mod post;
 
-/// An error and all its causes, outermost first, as one line.
+/// An error and all its causes, outermost first, as one line. A cause that its error has repeated is not said twice.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         cause = error.source();
     }
     text

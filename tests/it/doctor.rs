@@ -270,7 +270,7 @@ fn topics_that_are_missing_are_bad_and_a_redis_that_evicts_is_told() {
     let topic = |name: &str| format!("topic {}.{name}", kafka.topic_prefix);
 
     let report = Report::of(&site);
-    report.exits(1).says("kafka", "warning", "1 copies").says(&topic("events"), "bad", "missing");
+    report.exits(1).says("kafka", "warning", "replication: 1").says(&topic("events"), "bad", "missing");
     report.says("redis", "good", "version").says("redis eviction", "warning", "allkeys-lru");
 
     site.command(&["topics", "apply"]).ok();

@@ -26,7 +26,7 @@ pub(super) async fn check(options: Options) -> Vec<Finding> {
 
 fn judge(options: &Options, Cluster { brokers, steps }: &Cluster) -> Vec<Finding> {
     let copies = usize::try_from(options.replication).unwrap_or(1);
-    let found = format!("{brokers} brokers, {copies} copies of everything");
+    let found = format!("brokers: {brokers}, replication: {copies}");
     let mut findings = vec![if *brokers < copies {
         Finding::bad(CHECK, found, "start more brokers, or write a smaller [storage] replication")
     } else if copies == 1 {
