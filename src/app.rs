@@ -3,30 +3,31 @@
 //! The order of opening is the order of the promises: the store, then the dispatcher with all its cursors,
 //! then the edge, so that no event can arrive that a destination would miss. Stopping goes the other way.
 
+mod reload;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_trait::async_trait;
 use chaski_common::clock::Clock;
-use chaski_common::storage::{EventFilter, Progress, Storage, StorageError, embedded, kafka};
+use chaski_common::storage::{Storage, StorageError, embedded, kafka};
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
-use chaski_ingest::source::SourceSpec;
-use chaski_ingest::{Edge, EdgeConfig, EdgeHandle, Limits, Tls, TlsConfig};
-use jiff::{SignedDuration, Timestamp};
+use chaski_ingest::{Edge, EdgeConfig, Limits};
+use jiff::SignedDuration;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
+pub use self::reload::Control;
+use self::reload::Running;
 use crate::admin::{Admin, Shared};
-use crate::alerts::{AlertsConfig, Steering, Watch};
-use crate::api::{Operations, Reload, Reloaded};
-use crate::certificate;
-use crate::config::{Config, IngestConfig, StorageConfig, StorageKind};
+use crate::alerts::{AlertsConfig, Watch};
+use crate::api::Operations;
+use crate::config::{Config, StorageConfig, StorageKind};
 use crate::gauges::{Gauges, Instruments};
 
 /// How long attempts under way may take when the process stops.
@@ -310,182 +311,6 @@ fn edge_config(config: &Config) -> EdgeConfig {
             ..Limits::default()
         },
     }
-}
-
-/// Changes a running process. Cloning gives another hand on the same one.
-#[derive(Clone)]
-pub struct Control(Arc<Running>);
-
-struct Running {
-    file: PathBuf,
-    edge: Option<EdgeHandle>,
-    dispatcher: Option<Dispatcher>,
-    storage: Storage,
-    clock: Clock,
-    role: Role,
-    /// What runs: after a reload the new sources and destinations, and the old rest.
-    in_force: Mutex<Config>,
-    /// Reloads go one after the other.
-    turn: tokio::sync::Mutex<()>,
-    successful: prometheus::IntGauge,
-    succeeded_at: prometheus::Gauge,
-    certificate_until: prometheus::IntGauge,
-    pruned_at: prometheus::IntGauge,
-    alerts: Steering,
-}
-
-#[async_trait]
-impl Reload for Control {
-    /// Goes on to its end when the caller has lost patience: half a reload is nobody's configuration.
-    async fn reload(&self) -> Result<Reloaded, String> {
-        let running = Arc::clone(&self.0);
-        let reload = tokio::spawn(async move { running.reload().await });
-        reload.await.unwrap_or_else(|_| Err("the reload panicked; restart chaski".to_owned()))
-    }
-}
-
-impl Running {
-    async fn reload(&self) -> Result<Reloaded, String> {
-        let _turn = self.turn.lock().await;
-        let outcome = self.try_reload().await;
-        self.report(outcome.is_ok());
-        match &outcome {
-            Ok(reloaded) => tracing::info!(
-                sources = reloaded.sources,
-                destinations = reloaded.destinations,
-                needs_restart = ?reloaded.needs_restart,
-                "the configuration was reloaded"
-            ),
-            Err(why) => {
-                tracing::error!(%why, "the configuration was not reloaded, the old one stays in force");
-            }
-        }
-        outcome
-    }
-
-    async fn try_reload(&self) -> Result<Reloaded, String> {
-        let file = self.file.clone();
-        let (new, tls) = tokio::task::spawn_blocking(move || {
-            let new = Config::load(&file).map_err(|problems| problems.to_string())?;
-            let tls = new.ingest.tls.as_ref().map(|files| TlsConfig::from(files).load()).transpose();
-            Ok::<_, String>((new, tls.map_err(|error| crate::chain(&error))?))
-        })
-        .await
-        .map_err(|_| "reading the configuration was interrupted".to_owned())??;
-        let old = self.in_force();
-        self.refuse_orphans(&old, &new).await?;
-        self.put_in_force(&old, &new, tls).await?;
-        self.alerts.send_replace(Arc::new(self.role.alerts(&new)));
-        let needs_restart = needs_restart(&old, &new);
-        let reloaded =
-            Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
-        let ingest = reloadable(&new.ingest, old.ingest);
-        let in_force = Config { ingest, admin: old.admin, storage: old.storage, log: old.log, ..new };
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = in_force;
-        Ok(reloaded)
-    }
-
-    /// A source that goes is taken from the edge before the destinations forget it, one that comes is known to
-    /// them before the edge takes its first event.
-    async fn put_in_force(&self, old: &Config, new: &Config, tls: Option<Tls>) -> Result<(), String> {
-        let stays = |source: &&SourceSpec| new.sources.iter().any(|kept| kept.name == source.name);
-        let staying = old.sources.iter().filter(stays).cloned().collect();
-        let take = |sources| match &self.edge {
-            Some(edge) => edge.reload(sources).map_err(|error| crate::chain(&error)),
-            None => Ok(()),
-        };
-        take(staying)?;
-        if let Some(dispatcher) = &self.dispatcher
-            && let Err(error) = dispatcher.reload(self.role.destinations(new)).await
-        {
-            // The old sources were in force a moment ago, so they are in order.
-            let _ = take(old.sources.clone());
-            return Err(crate::chain(&error));
-        }
-        take(new.sources.clone())?;
-        if let Some(edge) = &self.edge {
-            edge.set_max_body(new.ingest.body_bytes_max);
-            tls.into_iter().for_each(|tls| edge.set_tls(tls));
-        }
-        Ok(())
-    }
-
-    fn in_force(&self) -> Config {
-        self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A source whose events are still on their way cannot be taken out: nobody would be routed to them.
-    async fn refuse_orphans(&self, old: &Config, new: &Config) -> Result<(), String> {
-        let failed = |error| crate::chain(&error);
-        let progress = self.storage.events.progress().await.map_err(failed)?;
-        for source in &old.sources {
-            if new.sources.iter().any(|kept| kept.name == source.name) {
-                continue;
-            }
-            let is_ours = |progress: &&Progress| {
-                old.destinations.iter().any(|destination| destination.name == progress.destination)
-            };
-            for behind in progress.iter().filter(is_ours) {
-                let Some(since) = behind.oldest_unsettled else { continue };
-                let source_name = Some(source.name.to_string());
-                let left = EventFilter {
-                    source: source_name,
-                    since: Some(since),
-                    limit: 1,
-                    ..EventFilter::default()
-                };
-                if !self.storage.events.find(left).await.map_err(failed)?.is_empty() {
-                    return Err(format!(
-                        "source {} has events that {} has not settled; keep the source until its backlog is empty",
-                        source.name, behind.destination
-                    ));
-                }
-            }
-        }
-        for destination in &old.destinations {
-            let gone = !new.destinations.iter().any(|kept| kept.name == destination.name);
-            let left = progress.iter().find(|progress| progress.destination == destination.name);
-            if let Some(left) = left.filter(|left| gone && left.lag + left.parked > 0) {
-                tracing::warn!(
-                    destination = %destination.name, lag = left.lag, parked = left.parked,
-                    "a destination was removed that had not taken everything; what is parked stays in the store, \
-                     the backlog until the retention ends"
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn report(&self, successful: bool) {
-        self.successful.set(i64::from(successful));
-        if successful {
-            self.succeeded_at.set(self.clock.now().as_duration().as_secs_f64());
-            let certificate = self.edge.as_ref().and_then(EdgeHandle::certificate);
-            self.certificate_until.set(
-                certificate.and_then(|der| certificate::not_after(&der)).map_or(0, Timestamp::as_second),
-            );
-        }
-    }
-}
-
-/// What of `[ingest]` is in force after a reload: the listener stays as it was opened, in clear text or not.
-fn reloadable(new: &IngestConfig, old: IngestConfig) -> IngestConfig {
-    let tls = old.tls.map(|old| new.tls.clone().unwrap_or(old));
-    IngestConfig { body_bytes_max: new.body_bytes_max, tls, ..old }
-}
-
-/// The settings a running process cannot change.
-fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
-    [
-        ("[ingest]", reloadable(&new.ingest, old.ingest.clone()) != new.ingest),
-        ("[admin]", old.admin != new.admin),
-        ("[storage]", old.storage != new.storage),
-        ("[log]", old.log != new.log),
-    ]
-    .into_iter()
-    .filter(|(_, differs)| *differs)
-    .map(|(section, _)| section.to_owned())
-    .collect()
 }
 
 /// Deletes what is older than the retention and settled everywhere, little by little.
