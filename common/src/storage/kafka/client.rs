@@ -129,11 +129,7 @@ impl Connect {
     where
         C: ConsumerContext,
     {
-        let mut config = self.base.clone();
-        if config.get("session.timeout.ms").is_none() {
-            config.set("session.timeout.ms", SESSION_MS);
-        }
-        Self::consume(config, group, false, context)
+        Self::consume(self.base.clone(), group, false, context)
     }
 
     /// A client that reads or asks outside of any group; `group` names it, and is whose progress it asks for.
