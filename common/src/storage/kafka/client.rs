@@ -15,9 +15,6 @@ use crate::storage::StorageError;
 
 /// How long a question to the brokers may take.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the partitions of a member that died wait for it, unless the operator says otherwise; the client's own
-/// 45 s are long for somebody who has paid.
-const SESSION_MS: &str = "10000";
 /// Largest record, with its headers: the largest body, its history, and room.
 pub(super) const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
