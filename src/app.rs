@@ -92,7 +92,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the storage and the listeners. `file` is where [`Control::reload`] reads the configuration again.
+    /// Opens the storage and the listeners. `file` is where [`Control`] reads the configuration again.
     ///
     /// # Errors
     /// When the storage or a listener cannot be opened; nothing is left running.
