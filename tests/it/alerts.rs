@@ -105,24 +105,29 @@ fn five_failures_in_a_row_are_told_once_and_so_is_their_end() {
     gateway.stop();
 }
 
-#[test]
-fn what_goes_wrong_at_the_edge_is_told() {
-    let webhook = Receiver::start();
-    let layout = Layout { more: receivers(&[("hook", "webhook")]), ..Layout::default() };
-    let site = Site::new(&layout).with_env("HOOK_URL", &webhook.url()).on_faulty_disk();
-    let gateway = site.start();
-    for number in 0..20 {
-        let forged = Callback { signature: "0".repeat(64), ..payment(number) };
-        assert_eq!(gateway.send(&forged).status, 401);
+/// About the embedded store's file.
+mod disk {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_at_the_edge_is_told() {
+        let webhook = Receiver::start();
+        let layout = Layout { more: receivers(&[("hook", "webhook")]), ..Layout::default() };
+        let site = Site::new(&layout).with_env("HOOK_URL", &webhook.url()).on_faulty_disk();
+        let gateway = site.start();
+        for number in 0..20 {
+            let forged = Callback { signature: "0".repeat(64), ..payment(number) };
+            assert_eq!(gateway.send(&forged).status, 401);
+        }
+        let has_told = |alert: &str| told(&webhook).iter().any(|told| told == alert).then_some(());
+        eventually("the signatures", || has_told("signature-anomaly firing"));
+        site.disk_fails("sync", true);
+        for number in 0..5 {
+            assert_eq!(gateway.send(&payment(number)).status, 503);
+        }
+        eventually("the failures", || has_told("source-failing firing"));
+        eventually("the store", || has_told("store-poisoned firing"));
     }
-    let has_told = |alert: &str| told(&webhook).iter().any(|told| told == alert).then_some(());
-    eventually("the signatures", || has_told("signature-anomaly firing"));
-    site.disk_fails("sync", true);
-    for number in 0..5 {
-        assert_eq!(gateway.send(&payment(number)).status, 503);
-    }
-    eventually("the failures", || has_told("source-failing firing"));
-    eventually("the store", || has_told("store-poisoned firing"));
 }
 
 #[test]
