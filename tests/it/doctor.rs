@@ -7,7 +7,8 @@ use chaski_common::storage::kafka::testing::{RedisServer, options};
 use serde_json::Value;
 
 use crate::harness::{
-    Destination, Layout, PE_SECRET, Receiver, Reply, Site, certificate, eventually, expire, payment, tool,
+    Destination, Layout, PE_SECRET, Receiver, Reply, Site, Storage, certificate, eventually, expire, payment,
+    tool,
 };
 
 /// What depends on the machine.
@@ -65,7 +66,7 @@ impl Report {
 #[test]
 fn a_sound_site_is_good_before_it_runs_and_while_it_does() {
     let receiver = Receiver::start();
-    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let site = Site::on(Storage::File, &Layout::to([Destination::new("orders", &receiver)]));
     let before = Report::of(&site);
     before.exits(0).is_sound();
     before.says("folder", "good", "will be made").says("edge address", "good", "free");
@@ -156,7 +157,7 @@ fn an_address_that_a_stranger_has_is_bad() {
 
 #[test]
 fn another_stores_process_is_told_from_ours() {
-    let [ours, other, new] = [(); 3].map(|()| Site::new(&Layout::default()));
+    let [ours, other, new] = [(); 3].map(|()| Site::on(Storage::File, &Layout::default()));
     let gateway = ours.start();
     gateway.signal("TERM");
     gateway.wait_for_exit();
@@ -259,7 +260,7 @@ fn topics_that_are_missing_are_bad_and_a_redis_that_evicts_is_told() {
     let url = String::from_utf8(redis.options().url.expose().to_vec()).unwrap();
     let (_, port) = url.trim_end_matches("/0").rsplit_once(':').unwrap();
     tool("redis-cli", &["-p", port, "config", "set", "maxmemory-policy", "allkeys-lru"]);
-    let site = Site::new(&Layout::default());
+    let site = Site::on(Storage::File, &Layout::default());
     let storage = format!(
         "kind = \"kafka\"\nbrokers = [\"{}\"]\ntopic_prefix = \"{}\"\npartitions = 1\nreplication = 1\npath = \"spool\"\n\
          [storage.dedup]\nredis = \"{url}\"\n",
