@@ -109,8 +109,6 @@ pub struct Options {
     pub partitions: i32,
     /// Copies of everything.
     pub replication: i32,
-    /// When the brokers may delete events, settled or not; none: only [`prune`](super::EventLog::prune) does.
-    pub topic_retention: Option<Duration>,
     /// Settings of the client that are the operator's to make; see [`is_reserved`].
     pub settings: Vec<(String, String)>,
     /// The deduplication that several edges share; none: each has its own.
@@ -140,7 +138,6 @@ impl fmt::Debug for Options {
             .field("topic_prefix", &self.topic_prefix)
             .field("partitions", &self.partitions)
             .field("replication", &self.replication)
-            .field("topic_retention", &self.topic_retention)
             .field("settings", &settings)
             .field("redis", &self.redis)
             .field("spool", &self.spool)
@@ -158,7 +155,6 @@ impl Options {
             topic_prefix: "chaski".to_owned(),
             partitions: 12,
             replication: 3,
-            topic_retention: None,
             settings: Vec::new(),
             redis: None,
             spool: None,

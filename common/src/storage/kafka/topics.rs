@@ -14,7 +14,7 @@ use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use super::Options;
 use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed, log};
@@ -101,7 +101,23 @@ struct Wanted {
     partitions: i32,
     /// Whether more partitions are a matter of taste.
     can_grow: bool,
+    copies: i32,
     settings: Vec<(&'static str, String)>,
+}
+
+/// A topic as it is.
+struct Found {
+    partitions: i32,
+    /// Of the partition that has the fewest.
+    copies: i32,
+}
+
+impl Found {
+    fn of(topic: &MetadataTopic) -> Self {
+        let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
+        Self { partitions: count(topic.partitions().len()), copies: count(copies.unwrap_or_default()) }
+    }
 }
 
 fn wanted(options: &Options) -> Vec<Wanted> {
@@ -118,16 +134,21 @@ fn wanted(options: &Options) -> Vec<Wanted> {
         let extra = extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
         common.iter().cloned().chain(extra).collect::<Vec<_>>()
     };
-    let retention =
-        options.topic_retention.map_or("-1".to_owned(), |retention| retention.as_millis().to_string());
-    let mut events = with(&[("cleanup.policy", "delete")]);
-    events.push(("retention.ms", retention));
+    // The brokers would delete by age or size, settled or not; chaski deletes what is settled.
+    let events = with(&[("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")]);
     // One partition each: their records have one order, and a letter's number is its place in it.
     let kept = || with(&[("cleanup.policy", "compact"), ("segment.bytes", "67108864")]);
+    let copies = options.replication;
     vec![
-        Wanted { topic: topics.events, partitions: options.partitions, can_grow: true, settings: events },
-        Wanted { topic: topics.parked, partitions: 1, can_grow: false, settings: kept() },
-        Wanted { topic: topics.dead, partitions: 1, can_grow: false, settings: kept() },
+        Wanted {
+            topic: topics.events,
+            partitions: options.partitions,
+            can_grow: true,
+            copies,
+            settings: events,
+        },
+        Wanted { topic: topics.parked, partitions: 1, can_grow: false, copies, settings: kept() },
+        Wanted { topic: topics.dead, partitions: 1, can_grow: false, copies, settings: kept() },
     ]
 }
 
@@ -159,11 +180,11 @@ pub async fn inspect(options: &Options, within: Duration) -> Result<Cluster, Sto
     let mut steps = Vec::new();
     for wanted in wanted(options) {
         let topic = found.topics().iter().find(|topic| topic.name() == &*wanted.topic);
-        match topic.map(|topic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX)) {
+        match topic.map(Found::of) {
             None => steps.push(Step::Create {
                 topic: wanted.topic.to_string(),
                 partitions: wanted.partitions,
-                replication: options.replication,
+                replication: wanted.copies,
                 settings: wanted.settings,
             }),
             Some(found) => compare(&admin, &wanted, found, within, &mut steps).await?,
@@ -305,12 +326,13 @@ pub(super) async fn answers(options: &Options, within: Duration) -> bool {
 async fn compare(
     admin: &Admin,
     wanted: &Wanted,
-    partitions: i32,
+    found: Found,
     within: Duration,
     steps: &mut Vec<Step>,
 ) -> Result<(), StorageError> {
     let doing = "reading a topic's settings";
     let topic = wanted.topic.to_string();
+    let Found { partitions, copies } = found;
     let refuse = |why: String| Step::Refuse { topic: topic.clone(), why };
     if !wanted.can_grow && partitions != wanted.partitions {
         steps.push(refuse(format!("has {partitions} partitions; it must have {}", wanted.partitions)));
@@ -318,6 +340,12 @@ async fn compare(
         steps.push(Step::Grow { topic: topic.clone(), from: partitions, to: wanted.partitions });
     } else if partitions.unsigned_abs() > Position::PARTITIONS_MAX {
         steps.push(refuse(format!("has {partitions} partitions; {} are the most", Position::PARTITIONS_MAX)));
+    }
+    if copies < wanted.copies {
+        steps.push(refuse(format!(
+            "has {copies} copies; it must have {} (kafka-reassign-partitions.sh)",
+            wanted.copies
+        )));
     }
     let found = admin
         .describe_configs(
@@ -345,10 +373,6 @@ fn is_right(name: &str, value: &str, right: &str) -> bool {
     let numbers = || Some((value.parse::<i64>().ok()?, right.parse::<i64>().ok()?));
     match name {
         "min.insync.replicas" | "max.message.bytes" => numbers().is_some_and(|(value, right)| value >= right),
-        // Longer is better, and -1 is longest.
-        "retention.ms" => {
-            numbers().is_some_and(|(value, right)| value == -1 || (right != -1 && value >= right))
-        }
         // A bound on a clock that is ahead refuses events that are as good as others.
         "message.timestamp.after.max.ms" => numbers().is_some_and(|(value, _)| value >= 86_400_000),
         // A matter of tidiness.
