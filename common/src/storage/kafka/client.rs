@@ -50,11 +50,12 @@ const PRODUCERS: &[(&str, &str)] = &[
     ("partitioner", "murmur2_random"),
     ("queue.buffering.max.messages", "100000"),
     ("queue.buffering.max.kbytes", "262144"),
-    ("linger.ms", "0.3"),
     // How often it is counted which brokers are connected.
     ("statistics.interval.ms", "5000"),
 ];
 
+/// How long the producer gathers, in milliseconds, unless the operator says otherwise.
+const LINGER: (&str, &str) = ("linger.ms", "0.3");
 /// Makes a process a static member of its groups: an operator's choice, see the module `kafka`.
 const INSTANCE: &str = "group.instance.id";
 
@@ -78,8 +79,7 @@ pub fn is_reserved(setting: &str) -> bool {
         "enable.partition.eof",
         "check.crcs",
     ];
-    aliases.contains(&setting)
-        || OURS.iter().chain(PRODUCERS).any(|(name, _)| *name == setting && *name != "linger.ms")
+    aliases.contains(&setting) || OURS.iter().chain(PRODUCERS).any(|(name, _)| *name == setting)
 }
 
 /// Makes clients for one cluster.
@@ -112,10 +112,10 @@ impl Connect {
         let mut config = self.base.clone();
         config.remove(INSTANCE);
         for (name, value) in PRODUCERS {
-            let chosen = *name == "linger.ms" && config.get(name).is_some();
-            if !chosen {
-                config.set(*name, *value);
-            }
+            config.set(*name, *value);
+        }
+        if config.get(LINGER.0).is_none() {
+            config.set(LINGER.0, LINGER.1);
         }
         ThreadedProducer::from_config_and_context(&config, context)
             .map_err(|error| failed("making a producer", error))
@@ -154,7 +154,7 @@ impl Connect {
     where
         C: ConsumerContext,
     {
-        config.remove("linger.ms");
+        config.remove(LINGER.0);
         for (name, value) in OURS {
             config.set(*name, *value);
         }
