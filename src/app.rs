@@ -114,39 +114,35 @@ impl App {
         registry: Registry,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
-        let dispatcher = match role.has_dispatcher() {
-            true => {
-                let dispatching = DispatcherConfig {
-                    parked_max: config.storage.parked_max,
-                    // Brokers come and go; whoever opens a file has it or has not.
-                    patient: matches!(config.storage.kind, StorageKind::Kafka { .. }),
-                    ..DispatcherConfig::default()
-                };
-                let destinations = role.destinations(&config);
-                let opening =
-                    Dispatcher::start(dispatching, destinations, storage.clone(), &registry, clock.clone());
-                Some(opening.await.context("opening the cursors of the destinations")?)
-            }
-            false => None,
+        let dispatcher = if role.has_dispatcher() {
+            let dispatching = DispatcherConfig {
+                parked_max: config.storage.parked_max,
+                // Brokers come and go; whoever opens a file has it or has not.
+                patient: !config.storage.is_embedded(),
+                ..DispatcherConfig::default()
+            };
+            let destinations = role.destinations(&config);
+            let opening =
+                Dispatcher::start(dispatching, destinations, storage.clone(), &registry, clock.clone());
+            Some(opening.await.context("opening the cursors of the destinations")?)
+        } else {
+            None
         };
-        let edge = match role.has_edge() {
-            true => {
-                let listen = config.ingest.listen;
-                let sources = config.sources.clone();
-                let bound =
-                    Edge::bind(edge_config(&config), sources, storage.clone(), &registry, clock.clone());
-                Some(bound.with_context(|| format!("listening on {listen} ([ingest] listen)"))?)
-            }
-            false => None,
+        let edge = if role.has_edge() {
+            let listen = config.ingest.listen;
+            let sources = config.sources.clone();
+            let bound = Edge::bind(edge_config(&config), sources, storage.clone(), &registry, clock.clone());
+            Some(bound.with_context(|| format!("listening on {listen} ([ingest] listen)"))?)
+        } else {
+            None
         };
 
         let sources = config.sources.iter().map(|source| Arc::clone(&source.name)).collect();
-        let is_embedded = matches!(config.storage.kind, StorageKind::Embedded { .. });
         let folder = match &config.storage.kind {
             StorageKind::Embedded { path } => Some(path.clone()),
             StorageKind::Kafka { options, .. } => options.spool.clone().filter(|_| role.has_edge()),
         };
-        let gauges = Gauges::new(&registry, sources, is_embedded, folder);
+        let gauges = Gauges::new(&registry, sources, config.storage.is_embedded(), folder);
         gauges
             .retention
             .with_label_values(&["events"])

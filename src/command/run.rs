@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Reload as _;
 use crate::app::{App, Role};
-use crate::config::{Config, StorageKind};
+use crate::config::Config;
 use crate::{logging, output};
 
 pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
@@ -52,7 +52,7 @@ pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
 
 /// One half of chaski needs a storage that the other half can share, and destinations that exist.
 fn refused(config: &Config, file: &Path, role: &Role) -> Option<ExitCode> {
-    if *role != Role::Both && matches!(config.storage.kind, StorageKind::Embedded { .. }) {
+    if *role != Role::Both && config.storage.is_embedded() {
         output::say(format_args!(
             "{}: storage.kind: \"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart; \
              use `chaski run`, or kind = \"kafka\"",

@@ -52,6 +52,12 @@ impl StorageConfig {
         }
     }
 
+    /// Whether one process owns all of it.
+    #[must_use]
+    pub const fn is_embedded(&self) -> bool {
+        matches!(self.kind, StorageKind::Embedded { .. })
+    }
+
     /// Tells whether two processes have the same storage. Of the embedded one it is who has, or last had, the
     /// folder, and none if there is no store yet; of Kafka the names of its topics.
     #[must_use]
