@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use chaski_common::storage::kafka::testing::free_port;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -19,21 +19,6 @@ use super::{Answer, Receiver, eventually, get, post, within};
 const BINARY: &str = env!("CARGO_BIN_EXE_chaski");
 /// How long a command may take.
 const COMMAND: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// A port that nobody listens on, outside of the range that outgoing connections are given.
-fn free_port() -> u16 {
-    const FIRST: u16 = 12_000;
-    const SPAN: u16 = 18_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Two runs at once begin at different places.
-    let offset = (std::process::id() % 600) as u16 * 30;
-    loop {
-        let port = FIRST + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % SPAN;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
-}
 
 /// What stands in the configuration beside the addresses.
 #[derive(Clone, Default)]

@@ -13,11 +13,11 @@ mod redis;
 mod secured;
 
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -31,7 +31,7 @@ pub use self::secured::SecuredBroker;
 use super::Options;
 use super::client::ANSWER_WITHIN;
 
-const START_WITHIN: Duration = Duration::from_secs(90);
+const START_WITHIN: Duration = Duration::from_secs(120);
 /// Ends the server when its standard input ends, and its folder unless it is told to keep that.
 const GUARDIAN: &str = r#"folder=$1; shift
 "$@" >"$folder/server.log" 2>&1 </dev/null & server=$!
@@ -75,6 +75,13 @@ impl Server {
             }
             let _ = guardian.wait();
         }
+    }
+
+    /// The end of what it printed, for the message of a test that waited in vain.
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
     fn signal(&self, signal: &str) {
@@ -142,10 +149,21 @@ pub fn address() -> &'static str {
     &shared.0
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+/// A port of the loopback that nobody listens on, outside of the range that outgoing connections are given: a server
+/// that is killed finds it free again.
+#[must_use]
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 12_000;
+    const SPAN: u16 = 18_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two runs at once begin at different places.
+    let offset = (std::process::id() % 600) as u16 * 30;
+    loop {
+        let port = FIRST + offset.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % SPAN;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A path as an argument.

@@ -89,7 +89,7 @@ impl Broker {
     /// Starts it again, with what it holds, at the same address, and waits until it answers.
     pub fn run(&mut self) {
         self.launch();
-        wait_for(&self.address(), 1, &self.server.folder);
+        self.wait_for(1);
     }
 
     /// Kills it with SIGKILL and waits until it is gone; what it holds stays.
@@ -106,6 +106,24 @@ impl Broker {
         let properties = self.properties();
         let class_path = class_path();
         self.server.run("java", [self.memory, "-cp", &class_path, "kafka.Kafka", text(&properties)]);
+    }
+
+    /// Waits until it answers and knows so many brokers.
+    fn wait_for(&self, nodes: usize) {
+        let probe: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.address()).create().expect("a client");
+        let began = Instant::now();
+        while probe
+            .fetch_metadata(None, Duration::from_secs(1))
+            .map_or(true, |metadata| metadata.brokers().len() < nodes)
+        {
+            assert!(
+                began.elapsed() < START_WITHIN,
+                "the broker does not answer; it said last:\n{}",
+                self.server.last_words()
+            );
+            let _ = probe.poll(Duration::from_millis(20));
+        }
     }
 
     fn properties(&self) -> PathBuf {
@@ -171,7 +189,7 @@ impl Cluster {
             broker.launch();
         }
         for broker in &brokers {
-            wait_for(&broker.address(), nodes, &broker.server.folder);
+            broker.wait_for(nodes);
         }
         Self { brokers }
     }
@@ -181,24 +199,6 @@ impl Cluster {
     pub fn options(&self) -> Options {
         let copies = i32::try_from(self.brokers.len().min(3)).unwrap_or(3);
         options_at(self.brokers.iter().map(Broker::address).collect(), copies)
-    }
-}
-
-/// Waits until a broker answers and knows so many.
-fn wait_for(address: &str, nodes: usize, folder: &Path) {
-    let probe: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", address).create().expect("a client");
-    let began = Instant::now();
-    while probe
-        .fetch_metadata(None, Duration::from_secs(1))
-        .map_or(true, |metadata| metadata.brokers().len() < nodes)
-    {
-        assert!(
-            began.elapsed() < START_WITHIN,
-            "the broker does not answer, see {}/server.log",
-            folder.display()
-        );
-        let _ = probe.poll(Duration::from_millis(20));
     }
 }
 

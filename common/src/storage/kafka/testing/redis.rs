@@ -31,7 +31,8 @@ impl RedisServer {
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(
                 began.elapsed() < START_WITHIN,
-                "redis-server is missing or does not start: apt-get install redis-server"
+                "redis-server is missing (apt-get install redis-server) or does not start:\n{}",
+                self.server.last_words()
             );
             std::thread::yield_now();
         }
