@@ -22,7 +22,7 @@ pub(crate) use self::smtp::MailServer;
 pub(crate) use self::storage::{Storage, Topics};
 
 /// How long a state may take to come about; long, because the machine may have other things to do.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
 pub(crate) const LOOK: Duration = Duration::from_millis(10);
 

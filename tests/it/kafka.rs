@@ -23,27 +23,38 @@ struct Half {
     site: Site,
     role: Vec<&'static str>,
     gateway: Gateway,
+    /// A process before this one has gone on without the deduplication that edges share.
+    went_on_alone: bool,
 }
 
 impl Half {
     fn spawn(topics: &Topics, layout: &Layout, role: &[&'static str]) -> Self {
         let site = Site::on(Storage::Topics(topics.clone()), layout);
         let gateway = site.spawn_as(role);
-        Self { site, role: role.to_vec(), gateway }
+        Self { site, role: role.to_vec(), gateway, went_on_alone: false }
     }
 
     /// SIGKILL, and up again at once.
     fn kill(&mut self) {
         assert!(self.gateway.exited().is_none(), "it ended by itself: {:#?}", self.gateway.log());
         self.gateway.kill();
-        self.gateway = self.site.spawn_as(&self.role);
+        self.spawn_again();
     }
 
     /// SIGTERM, an end in order, and up again.
     fn restart(&mut self) {
         self.gateway.end();
-        self.gateway = self.site.spawn_as(&self.role);
+        self.spawn_again();
         self.gateway.wait_until_running();
+    }
+
+    fn spawn_again(&mut self) {
+        self.went_on_alone = self.went_on_alone();
+        self.gateway = self.site.spawn_as(&self.role);
+    }
+
+    fn went_on_alone(&self) -> bool {
+        self.went_on_alone || self.gateway.went_on_alone()
     }
 }
 
@@ -76,6 +87,11 @@ impl Fleet {
 
     fn doors(&self) -> Vec<SocketAddr> {
         self.edges.iter().map(|edge| edge.site.edge).collect()
+    }
+
+    /// Whether an edge has gone on without the deduplication that they share.
+    fn went_on_alone(&self) -> bool {
+        self.edges.iter().any(Half::went_on_alone)
     }
 
     /// How the destinations stand, as the first dispatcher sees it.

@@ -66,7 +66,12 @@ impl Faults {
     }
 
     pub(crate) const fn forgetful(self) -> Self {
-        Self { forgetful: true, ..self }
+        self.forgetful_if(true)
+    }
+
+    /// The deduplication was away for a moment, as it is for a process that gets no answer in time on a busy machine.
+    pub(crate) const fn forgetful_if(self, forgetful: bool) -> Self {
+        Self { forgetful, ..self }
     }
 }
 

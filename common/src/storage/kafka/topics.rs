@@ -20,6 +20,10 @@ use super::Options;
 use super::client::{ANSWER_WITHIN, Connect, RECORD_BYTES_MAX, failed, log};
 use crate::storage::{Position, StorageError};
 
+/// How long brokers may take to show what was made, and the pause between two looks.
+const SHOWN_WITHIN: Duration = Duration::from_secs(30);
+const SHOWN_AGAIN: Duration = Duration::from_millis(200);
+
 /// The names of the topics.
 #[derive(Clone, Debug)]
 pub(super) struct Topics {
@@ -193,15 +197,15 @@ pub async fn inspect(options: &Options, within: Duration) -> Result<Cluster, Sto
     Ok(Cluster { brokers: found.brokers().len(), steps })
 }
 
-/// Does what [`plan`] says and can be done; returns what is left: the refusals.
+/// Does what [`plan`] says and can be done, and waits until the brokers show it: they tell each other a moment later.
+/// Returns what is left: the refusals. What somebody else has done meanwhile is as good.
 ///
 /// # Errors
-/// When the brokers do not answer or do not do it.
+/// When the brokers do not answer, do not do it, or do not show it within 30 s.
 pub async fn apply(options: &Options, steps: Vec<Step>) -> Result<Vec<Step>, StorageError> {
     let doing = "making the topics";
     let admin = admin(options)?;
     let how = AdminOptions::new().operation_timeout(Some(ANSWER_WITHIN));
-    let mut left = Vec::new();
     for step in steps {
         let done = match &step {
             Step::Create { topic, partitions, replication, settings } => {
@@ -215,16 +219,30 @@ pub async fn apply(options: &Options, steps: Vec<Step>) -> Result<Vec<Step>, Sto
                 let count = usize::try_from(*to).unwrap_or(1);
                 admin.create_partitions([&NewPartitions::new(topic, count)], &how).await
             }
-            Step::Refuse { .. } => {
-                left.push(step);
-                continue;
-            }
+            Step::Refuse { .. } => continue,
         };
         for outcome in done.map_err(|error| failed(doing, error))? {
-            outcome.map_err(|(_, code)| failed(doing, KafkaError::AdminOp(code)))?;
+            match outcome {
+                Ok(_)
+                | Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions)) => {}
+                Err((_, code)) => return Err(failed(doing, KafkaError::AdminOp(code))),
+            }
         }
     }
-    Ok(left)
+    let shown = async {
+        loop {
+            // A broker that does not know a topic yet cannot tell its settings either.
+            if let Ok(left) = plan(options).await
+                && left.iter().all(|step| matches!(step, Step::Refuse { .. }))
+            {
+                return left;
+            }
+            tokio::time::sleep(SHOWN_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(SHOWN_WITHIN, shown)
+        .await
+        .map_err(|_| StorageError::Late { doing, within: SHOWN_WITHIN })
 }
 
 /// Deletes the topics with all that is in them.
