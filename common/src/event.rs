@@ -77,6 +77,14 @@ impl EventId {
         &self.0
     }
 
+    /// The digits, into a buffer of the caller's: what `Display` prints, where that is asked for often.
+    #[must_use]
+    pub fn encode<'b>(&self, buffer: &'b mut [u8; 32]) -> &'b str {
+        // The buffer has the room, and the digits are ASCII.
+        let _ = hex::encode_to_slice(self.0, buffer);
+        std::str::from_utf8(buffer).unwrap_or_default()
+    }
+
     /// An id read back from storage.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
@@ -86,9 +94,7 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut digits = [0_u8; 32];
-        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
-        f.write_str(std::str::from_utf8(&digits).map_err(|_| fmt::Error)?)
+        f.write_str(self.encode(&mut [0; 32]))
     }
 }
 

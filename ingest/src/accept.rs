@@ -7,7 +7,6 @@
 //! request; its resend has the same id, and its bytes stay charged until the storage lets go of them. A
 //! storage with several steps behind its append finishes them by itself.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,8 +32,6 @@ use crate::source::Source;
 use crate::verify::{Verified, scheme::Claim};
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// Length of a trace context of version 00.
-const TRACEPARENT_BYTES: usize = 55;
 
 /// What deciding needs: the storage, the time, and the bounds on what is in flight.
 pub(crate) struct Acceptor {
@@ -265,9 +262,11 @@ fn is_traceparent(text: &str) -> bool {
 fn begun_traceparent(id: EventId) -> Arc<str> {
     let number = u128::from_be_bytes(*id.as_bytes());
     let span = ((number >> 64) as u64 ^ number as u64).max(1);
-    let mut text = String::with_capacity(TRACEPARENT_BYTES);
-    let _ = write!(text, "00-{id}-{span:016x}-00");
-    text.into()
+    let (mut trace_digits, mut span_digits) = ([0; 32], [0; 16]);
+    // The buffer has the room, and the digits are ASCII.
+    let _ = hex::encode_to_slice(span.to_be_bytes(), &mut span_digits);
+    let span = std::str::from_utf8(&span_digits).unwrap_or_default();
+    ["00-", id.encode(&mut trace_digits), "-", span, "-00"].concat().into()
 }
 
 #[cfg(test)]

@@ -228,10 +228,7 @@ impl Rules {
         }
         let document = match self.grammar {
             Grammar::Form | Grammar::Any => None,
-            Grammar::Json | Grammar::PagoEfectivo(_) => {
-                let pointers: Vec<&Pointer> = self.pointers.iter().collect();
-                Some(json::read(&received.body, &pointers)?)
-            }
+            Grammar::Json | Grammar::PagoEfectivo(_) => Some(json::read(&received.body, &self.pointers)?),
         };
         let is_rooted = match (&self.grammar, &document) {
             (Grammar::PagoEfectivo(_), Some(document)) => document.root == Root::Object,
@@ -243,8 +240,8 @@ impl Rules {
         if let (Grammar::PagoEfectivo(grammar), Some(document)) = (&self.grammar, &document) {
             grammar.check(document)?;
         }
-        let fingerprint =
-            Fingerprint::of(document.as_ref().map_or(&received.body, |document| &document.comparable));
+        let comparable = document.as_ref().map_or(&*received.body, |document| &document.comparable);
+        let fingerprint = Fingerprint::of(comparable);
         let view = View { verified, document: document.as_ref() };
         let time = self
             .time
@@ -338,7 +335,7 @@ impl<'r> View<'_, 'r> {
         };
         match &field.place {
             Location::Nested(_, inner) => {
-                let mut document = json::read(text.as_bytes(), &[inner])?;
+                let mut document = json::read(text.as_bytes(), std::slice::from_ref(inner))?;
                 Ok(match document.found.pop() {
                     Some(Found::Number(text)) => Some(Cow::Owned(text.to_owned())),
                     Some(Found::Text(text)) => Some(Cow::Owned(text.into_owned())),

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::location::Pointer;
 
@@ -53,8 +54,8 @@ pub(crate) struct Document<'a> {
     pub(crate) found: Vec<Found<'a>>,
     /// Whether the document is an object, an array, or neither.
     pub(crate) root: Root,
-    /// The tokens without the white space between them, and `"12"` as `12`.
-    pub(crate) comparable: Vec<u8>,
+    /// The tokens without the white space between them, and `"12"` as `12`; the body itself if it is spelled so.
+    pub(crate) comparable: Cow<'a, [u8]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub(crate) enum Root {
 }
 
 /// Reads a whole document. At most [`POINTERS_MAX`] pointers are followed.
-pub(crate) fn read<'a>(body: &'a [u8], pointers: &[&Pointer]) -> Result<Document<'a>, Fault> {
+pub(crate) fn read<'a>(body: &'a [u8], pointers: &[Pointer]) -> Result<Document<'a>, Fault> {
     let text = std::str::from_utf8(body).map_err(|_| Fault::Utf8)?;
     debug_assert!(pointers.len() <= POINTERS_MAX, "the compiled rules keep to the bound");
     let mut reader = Reader {
@@ -75,7 +76,8 @@ pub(crate) fn read<'a>(body: &'a [u8], pointers: &[&Pointer]) -> Result<Document
         pointers,
         names: Vec::with_capacity(NAMES_LINEAR_MAX),
         found: vec![Found::Missing; pointers.len()],
-        comparable: Vec::with_capacity(body.len()),
+        comparable: Vec::new(),
+        compared: 0,
     };
     reader.space();
     let root = match reader.peek() {
@@ -89,18 +91,26 @@ pub(crate) fn read<'a>(body: &'a [u8], pointers: &[&Pointer]) -> Result<Document
     if reader.at != text.len() {
         return Err(Fault::Syntax);
     }
-    Ok(Document { found: reader.found, root, comparable: reader.comparable })
+    let comparable = if reader.compared == 0 {
+        Cow::Borrowed(body)
+    } else {
+        reader.leave_out(text.len()..text.len());
+        Cow::Owned(reader.comparable)
+    };
+    Ok(Document { found: reader.found, root, comparable })
 }
 
 struct Reader<'a, 'p> {
     text: &'a str,
     at: usize,
     nodes: usize,
-    pointers: &'p [&'p Pointer],
+    pointers: &'p [Pointer],
     /// The names seen so far in every object that is open, the innermost last.
     names: Vec<Cow<'a, str>>,
     found: Vec<Found<'a>>,
+    /// The comparable form of what is in front of `compared`.
     comparable: Vec<u8>,
+    compared: usize,
 }
 
 impl<'a> Reader<'a, '_> {
@@ -109,18 +119,28 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn space(&mut self) {
+        let start = self.at;
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
             self.at += 1;
         }
+        if self.at > start {
+            self.leave_out(start..self.at);
+        }
+    }
+
+    /// Takes everything up to this span into the comparable form, and the span not.
+    fn leave_out(&mut self, span: Range<usize>) {
+        if self.compared == 0 {
+            self.comparable.reserve_exact(self.text.len());
+        }
+        self.comparable.extend_from_slice(&self.text.as_bytes()[self.compared..span.start]);
+        self.compared = span.end;
     }
 
     /// Takes one byte of structure, or nothing.
     fn take(&mut self, byte: u8) -> bool {
         let is = self.peek() == Some(byte);
-        if is {
-            self.at += 1;
-            self.comparable.push(byte);
-        }
+        self.at += usize::from(is);
         is
     }
 
@@ -140,9 +160,12 @@ impl<'a> Reader<'a, '_> {
                 Found::Container
             }
             b'"' => {
-                let (spelled, text) = self.string()?;
-                let number = spelled.get(1..spelled.len() - 1).filter(|inner| is_number(inner));
-                self.comparable.extend_from_slice(number.unwrap_or(spelled).as_bytes());
+                let start = self.at;
+                let text = self.string()?;
+                if is_number(&text) && text.len() == self.at - start - 2 {
+                    self.leave_out(start..start + 1);
+                    self.leave_out(self.at - 1..self.at);
+                }
                 Found::Text(text)
             }
             b't' => self.word("true", Found::Bool)?,
@@ -184,8 +207,7 @@ impl<'a> Reader<'a, '_> {
         }
         loop {
             self.space();
-            let (spelled, name) = self.string()?;
-            self.comparable.extend_from_slice(spelled.as_bytes());
+            let name = self.string()?;
             let siblings = &self.names[first_name..];
             let seen = match &mut set {
                 Some(set) => !set.insert(name.clone()),
@@ -253,7 +275,6 @@ impl<'a> Reader<'a, '_> {
             return Err(Fault::Syntax);
         }
         self.at += word.len();
-        self.comparable.extend_from_slice(word.as_bytes());
         Ok(found)
     }
 
@@ -271,12 +292,11 @@ impl<'a> Reader<'a, '_> {
             return Err(Fault::Number);
         }
         self.at += end;
-        self.comparable.extend_from_slice(number.as_bytes());
         Ok(number)
     }
 
-    /// A string as spelled, quotes included, and as meant. Adds nothing to the comparable form.
-    fn string(&mut self) -> Result<(&'a str, Cow<'a, str>), Fault> {
+    /// A string as it is meant.
+    fn string(&mut self) -> Result<Cow<'a, str>, Fault> {
         let bytes = self.text.as_bytes();
         let start = self.at;
         if self.peek() != Some(b'"') {
@@ -297,8 +317,7 @@ impl<'a> Reader<'a, '_> {
         }
         self.at = at + 1;
         let inner = &self.text[start + 1..at];
-        let meant = if escaped { Cow::Owned(unescape(inner)?) } else { Cow::Borrowed(inner) };
-        Ok((&self.text[start..=at], meant))
+        Ok(if escaped { Cow::Owned(unescape(inner)?) } else { Cow::Borrowed(inner) })
     }
 }
 
@@ -419,7 +438,7 @@ mod tests {
     }
 
     fn comparable(body: &str) -> String {
-        String::from_utf8(read(body.as_bytes(), &[]).unwrap().comparable).unwrap()
+        String::from_utf8(read(body.as_bytes(), &[]).unwrap().comparable.into_owned()).unwrap()
     }
 
     #[test]
@@ -502,7 +521,7 @@ mod tests {
             r#" { "a" : { "b" : [ 10 , {"c":"x\ny"} ] } , "a~/b" : 1001.00, "n":null, "t":true, "":"e" } "#;
         let found = |pointer: &str| {
             let pointer = Pointer::parse(pointer).unwrap();
-            read(body.as_bytes(), &[&pointer]).unwrap().found.remove(0)
+            read(body.as_bytes(), std::slice::from_ref(&pointer)).unwrap().found.remove(0)
         };
         assert_eq!(found("/a/b/0"), Found::Number("10"));
         assert_eq!(found("/a/b/1/c"), Found::Text("x\ny".into()));

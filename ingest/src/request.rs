@@ -99,8 +99,8 @@ pub(crate) fn check_framing(
 fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
     let length = headers.get(CONTENT_LENGTH).ok_or(Refusal::LengthRequired)?;
     let text = length.to_str().map_err(|_| Refusal::BadFraming)?;
-    let number: u64 = text.parse().map_err(|_| Refusal::BadFraming)?;
-    if number.to_string() == text { Ok(number) } else { Err(Refusal::BadFraming) }
+    let is_plain = text == "0" || (!text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit()));
+    text.parse().ok().filter(|_| is_plain).ok_or(Refusal::BadFraming)
 }
 
 /// Reads a body to its end, at most `bytes_max` of it, charged as it arrives. How long that may take is the

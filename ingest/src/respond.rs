@@ -4,8 +4,6 @@
 //! Every 401 is the same bytes, so that an answer tells a forger nothing. A fault of ours is a 503 with
 //! `Retry-After`, never a 4xx. Reason labels are the closed set shared with the published list of bad inputs.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use chaski_common::event::EventId;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -17,9 +15,6 @@ use crate::source::Reply;
 
 /// Seconds a sender is asked to wait when the edge is full or cannot store.
 const RETRY_AFTER_SECONDS: &str = "5";
-
-/// Room for an answer of ours.
-const ANSWER_BYTES: usize = 80;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,10 +189,9 @@ impl Outcome {
                 let (body, content_type) = match &reply.body {
                     Some(body) => (body.clone(), reply.content_type.clone()),
                     None => {
-                        let status = Self::LABELS[self.index()];
-                        let mut json = String::with_capacity(ANSWER_BYTES);
-                        let _ = write!(json, r#"{{"id":"{id}","status":"{status}"}}"#);
-                        (Bytes::from(json), HeaderValue::from_static("application/json"))
+                        let (mut digits, status) = ([0; 32], Self::LABELS[self.index()]);
+                        let json = [r#"{"id":""#, id.encode(&mut digits), r#"","status":""#, status, r#""}"#];
+                        (Bytes::from(json.concat()), HeaderValue::from_static("application/json"))
                     }
                 };
                 let mut response = empty(reply.status);
