@@ -12,6 +12,9 @@ KAFKA_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/chaski/kafka-$(KAFKA_VERSI
 # What checks the files under deploy/; by name, so that it changes with the list.
 DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.txt tests/deploy/requirements.txt | cksum | cut -d' ' -f1)
 
+# What journeys read topics with that is not librdkafka.
+TESTS_PYTHON := target/tests-python
+
 .PHONY: help demo build test check check-deploy bench fmt tools-build tools-test
 
 help: ## what there is
@@ -50,7 +53,7 @@ tools-build:
 	@tests/tools/need cc:gcc c++:g++ make:make perl:perl
 
 # Kafka is fetched once, then no network is needed. A broker of one's own makes it unnecessary.
-tools-test:
+tools-test: $(TESTS_PYTHON)/.requirements.txt
 	@tests/tools/need curl:curl openssl:openssl python3:python3 redis-server:redis-server kcat:kcat prometheus:prometheus
 	@test -n "$${CHASKI_TEST_KAFKA:-}" || tests/tools/need java:openjdk-17-jre-headless
 	@test -n "$${CHASKI_TEST_KAFKA:-}$${KAFKA_HOME:-}" || test -e $(KAFKA_CACHE)/libs/kafka-tools-$(KAFKA_VERSION).jar || { \
@@ -65,6 +68,12 @@ $(DEPLOY_PYTHON):
 	@rm -rf target/deploy-python-*
 	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $@.part --requirement tests/deploy/requirements.txt
 	@mv $@.part $@
+
+$(TESTS_PYTHON)/.requirements.txt: tests/kafka/requirements.txt
+	@tests/tools/need python3:python3 pip3:python3-pip
+	@rm -rf $(TESTS_PYTHON)
+	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $(TESTS_PYTHON) --requirement $<
+	@cp $< $@
 
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet

@@ -1,11 +1,17 @@
-//! Others on the same topics: any Kafka tool reads an event as it came, beside the dispatchers and without disturbing
-//! them; a destination that comes later reads history; partitions that a topic gains are read.
+//! Others on the same topics: any Kafka tool reads an event as it came, and a group in another language reads beside the
+//! dispatchers without disturbing them; a destination that comes later reads history; partitions that a topic gains are read.
 
-use std::process::{Command, Stdio};
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use serde_json::Value;
+
 use super::{Half, destinations};
-use crate::harness::{Destination, Layout, Receiver, Site, Storage, Topics, pause, payment, tool};
+use crate::harness::{
+    Callback, Destination, Layout, Receiver, Site, Storage, Topics, eventually, paid, pause, payment, tool,
+};
 use crate::town::{Faults, Town, seed};
 
 #[test]
@@ -42,40 +48,80 @@ fn kcat_reads_an_event_with_its_headers_and_its_bytes() {
 }
 
 #[test]
-fn a_group_of_somebody_else_reads_everything_and_disturbs_nobody() {
+fn a_group_of_somebody_else_in_python_reads_everything_and_disturbs_nobody() {
     const EVENTS: u64 = 60;
     let receiver = Receiver::start();
     let topics = Topics::shared();
     let site =
         Site::on(Storage::Topics(topics.clone()), &Layout::to([Destination::new("orders", &receiver)]));
     let gateway = site.start();
-    let (topic, group) = (format!("{}.events", topics.prefix), format!("{}-analytics", topics.prefix));
-    let reader = || {
-        Command::new("kcat")
-            .args(["-b", &topics.brokers.join(","), "-q", "-u", "-X", "auto.offset.reset=earliest"])
-            // Together they read no more than there is, and end.
-            .args(["-c", &(EVENTS / 2).to_string(), "-f", "%s\n", "-G", &group, &topic])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("this test needs kcat: {error}"))
-    };
-    let first = reader();
-    let ids: Vec<String> = (0..EVENTS).map(|number| gateway.accept(&payment(number))).collect();
-    let mut read = String::from_utf8(first.wait_with_output().unwrap().stdout).unwrap();
+    let sent: Vec<Callback> = (0..EVENTS).map(as_a_provider_spells).collect();
+    let first = analyst(&topics, EVENTS / 2);
+    let ids: Vec<String> = sent.iter().map(|callback| gateway.accept(callback)).collect();
+    let rebalances = || gateway.count("chaski_kafka_rebalances_total", &[]);
+    receiver.wait_for(&ids[0]);
+    let before = rebalances();
+    let mut read = events_of(first);
     // Another member goes on where the first has committed.
-    read += &String::from_utf8(reader().wait_with_output().unwrap().stdout).unwrap();
-    let mut bodies: Vec<&str> = read.lines().collect();
-    bodies.sort_unstable();
-    bodies.dedup();
-    let mut sent: Vec<String> = (0..EVENTS).map(|number| payment(number).body).collect();
-    sent.sort();
-    assert_eq!(bodies, sent);
+    read.extend(events_of(analyst(&topics, EVENTS / 2)));
+
+    let read: BTreeMap<&str, &Value> =
+        read.iter().map(|event| (event["headers"]["ce_id"].as_str().unwrap(), event)).collect();
+    for (number, (id, callback)) in ids.iter().zip(&sent).enumerate() {
+        let event = read[&**id];
+        let cip = (10_000_000 + number).to_string();
+        assert_eq!(event["body"], BASE64_STANDARD.encode(&callback.body), "byte for byte: {event}");
+        assert_eq!(event["key"], cip);
+        let headers = &event["headers"];
+        for (name, expected) in [
+            ("ce_specversion", "1.0"),
+            ("ce_source", "/sources/pagoefectivo"),
+            ("ce_type", "cip.paid"),
+            ("ce_subject", &cip),
+            ("content-type", "application/json"),
+        ] {
+            assert_eq!(headers[name], expected, "{name}: {headers}");
+        }
+    }
+    assert_eq!(read.len(), ids.len());
+
     for id in &ids {
         receiver.wait_for(id);
     }
+    eventually("all of it settled", || (destinations(&gateway)[0]["lag"] == 0).then_some(()));
+    assert_eq!(rebalances(), before, "members came and went elsewhere");
     gateway.stop();
     assert_eq!(receiver.receipts().len(), ids.len(), "once each");
+}
+
+/// A payment whose bytes no printer of JSON would make again.
+fn as_a_provider_spells(number: u64) -> Callback {
+    let body = paid(10_000_000 + number, &number.to_string(), "  1001.00\r\n");
+    Callback::of(body.replacen('{', "{\"note\": \"se\u{f1}al \\u00f1 \\/\",\t", 1))
+}
+
+/// A member of a group of its own that leaves when it has read so many events.
+fn analyst(topics: &Topics, events: u64) -> Child {
+    Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/read_events.py"))
+        .args([topics.brokers.join(","), format!("{}.events", topics.prefix)])
+        .args([format!("{}-analytics", topics.prefix), events.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("this test needs python3: {error}"))
+}
+
+/// What it printed, once it has left.
+#[track_caller]
+fn events_of(analyst: Child) -> Vec<Value> {
+    let output = analyst.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+        .stdout
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 #[test]
