@@ -148,7 +148,7 @@ const STORAGE: Section = section("storage", "Where events are made durable.", &[
         .example("{ \"security.protocol\" = \"SASL_SSL\", \"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\" = \"chaski\", \"sasl.password\" = \"env:KAFKA_PASSWORD\" }"),
 ])
 .with(&[section("dedup", "Kafka: the ids of events, shared by all edges.", &[
-    setting("redis", Kind::Text, "Redis 7 or later: redis:// or rediss://; \"env:NAME\" or \"file:PATH\" where the URL has a password.")
+    setting("redis", Kind::Text, "Redis 7 or later: redis://HOST:PORT/DB, redis+sentinel://HOST,HOST/MASTER/DB or redis+cluster://HOST,HOST; rediss for TLS. \"env:NAME\" or \"file:PATH\" where the URL has a password.")
         .example("\"redis://127.0.0.1:6379/0\""),
     setting("rate", Kind::Rate, "Events that are expected, for the memory that `chaski check` says Redis needs.").default("\"100/s\""),
 ])

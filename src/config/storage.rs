@@ -221,8 +221,8 @@ impl Checker<'_> {
         };
         match kafka::redis_address(&url) {
             Err(why) => {
-                let hint =
-                    "write for example \"redis://127.0.0.1:6379/0\", or \"env:NAME\" where it has a password";
+                let hint = "write for example \"redis://127.0.0.1:6379/0\", \"redis+sentinel://host1,host2/mymaster\" or \
+                            \"redis+cluster://host1,host2\"; \"env:NAME\" where it has a password";
                 self.report.refuse(&at, Reason::Range, why, hint);
                 None
             }
@@ -355,6 +355,13 @@ mod tests {
                 "config_insecure",
             ),
             ("[storage.dedup]\nredis = 'cache:6379'\n", "storage.dedup.redis", "config_range"),
+            ("[storage.dedup]\nredis = 'redis+sentinel://cache'\n", "storage.dedup.redis", "config_range"),
+            ("[storage.dedup]\nredis = 'redis+cluster://a,b/1'\n", "storage.dedup.redis", "config_range"),
+            (
+                "[storage.dedup]\nredis = 'redis+sentinel://a/m?sentinel_password=s3cret'\n",
+                "storage.dedup.redis",
+                "config_insecure",
+            ),
             ("topic_prefix = 'a/b'\n", "storage.topic_prefix", "config_range"),
         ] {
             assert_eq!(problems(&format!("{kafka}{text}")), [(key.to_owned(), reason)], "{text}");

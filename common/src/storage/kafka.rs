@@ -123,7 +123,7 @@ pub struct Options {
 /// The deduplication that several edges share. Redis 7 or later.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Redis {
-    /// `redis://` or `rediss://`, as the client reads it; may carry a password.
+    /// Of a server, of Sentinels or of a cluster: see `dedup/address.rs`. May carry a password.
     pub url: Secret,
     /// How long an id is remembered.
     pub window: Duration,

@@ -1,8 +1,6 @@
 //! Redis: whether it keeps the ids of events for as long as it is asked to. What it forgets comes through twice,
 //! under one id; nothing is lost by it.
 
-use std::time::Duration;
-
 use chaski_common::storage::kafka::{self, REDIS_BYTES_PER_ID, Redis, RedisState};
 
 use super::clock::OFF_BAD_SECONDS;
@@ -15,7 +13,11 @@ const MAJOR_MIN: u32 = 7;
 pub(super) async fn check(settings: Redis, rate_per_second: f64) -> Vec<Finding> {
     let address = kafka::redis_address(&settings.url).map(|address| address.shown).unwrap_or_default();
     match kafka::redis_state(&settings).await {
-        Ok(state) => judge(&address, &state, settings.window, rate_per_second),
+        Ok(states) => {
+            // A cluster shares the ids out evenly.
+            let ids = settings.window.as_secs_f64() * rate_per_second / states.len() as f64;
+            states.iter().flat_map(|state| judge(state, ids)).collect()
+        }
         Err(error) => {
             let found = format!("{address}: {}", crate::chain(&error));
             let advice = "start it, or mend [storage.dedup] redis; until then events are taken without it";
@@ -24,11 +26,15 @@ pub(super) async fn check(settings: Redis, rate_per_second: f64) -> Vec<Finding>
     }
 }
 
-fn judge(address: &str, state: &RedisState, window: Duration, rate_per_second: f64) -> Vec<Finding> {
-    let RedisState { version, policy, .. } = state;
+/// Of one server, which is to have room for so many ids.
+fn judge(state: &RedisState, ids: f64) -> Vec<Finding> {
+    let RedisState { address, version, policy, .. } = state;
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let found = format!("{address}: version {version}");
     let server = match major {
+        _ if !state.misplaced.is_empty() => {
+            Finding::bad(CHECK, format!("{address} is {}", state.misplaced), "mend [storage.dedup] redis")
+        }
         Some(major) if major >= MAJOR_MIN => Finding::good(CHECK, found),
         Some(_) => Finding::bad(CHECK, found, format!("Redis {MAJOR_MIN} or later is needed")),
         None => Finding::warning(
@@ -39,17 +45,19 @@ fn judge(address: &str, state: &RedisState, window: Duration, rate_per_second: f
     };
     let check = "redis eviction";
     let eviction = match &**policy {
-        "noeviction" => Finding::good(check, "noeviction: what is remembered stays"),
-        "" => Finding::skipped(check, "it does not tell its maxmemory-policy"),
+        "noeviction" => Finding::good(check, format!("{address}: noeviction, what is remembered stays")),
+        "" => Finding::skipped(check, format!("{address}: does not tell its maxmemory-policy")),
         _ => Finding::warning(
             check,
-            format!("maxmemory-policy {policy}: ids may be evicted, and their repeats come through"),
+            format!(
+                "{address}: maxmemory-policy {policy}, ids may be evicted, and their repeats come through"
+            ),
             "CONFIG SET maxmemory-policy noeviction, and keep it in redis.conf",
         ),
     };
-    let mut findings = vec![server, eviction, memory(state, window.as_secs_f64() * rate_per_second)];
+    let mut findings = vec![server, eviction, memory(state, ids)];
     if state.clock_ahead.abs() > OFF_BAD_SECONDS {
-        let found = format!("its clock and ours are {:.0} s apart", state.clock_ahead.abs());
+        let found = format!("{address}: its clock and ours are {:.0} s apart", state.clock_ahead.abs());
         findings.push(Finding::bad("redis clock", found, "let a time server keep both"));
     }
     findings
@@ -58,7 +66,7 @@ fn judge(address: &str, state: &RedisState, window: Duration, rate_per_second: f
 fn memory(state: &RedisState, ids: f64) -> Finding {
     let check = "redis memory";
     let need = (ids * REDIS_BYTES_PER_ID) as u64;
-    let used = round(state.used_bytes);
+    let used = format!("{}: {}", state.address, round(state.used_bytes));
     match state.bytes_max {
         None => {
             Finding::good(check, format!("{used} in use, the window needs {}; no maxmemory", round(need)))
@@ -83,12 +91,13 @@ mod tests {
 
     fn verdicts(change: impl Fn(&mut RedisState)) -> Vec<Verdict> {
         let mut state = RedisState {
+            address: "cache:6379".to_owned(),
             version: "7.2.4".to_owned(),
             policy: "noeviction".to_owned(),
             ..RedisState::default()
         };
         change(&mut state);
-        let found = judge("cache:6379", &state, Duration::from_secs(1000), 1000.0);
+        let found = judge(&state, 1e6);
         found.into_iter().map(|finding| finding.verdict).collect()
     }
 
@@ -98,6 +107,7 @@ mod tests {
         assert_eq!(verdicts(|_| {}), [Good, Good, Good]);
         assert_eq!(verdicts(|state| state.version = "6.2.1".to_owned())[0], Bad);
         assert_eq!(verdicts(|state| state.version = String::new())[0], Warning);
+        assert_eq!(verdicts(|state| state.misplaced = "a replica, which takes no writes")[0], Bad);
         for policy in ["allkeys-lru", "volatile-ttl"] {
             assert_eq!(verdicts(|state| state.policy = policy.to_owned())[1], Warning);
         }

@@ -4,7 +4,9 @@
 //! memory reaches. Confirmed is only what is durable, so that a memory that fails, forgets or is emptied can
 //! let a duplicate through and never swallows a first. No call fails: in doubt an id is new.
 
+pub(super) mod address;
 mod batch;
+mod link;
 pub(super) mod recent;
 pub(super) mod server;
 pub(super) mod shared;

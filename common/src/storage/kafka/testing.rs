@@ -13,12 +13,12 @@ mod redis;
 mod secured;
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -26,7 +26,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 pub use self::broker::{Broker, Cluster, libraries};
-pub use self::redis::RedisServer;
+pub use self::redis::{RedisCluster, RedisServer, RedisUnderSentinel};
 pub use self::secured::SecuredBroker;
 use super::Options;
 use super::client::ANSWER_WITHIN;
@@ -61,6 +61,19 @@ impl Server {
         let mut command = Command::new("sh");
         command.args(["-c", GUARDIAN, "guardian"]).arg(&self.folder).arg(program).args(arguments);
         self.guardian = Some(command.stdin(Stdio::piped()).spawn().expect("sh is there"));
+    }
+
+    /// Waits until somebody listens at its port.
+    fn listens_at(&self, port: u16) {
+        let began = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            assert!(
+                began.elapsed() < START_WITHIN,
+                "redis-server is missing (apt-get install redis-server) or does not start:\n{}",
+                self.last_words()
+            );
+            std::thread::yield_now();
+        }
     }
 
     /// Kills the server and waits until it is gone; its folder stays.

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
@@ -11,6 +12,7 @@ use crate::storage::{
     StorageError, Subscription, Track,
 };
 
+mod redis;
 mod secured;
 mod spool;
 
@@ -45,6 +47,10 @@ crate::storage_conformance!(OnBroker::new().await);
 /// An event with a subject of its own, so that events spread over the partitions.
 fn spread(key: u64) -> Event {
     Event { subject: Some(format!("order-{key}").into()), ..event(key) }
+}
+
+async fn post(storage: &Storage, event: Event) -> Appended {
+    storage.events.append(event, OnConflict::Quarantine).await.unwrap()
 }
 
 async fn append(storage: &Storage, keys: std::ops::Range<u64>) -> Vec<Position> {
@@ -258,80 +264,6 @@ async fn topics_that_are_missing_or_break_a_promise_are_refused() {
     );
     let few = steps.iter().filter(|step| step.to_string().contains("has 1 copies; it must have 2"));
     assert_eq!(few.count(), 3, "{steps:?}");
-}
-
-/// Two edges on the same topics and the same Redis.
-async fn two_edges() -> (testing::RedisServer, Options, Storage, Storage) {
-    let mut backend = OnBroker::with_partitions(1).await;
-    let redis = tokio::task::spawn_blocking(testing::RedisServer::start).await.unwrap();
-    backend.0.redis = Some(redis.options());
-    let first = backend.open().await;
-    let second = backend.open().await;
-    (redis, backend.0, first, second)
-}
-
-async fn post(storage: &Storage, event: Event) -> Appended {
-    storage.events.append(event, OnConflict::Quarantine).await.unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_edges_store_one_id_once() {
-    let (_redis, _, first, second) = two_edges().await;
-    let mut posts = tokio::task::JoinSet::new();
-    for number in 0_u64..200 {
-        let edge = if number % 2 == 0 { first.clone() } else { second.clone() };
-        posts.spawn(async move { post(&edge, event(number % 10)).await });
-    }
-    let outcomes = posts.join_all().await;
-    let stored = outcomes.iter().filter(|outcome| matches!(outcome, Appended::Stored(_))).count();
-    assert_eq!((stored, outcomes.len()), (10, 200));
-    assert_eq!(first.events.find(EventFilter::default()).await.unwrap().len(), 10);
-
-    assert!(matches!(post(&first, event(77)).await, Appended::Stored(_)));
-    let other = Event { body: "{}".into(), fingerprint: Fingerprint::of(b"{}"), ..event(77) };
-    assert_eq!(post(&second, other).await, Appended::Conflict);
-    first.events.close().await;
-    second.events.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_events_are_taken_and_with_it_back_it_is_asked_again() {
-    let (mut redis, options, first, second) = two_edges().await;
-    assert!(matches!(post(&first, event(1)).await, Appended::Stored(_)));
-
-    redis.signal("STOP");
-    let began = Instant::now();
-    for key in 10..30 {
-        assert!(matches!(post(&first, event(key)).await, Appended::Stored(_)));
-    }
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?} for 20 events", began.elapsed());
-    assert_eq!(post(&first, event(10)).await, Appended::Duplicate, "this edge remembers by itself");
-    let marked = kcat(&options, "%k|%h\n", &["-e"])
-        .lines()
-        .filter(|line| line.contains("ce_chaskidedup=local"))
-        .count();
-    assert_eq!(marked, 20, "each that was stored without redis says so");
-    redis.signal("CONT");
-
-    redis.kill();
-    assert!(matches!(post(&second, event(40)).await, Appended::Stored(_)));
-    let redis = tokio::task::spawn_blocking(move || {
-        redis.run();
-        redis
-    });
-    let _redis = redis.await.unwrap();
-    // Asked again as soon as it has been left alone for a while: then what one edge stores, the other knows.
-    let mut key = 100;
-    loop {
-        assert!(matches!(post(&first, event(key)).await, Appended::Stored(_)));
-        if post(&second, event(key)).await == Appended::Duplicate {
-            break;
-        }
-        key += 1;
-        assert!(key < 10_000, "redis is never asked again");
-    }
-    first.events.close().await;
-    second.events.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

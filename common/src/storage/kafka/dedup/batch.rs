@@ -1,15 +1,19 @@
 //! Questions to Redis, many in one round trip: what gathers while one is under way goes with the next.
 //!
 //! A batch gets 50 ms. When Redis is slow, gone or out of memory, it is left alone for a second, so that it costs
-//! one batch in a while and not each its 50 ms; who asks meanwhile is told at once that nobody answers.
+//! one batch in a while and not each its 50 ms; who asks meanwhile is told at once that nobody answers. One server gets a
+//! batch as one pipeline. A cluster takes no pipeline across slots: there each question goes to the node that has its
+//! key, all of a batch at once, and those that are answered count even where a node is missing.
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use prometheus::IntGauge;
-use redis::aio::ConnectionManager;
-use redis::{Pipeline, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use super::address::Connection;
+use super::link::Link;
 use crate::event::{EventId, Fingerprint};
 
 /// What one batch may take.
@@ -46,7 +50,7 @@ pub(super) enum Found {
 
 /// What the questions are asked with.
 pub(super) struct Asker {
-    pub(super) connection: ConnectionManager,
+    pub(super) link: Link,
     /// What keys begin with.
     pub(super) prefix: String,
     /// This process; with a number it is the token of one reservation.
@@ -71,57 +75,96 @@ impl Asker {
                 asks.clear();
                 continue;
             }
-            match self.ask_all(&asks).await {
-                Ok(values) => {
+            let (answers, failed) = self.ask_all(&asks).await;
+            for (ask, answer) in asks.drain(..).zip(answers) {
+                if let Some(value) = answer {
+                    ask.answer(&value);
+                }
+            }
+            match failed {
+                None => {
                     if failed_at.take().is_some() {
                         self.degraded.set(0);
                         tracing::info!("redis answers again");
                     }
-                    asks.drain(..).zip(values).for_each(|(ask, value)| ask.answer(&value));
                 }
-                Err(error) => {
+                Some(error) => {
                     if failed_at.replace(Instant::now()).is_none() {
                         let why = "redis does not do its part; duplicates of other edges may come through";
                         tracing::warn!(error, "{why}");
                     }
                     self.degraded.set(1);
-                    asks.clear();
+                    self.link.doubt();
                 }
             }
         }
     }
 
-    /// A value for each question, in their order.
-    async fn ask_all(&mut self, asks: &[Ask]) -> Result<Vec<Value>, String> {
-        let mut batch = Pipeline::with_capacity(asks.len());
-        for ask in asks {
-            self.add(&mut batch, ask);
+    /// What was answered to each question, in their order, and what failed, if anything did.
+    async fn ask_all(&mut self, asks: &[Ask]) -> (Vec<Option<Value>>, Option<String>) {
+        let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+        let late = || format!("no answer within {ANSWER_WITHIN:?}");
+        let nothing = |error: String| (vec![None; asks.len()], Some(error));
+        let connection = match tokio::time::timeout_at(deadline, self.link.ready()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return nothing(error.to_string()),
+            Err(_) => return nothing(late()),
+        };
+        let commands = asks.iter().map(|ask| self.command(ask));
+        match connection {
+            Connection::Server(mut server) => {
+                let mut batch = Pipeline::with_capacity(asks.len());
+                for command in commands {
+                    batch.add_command(command);
+                }
+                let answers = tokio::time::timeout_at(deadline, batch.query_async(&mut server)).await;
+                let answered: Result<RedisResult<Vec<Value>>, _> = answers;
+                match answered {
+                    Ok(Ok(values)) => (values.into_iter().map(Some).collect(), None),
+                    Ok(Err(error)) => nothing(error.to_string()),
+                    Err(_) => nothing(late()),
+                }
+            }
+            Connection::Cluster(cluster) => {
+                let answers = commands.map(|command| {
+                    let mut cluster = cluster.clone();
+                    async move { tokio::time::timeout_at(deadline, command.query_async(&mut cluster)).await }
+                });
+                let mut failed = None;
+                let answers = join_all(answers).await.into_iter().map(|answer| match answer {
+                    Ok(Ok(value)) => Some(value),
+                    Ok(Err(error)) => {
+                        failed = Some(error.to_string());
+                        None
+                    }
+                    Err(_) => {
+                        failed.get_or_insert_with(late);
+                        None
+                    }
+                });
+                (answers.collect(), failed)
+            }
         }
-        let answers = batch.query_async(&mut self.connection);
-        let answered: RedisResult<Vec<Value>> = tokio::time::timeout(ANSWER_WITHIN, answers)
-            .await
-            .map_err(|_| format!("no answer within {ANSWER_WITHIN:?}"))?;
-        answered.map_err(|error| error.to_string())
     }
 
-    fn add(&self, batch: &mut Pipeline, ask: &Ask) {
+    fn command(&self, ask: &Ask) -> Cmd {
         let key = |id: &EventId| format!("{}{id}", self.prefix);
         let token = |number: &u64| format!("{}:{number}", self.process);
         match ask {
             Ask::Reserve { id, token: number, .. } => {
-                batch.cmd("SET").arg(key(id)).arg(token(number)).arg("NX").arg("GET");
-                batch.arg("PX").arg(u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX));
+                let mut command = redis::cmd("SET");
+                command.arg(key(id)).arg(token(number)).arg("NX").arg("GET");
+                command.arg("PX").arg(u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX)).take()
             }
             Ask::Confirm { id, fingerprint } => {
-                batch.cmd("SET").arg(key(id)).arg(format!("d:{}", hex::encode(fingerprint.as_bytes())));
-                batch.arg("EX").arg(self.window_seconds);
+                let mut command = redis::cmd("SET");
+                command.arg(key(id)).arg(format!("d:{}", hex::encode(fingerprint.as_bytes())));
+                command.arg("EX").arg(self.window_seconds).take()
             }
             Ask::Release { id, token: number } => {
-                batch.cmd("EVAL").arg(RELEASE).arg(1).arg(key(id)).arg(token(number));
+                redis::cmd("EVAL").arg(RELEASE).arg(1).arg(key(id)).arg(token(number)).take()
             }
-            Ask::Flush(_) => {
-                batch.cmd("PING");
-            }
+            Ask::Flush(_) => redis::cmd("PING"),
         }
     }
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use prometheus::Registry;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, RedisError};
 use tokio::sync::{mpsc, oneshot};
 
-use super::batch::{ALONE, ANSWER_WITHIN, Ask, Asker, Found};
+use super::address::Address;
+use super::batch::{Ask, Asker, Found};
+use super::link::Link;
 use super::recent::Recent;
 use super::{Claim, Dedup};
 use crate::event::{EventId, Fingerprint};
@@ -36,22 +36,16 @@ pub(in crate::storage::kafka) struct Shared {
 }
 
 impl Shared {
-    /// Connects when there is something to ask, and again whenever it has to. Must be called inside a runtime.
+    /// Begins to connect, and does it again whenever it has to. Must be called inside a runtime.
     pub(in crate::storage::kafka) fn new(
         settings: &Redis,
         prefix: &str,
         registry: &Registry,
     ) -> Result<Arc<Self>, StorageError> {
-        let doing = "connecting to redis";
-        let failed = |error: RedisError| StorageError::Engine { doing, source: Arc::new(error) };
-        let url = std::str::from_utf8(settings.url.expose()).unwrap_or_default();
-        let client = Client::open(url).map_err(failed)?;
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(ANSWER_WITHIN))
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_max_delay(ALONE);
+        let address = Address::read(&settings.url)
+            .map_err(|what| StorageError::Unfit { what: format!("[storage.dedup] redis is {what}") })?;
         let asker = Asker {
-            connection: ConnectionManager::new_lazy_with_config(client, config).map_err(failed)?,
+            link: Link::start(address),
             prefix: format!("{prefix}:dedup:"),
             process: format!("p:{:016x}", RandomState::new().build_hasher().finish()),
             window_seconds: settings.window.as_secs().max(1),
