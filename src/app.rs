@@ -17,7 +17,7 @@ use chaski_common::clock::Clock;
 use chaski_common::storage::{Storage, StorageError, embedded, kafka};
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
-use chaski_ingest::{Edge, EdgeConfig, Limits};
+use chaski_ingest::{Edge, EdgeConfig};
 use jiff::SignedDuration;
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
@@ -299,13 +299,8 @@ fn edge_config(config: &Config) -> EdgeConfig {
         listen: ingest.listen,
         max_body: ingest.body_bytes_max,
         tls: ingest.tls.as_ref().map(Into::into),
-        limits: Limits {
-            connections_max: ingest.connections_max,
-            inflight_requests_max: ingest.requests_max,
-            head_timeout: ingest.header_timeout,
-            body_timeout: ingest.body_timeout,
-            ..Limits::default()
-        },
+        proxies: ingest.proxies.clone(),
+        limits: ingest.limits,
     }
 }
 

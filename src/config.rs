@@ -12,7 +12,9 @@ mod problem;
 mod reader;
 mod secret;
 mod storage;
+mod net;
 mod tls;
+mod ingest;
 mod scheme;
 mod source;
 mod destination;
@@ -32,9 +34,10 @@ use std::time::Duration;
 
 use chaski_common::secret::Secret;
 use chaski_dispatcher::destination::DestinationSpec;
-use chaski_ingest::TlsConfig;
+use chaski_ingest::peer::Proxies;
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::verify::Freshness;
+use chaski_ingest::{Limits, TlsConfig};
 
 pub use access::AccessConfig;
 pub use problem::{ConfigErrors, Problem, Reason, Warning};
@@ -81,14 +84,10 @@ pub struct IngestConfig {
     pub listen: SocketAddr,
     /// The largest body taken, in bytes.
     pub body_bytes_max: usize,
-    /// Connections open at once.
-    pub connections_max: usize,
-    /// Requests under way at once.
-    pub requests_max: usize,
-    /// How long a request's head may take.
-    pub header_timeout: Duration,
-    /// How long a request's body may take.
-    pub body_timeout: Duration,
+    /// Every other bound.
+    pub limits: Limits,
+    /// Who is believed about the address of a sender.
+    pub proxies: Proxies,
     /// How long requests under way are waited for when stopping.
     pub drain_timeout: Duration,
     /// TLS, if chaski speaks it itself.
@@ -289,27 +288,6 @@ impl Checker<'_> {
             alerts,
             warnings: Vec::new(),
         })
-    }
-
-    fn ingest(&mut self, node: &Node) -> IngestConfig {
-        let tls = self.tls(node.section("tls"));
-        let listen = node.address("listen");
-        if tls.is_none() && !listen.ip().is_loopback() {
-            self.report.warn(
-                &node.at("listen"),
-                "clear text on an address that is not loopback; a TLS proxy must stand in front",
-            );
-        }
-        IngestConfig {
-            listen,
-            body_bytes_max: node.count("max_body"),
-            connections_max: node.count("connections_max"),
-            requests_max: node.count("requests_max"),
-            header_timeout: node.duration("header_timeout"),
-            body_timeout: node.duration("body_timeout"),
-            drain_timeout: node.duration("drain_timeout"),
-            tls,
-        }
     }
 
     fn admin(&mut self, node: &Node, ingest: SocketAddr) -> AdminConfig {

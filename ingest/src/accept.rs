@@ -76,6 +76,7 @@ impl Acceptor {
             Err(why) => return refused(source, why),
         };
         if !source.allows(peer) {
+            debug!(source = %source.name, %peer, "the peer is not in allow_ips");
             return refused(source, Refusal::IpNotAllowed);
         }
         let body_bytes_max = declared.unwrap_or(body_bytes_max);

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod server;
+pub mod peer;
 pub mod request;
 pub mod location;
 pub mod source;

@@ -25,6 +25,10 @@ labelled! {
     pub(crate) ConnectionError {
         /// The listener could not take it.
         Accept = "accept",
+        /// There are as many as may be.
+        Full = "full",
+        /// No PROXY header in time, or a broken one, where one is due.
+        ProxyHeader = "proxy_header",
         /// Its peer has too many already.
         PeerLimit = "peer_limit",
         /// No TLS in time, or none that fits.
@@ -37,6 +41,8 @@ labelled! {
         HeaderTimeout = "header_timeout",
         /// Closed in the middle of a request.
         BodyIncomplete = "body_incomplete",
+        /// The peer did not read its answer in time.
+        WriteTimeout = "write_timeout",
         /// The transport broke.
         Io = "io",
     }

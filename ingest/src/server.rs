@@ -1,18 +1,20 @@
 //! The listener: connections under permits, HTTP/1 on them, TLS if asked for, and an end in order.
 //!
-//! A permit is taken before a connection is: when there are too many, the kernel's queue fills and senders
-//! wait, which they survive better than an answer we cannot give. What hyper refuses by itself (broken HTTP)
-//! never reaches a request, so it is counted here, at the connection.
+//! Every connection has a permit; one for which there is none is told so and closed. What hyper refuses by itself
+//! (broken HTTP) never reaches a request, so it is counted at the connection.
 
 mod tls;
+mod full;
+mod peers;
+mod proxy_protocol;
+mod connection;
 pub(crate) mod wire;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,15 +23,10 @@ use chaski_common::storage::Storage;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use prometheus::Registry;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -38,18 +35,20 @@ use tracing::{info, warn};
 
 use crate::accept::Acceptor;
 use crate::metrics::{ConnectionError, EdgeMetrics};
+use crate::peer::Proxies;
 use crate::request::check_target;
 use crate::respond::{Outcome, Refusal};
 use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
+use connection::{Connection, End};
+use full::Doorman;
+use peers::Peers;
 pub use tls::{Tls, TlsConfig};
-use wire::{Phase, Wire};
+use wire::Phase;
 
-/// Connections the kernel holds for us while all permits are out.
+/// Connections the kernel holds until they are taken.
 const BACKLOG: i32 = 1024;
 /// How long to leave the listener alone when the process has no descriptor for another connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// hyper takes no smaller buffer.
-const HEAD_BYTES_FLOOR: usize = 8192;
 
 /// Where the edge listens and what it bears.
 #[derive(Clone, Debug)]
@@ -60,6 +59,8 @@ pub struct EdgeConfig {
     pub max_body: usize,
     /// TLS on this listener; none means clear text, for a proxy in front or for a test.
     pub tls: Option<TlsConfig>,
+    /// Who is believed about the sender's address; nobody by default.
+    pub proxies: Proxies,
     /// Every other bound.
     pub limits: Limits,
 }
@@ -70,18 +71,20 @@ impl Default for EdgeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_body: 256 * 1024,
             tls: None,
+            proxies: Proxies::default(),
             limits: Limits::default(),
         }
     }
 }
 
 /// Bounds of the edge. At a bound it slows down or refuses; it does not fall over.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections; further ones wait in the kernel's queue.
+    /// Open connections; further ones get 503, over TLS nothing, and are closed.
     pub connections_max: usize,
-    /// Open connections from one address; further ones are closed. None by default: behind a proxy all share one.
-    pub connections_per_peer: Option<usize>,
+    /// Open connections from one address, of IPv6 from 64 bits of it; further ones are closed. Not counted where many
+    /// senders have one address: [`Proxies`], and what is not of a public network.
+    pub connections_per_peer: usize,
     /// Requests being worked on; further ones get 503.
     pub inflight_requests_max: usize,
     /// Bytes of their bodies, counted as they arrive and until they are stored; further ones get 503. Less than
@@ -97,8 +100,10 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// For the last byte of the body, from when it is first waited for.
     pub body_timeout: Duration,
-    /// For the whole TLS handshake.
+    /// For the whole TLS handshake; as long again for a PROXY header.
     pub handshake_timeout: Duration,
+    /// For a peer that does not read, until it takes some of what is written to it.
+    pub write_timeout: Duration,
     /// A connection that waits for its next request.
     pub idle_timeout: Duration,
 }
@@ -107,7 +112,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
-            connections_per_peer: None,
+            connections_per_peer: 2500,
             inflight_requests_max: 4096,
             inflight_bytes_max: 64 * 1024 * 1024,
             head_bytes_max: 16 * 1024,
@@ -116,6 +121,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
         }
     }
@@ -165,12 +171,13 @@ pub struct EdgeHandle(Arc<Shared>);
 
 struct Shared {
     limits: Limits,
+    proxies: Proxies,
     /// What connections that come from now on are spoken to with; none in clear text.
     tls: RwLock<Option<Tls>>,
     sources: RwLock<Arc<Sources>>,
     acceptor: Acceptor,
     metrics: EdgeMetrics,
-    peers: Peers,
+    peers: Arc<Peers>,
 }
 
 impl Edge {
@@ -194,9 +201,9 @@ impl Edge {
         let limits = config.limits;
         metrics.capacity("connections", limits.connections_max);
         let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
-        let peers = Peers { each_max: limits.connections_per_peer, open: Mutex::default() };
+        let peers = Peers::new(limits.connections_per_peer);
         let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
-        let shared = Shared { limits, tls, sources, acceptor, metrics, peers };
+        let shared = Shared { limits, proxies: config.proxies, tls, sources, acceptor, metrics, peers };
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
 
@@ -283,128 +290,27 @@ async fn accept_connections(
     cut: &CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
+    let doorman = Doorman::new();
     loop {
-        let taken = async {
-            let permit = permits.clone().acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            taken = taken => taken,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => return,
         };
-        let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
+        let Ok((stream, peer)) = accepted else {
             shared.metrics.connection_error(ConnectionError::Accept);
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let Some(connection) = Connection::open(shared.clone(), peer.ip(), permit) else {
-            shared.metrics.connection_error(ConnectionError::PeerLimit);
+        let (peer, tls) = (peer.ip().to_canonical(), shared.tls_acceptor());
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            shared.metrics.connection_error(ConnectionError::Full);
+            doorman.turn_away(stream, tls.is_none());
             continue;
         };
+        let connection = Connection::open(shared.clone(), peer, permit);
         // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
-        let (tls, end) = (shared.tls_acceptor(), End { shutdown: shutdown.child_token(), cut: cut.clone() });
+        let end = End { shutdown: shutdown.child_token(), cut: cut.clone() };
         tracker.spawn(async move { connection.serve(stream, tls, &end).await });
-    }
-}
-
-/// When a connection has to end.
-struct End {
-    /// With its next answer.
-    shutdown: CancellationToken,
-    /// At once; comes after the other only.
-    cut: CancellationToken,
-}
-
-/// One open connection: its permit, its place among its peer's, and its part of the gauge.
-struct Connection {
-    shared: Arc<Shared>,
-    peer: IpAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn open(shared: Arc<Shared>, peer: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
-        if !shared.peers.enter(peer) {
-            return None;
-        }
-        shared.metrics.connections.inc();
-        shared.metrics.connections_open.inc();
-        Some(Self { shared, peer, _permit: permit })
-    }
-
-    async fn serve(&self, stream: TcpStream, tls: Option<TlsAcceptor>, end: &End) {
-        // Answers are small and whole; waiting to fill a segment only adds to the time to 200.
-        let _ = stream.set_nodelay(true);
-        match tls {
-            None => self.serve_http(stream, end).await,
-            Some(tls) => {
-                let shaken = tokio::select! {
-                    shaken = timeout(self.shared.limits.handshake_timeout, tls.accept(stream)) => shaken,
-                    () = end.cut.cancelled() => return,
-                };
-                match shaken {
-                    Ok(Ok(stream)) => self.serve_http(stream, end).await,
-                    Ok(Err(_)) | Err(_) => {
-                        self.shared.metrics.connection_error(ConnectionError::TlsHandshake);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, end: &End) {
-        let limits = &self.shared.limits;
-        let phase = Arc::new(Phase::default());
-        let wire = Wire::new(stream, phase.clone(), *limits);
-        let service = service_fn(|request| {
-            let (shared, phase, peer) = (self.shared.clone(), phase.clone(), self.peer);
-            async move { shared.serve(request, peer, &phase).await }
-        });
-        let http = http1::Builder::new()
-            .max_headers(limits.headers_max)
-            .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
-            .serve_connection(TokioIo::new(wire), service);
-        let mut http = std::pin::pin!(http);
-        let ended = tokio::select! {
-            biased;
-            ended = http.as_mut() => ended,
-            () = end.shutdown.cancelled() => {
-                http.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = http => ended,
-                    () = end.cut.cancelled() => return,
-                }
-            }
-        };
-        if let Err(error) = ended
-            && let Some(reason) = connection_error(&error, &phase)
-        {
-            self.shared.metrics.connection_error(reason);
-        }
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.shared.metrics.connections_open.dec();
-        self.shared.peers.leave(self.peer);
-    }
-}
-
-/// Why a connection ended badly; none when it only ended.
-fn connection_error(error: &hyper::Error, phase: &Phase) -> Option<ConnectionError> {
-    if error.is_parse_too_large() {
-        Some(ConnectionError::HttpHeadTooLarge)
-    } else if error.is_parse() {
-        Some(ConnectionError::HttpParse)
-    } else if phase.is_late() {
-        Some(ConnectionError::HeaderTimeout)
-    } else if error.is_user() || error.is_incomplete_message() {
-        Some(ConnectionError::BodyIncomplete)
-    } else if error.is_closed() || error.is_canceled() {
-        None
-    } else {
-        Some(ConnectionError::Io)
     }
 }
 
@@ -428,6 +334,7 @@ impl Shared {
         phase.begin_request();
         let begun = Instant::now();
         let (parts, body) = request.into_parts();
+        let peer = self.proxies.sender(peer, &parts.headers);
         let response = match self.route(&parts) {
             Ok(source) => {
                 let outcome = self.acceptor.accept(&source, peer, parts, body, phase).await;
@@ -450,35 +357,5 @@ impl Shared {
         check_target(parts, self.limits.uri_bytes_max)?;
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         sources.at(parts.uri.path()).cloned().ok_or(Refusal::UnknownRoute)
-    }
-}
-
-/// Open connections by peer; as many entries as there are connections, at most.
-struct Peers {
-    each_max: Option<usize>,
-    open: Mutex<HashMap<IpAddr, usize>>,
-}
-
-impl Peers {
-    fn enter(&self, peer: IpAddr) -> bool {
-        let Some(each_max) = self.each_max else { return true };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(peer).or_default();
-        let enters = *count < each_max;
-        *count += usize::from(enters);
-        enters
-    }
-
-    fn leave(&self, peer: IpAddr) {
-        if self.each_max.is_none() {
-            return;
-        }
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&peer) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&peer);
-            }
-        }
     }
 }

@@ -68,7 +68,10 @@ impl IpNet {
             (IpAddr::V6(net), IpAddr::V6(address)) => (net.to_bits(), address.to_bits()),
             _ => return false,
         };
-        (net ^ address).leading_zeros() >= u32::from(self.prefix_bits)
+        // Of an IPv4 range that is written as IPv6, the first 96 bits say so.
+        let written_v6 = self.address.is_ipv6() && self.address.to_canonical().is_ipv4();
+        let prefix_bits = u32::from(self.prefix_bits).saturating_sub(if written_v6 { 96 } else { 0 });
+        (net ^ address).leading_zeros() >= prefix_bits
     }
 }
 
@@ -397,6 +400,8 @@ mod tests {
             (net("203.0.113.0", 24), "203.0.113.255", true),
             (net("203.0.113.0", 24), "203.0.114.0", false),
             (net("203.0.113.7", 32), "::ffff:203.0.113.7", true),
+            (net("::ffff:203.0.113.0", 120), "203.0.113.255", true),
+            (net("::ffff:203.0.113.0", 120), "203.0.114.0", false),
             (net("0.0.0.0", 0), "198.51.100.1", true),
             (net("0.0.0.0", 0), "2001:db8::1", false),
             (net("2001:db8::", 32), "2001:db8:ffff::1", true),

@@ -4,6 +4,8 @@
 
 #[path = "edge/bad_inputs.rs"]
 mod bad_inputs;
+#[path = "edge/gates.rs"]
+mod gates;
 #[path = "edge/in_flight.rs"]
 mod in_flight;
 

@@ -99,13 +99,29 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
         .default("\"127.0.0.1:8080\""),
     setting("max_body", Kind::Size { min: KIB, max: 16 * MIB }, "The largest body taken; above it the answer is 413.")
         .default("\"256KiB\""),
-    setting("connections_max", Kind::Integer { min: 1, max: 1_000_000 }, "Connections open at once; above it new ones wait in the kernel.")
+    setting("connections_max", Kind::Integer { min: 1, max: 1_000_000 }, "Connections open at once; above it new ones get 503 (over TLS nothing) and are closed.")
         .default("10000"),
-    setting("requests_max", Kind::Integer { min: 1, max: 1_000_000 }, "Requests under way at once; above it the answer is 503.")
+    setting("connections_per_peer", Kind::Integer { min: 1, max: 1_000_000 }, "Connections open at once from one public address, or from the 64 bits of an IPv6 network; above it new ones are closed. Proxies and private addresses are not counted.")
+        .default("2500"),
+    setting("requests_max", Kind::Integer { min: 1, max: 1_000_000 }, "Requests under way at once; above it the answer is 503, before the body is read.")
         .default("4096"),
-    setting("header_timeout", from_to(SECOND, MINUTE), "How long a request's head may take.").default("\"5s\""),
+    setting("bodies_max", Kind::Size { min: KIB, max: 64 * 1024 * MIB }, "Bytes of bodies that are being read or stored at once; above it the answer is 503. At least max_body.")
+        .default("\"64MiB\""),
+    setting("head_max", Kind::Size { min: 8 * KIB, max: 64 * KIB }, "The largest head of a request; above it the answer is 431.").default("\"16KiB\""),
+    setting("headers_max", Kind::Integer { min: 16, max: 256 }, "Header fields of a request; above it the answer is 431.").default("64"),
+    setting("uri_max", Kind::Size { min: 256, max: 8 * KIB }, "The longest target of a request; above it the answer is 414.").default("\"2KiB\""),
+    setting("header_timeout", from_to(SECOND, MINUTE), "How long a request's head may take; then the connection is closed.").default("\"5s\""),
     setting("body_timeout", from_to(SECOND, MINUTE), "How long a request's body may take; above it the answer is 408.")
         .default("\"5s\""),
+    setting("handshake_timeout", from_to(SECOND, MINUTE), "How long a TLS handshake may take, and as long a PROXY header; then the connection is closed.")
+        .default("\"5s\""),
+    setting("write_timeout", from_to(SECOND, MINUTE), "How long a peer may take nothing of what is written to it; then the connection is closed.")
+        .default("\"5s\""),
+    setting("idle_timeout", from_to(SECOND, HOUR), "How long a connection may wait for its next request; then it is closed.").default("\"60s\""),
+    setting("proxy_protocol_from", Kind::Texts, "Proxies whose connections begin with a PROXY header (version 1 or 2); one without it is closed. Nobody else is believed.")
+        .example("[\"10.0.0.0/8\"]"),
+    setting("forwarded_for_from", Kind::Texts, "Proxies whose X-Forwarded-For is believed: the rightmost address that is none of these is the sender's. It is what allow_ips and the limits per peer go by.")
+        .example("[\"10.0.0.0/8\"]"),
     setting("drain_timeout", from_to(SECOND, Duration::from_secs(600)), "How long requests under way are waited for when stopping.")
         .default("\"20s\""),
 ])

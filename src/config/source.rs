@@ -4,7 +4,6 @@
 //! sources.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -163,8 +162,7 @@ impl Checker<'_> {
     }
 
     fn allow_ips(&mut self, node: &Node) -> Vec<IpNet> {
-        let listed = node.texts("allow_ips").unwrap_or_default();
-        if node.has("allow_ips") && listed.is_empty() {
+        if node.texts("allow_ips").is_some_and(|listed| listed.is_empty()) {
             self.report.refuse(
                 &node.at("allow_ips"),
                 Reason::Range,
@@ -172,22 +170,7 @@ impl Checker<'_> {
                 "leave it out to let all in",
             );
         }
-        let mut nets = Vec::new();
-        for entry in listed {
-            match parse_net(&entry.text) {
-                Ok(net) => nets.push(net),
-                Err(message) => {
-                    let at = Place { line: entry.line, ..node.at("allow_ips") };
-                    self.report.refuse(
-                        &at,
-                        Reason::Range,
-                        message,
-                        "write one like \"203.0.113.0/24\" or \"2001:db8::/32\"",
-                    );
-                }
-            }
-        }
-        nets
+        self.nets(node, "allow_ips")
     }
 
     fn source_secrets(&mut self, node: &Node, scheme: Option<&mut SchemeSpec>) -> Option<Secrets> {
@@ -285,51 +268,6 @@ impl Checker<'_> {
                 message,
                 "take one secret for sandbox and another for production",
             );
-        }
-    }
-}
-
-fn parse_net(text: &str) -> Result<IpNet, &'static str> {
-    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-    let address: IpAddr = address.parse().map_err(|_| "not an address range")?;
-    let (value, width) = match address {
-        IpAddr::V4(address) => (u128::from(u32::from(address)) << 96, 32),
-        IpAddr::V6(address) => (u128::from(address), 128),
-    };
-    let prefix_bits = match bits {
-        None => width,
-        Some(bits) => bits.parse().ok().filter(|bits| *bits <= width).ok_or("not an address range")?,
-    };
-    let host = if prefix_bits == 0 { value } else { value.checked_shl(u32::from(prefix_bits)).unwrap_or(0) };
-    if host == 0 { Ok(IpNet { address, prefix_bits }) } else { Err("has bits set behind its prefix") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_an_address_and_its_leading_bits() {
-        for (text, bits) in [
-            ("203.0.113.0/24", 24),
-            ("203.0.113.7", 32),
-            ("2001:db8::/32", 32),
-            ("::1", 128),
-            ("0.0.0.0/0", 0),
-        ] {
-            assert_eq!(parse_net(text).unwrap().prefix_bits, bits, "{text}");
-        }
-        for text in [
-            "",
-            "203.0.113.7/24",
-            "203.0.113.0/33",
-            "203.0.113/24",
-            "::/129",
-            "erp.test",
-            "0.0.0.0/-1",
-            "1.0.0.0/0",
-        ] {
-            assert!(parse_net(text).is_err(), "{text}");
         }
     }
 }

@@ -121,6 +121,18 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ("CF-014 with unit", "[ingest]\nmax_body = '0B'\n".to_owned(), "config_range", 2),
         ("size without unit", "[ingest]\nmax_body = 262144\n".to_owned(), "config_range", 2),
         ("too large a body", "[ingest]\nmax_body = '17MiB'\n".to_owned(), "config_range", 2),
+        (
+            "less for all bodies than for one",
+            "[ingest]\nbodies_max = '255KiB'\n".to_owned(),
+            "config_range",
+            2,
+        ),
+        (
+            "a proxy that is no network",
+            "[ingest]\nforwarded_for_from = ['10.0.0.1/8']\n".to_owned(),
+            "config_range",
+            2,
+        ),
         ("duration without unit", "[storage]\nretention = 30\n".to_owned(), "config_range", 2),
         (
             "CF-018",
@@ -370,15 +382,22 @@ fn an_empty_file_is_a_configuration_with_warnings() {
     assert_eq!(config.ingest.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.ingest.body_bytes_max, 256 * 1024);
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8081");
-    let (ours, limits) = (&config.ingest, chaski_ingest::Limits::default());
-    assert_eq!(
-        (ours.connections_max, ours.requests_max),
-        (limits.connections_max, limits.inflight_requests_max)
-    );
-    assert_eq!((ours.header_timeout, ours.body_timeout), (limits.head_timeout, limits.body_timeout));
+    assert_eq!(config.ingest.limits, Limits::default());
+    assert_eq!(config.ingest.proxies, Proxies::default());
     assert_eq!(config.storage.kind, StorageKind::Embedded { path: "chaski-data".into() });
     assert_eq!(config.storage.retention, Duration::from_hours(720));
     assert_eq!(config.warnings.len(), 2);
+}
+
+#[test]
+fn who_believes_everybody_is_warned() {
+    let config =
+        parse("[ingest]\nproxy_protocol_from = ['0.0.0.0/0']\nforwarded_for_from = ['10.0.0.0/8']\n")
+            .unwrap();
+    assert_eq!(config.ingest.proxies.forwarded_for_from[0].prefix_bits, 8);
+    let warned =
+        config.warnings.iter().filter(|warning| warning.to_string().contains("ingest.proxy_protocol_from"));
+    assert_eq!(warned.count(), 1, "{:?}", config.warnings);
 }
 
 /// The sample of the contract, its Kafka parts left out.

@@ -1,8 +1,9 @@
-//! A connection's bytes, with two things hyper leaves out: bounds on the time that a head, a body and the silence
-//! between two requests may take, and a close that lets the peer read our answer.
+//! A connection's bytes, with two things hyper leaves out: bounds on the time that a head, a body, the silence
+//! between two requests and a peer that does not read may take, and a close that lets the peer read our answer.
 //!
-//! One timer does for all three. It is looked at only when nothing is there to be read, and put off only when
-//! it rings, so that a request that comes in one piece never touches it.
+//! One timer does for the first three. It is looked at only when nothing is there to be read, and put off only when
+//! it rings, so that a request that comes in one piece never touches it. The other is there while something cannot
+//! be written.
 //!
 //! Closing a socket with unread bytes resets it, and the reset can overtake the answer. So after a refusal the
 //! writing half is closed first, and a bounded rest is read and thrown away.
@@ -42,6 +43,7 @@ pub(crate) struct Phase {
     /// One of the four above, and how many requests there were.
     state: AtomicUsize,
     late: AtomicBool,
+    stalled: AtomicBool,
     closing: AtomicBool,
 }
 
@@ -77,6 +79,11 @@ impl Phase {
         self.late.load(Ordering::Relaxed)
     }
 
+    /// Whether the peer has not taken what was written to it in time.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_in_head(&self) -> bool {
         self.now() == HEAD
     }
@@ -94,6 +101,8 @@ pub(super) struct Wire<S> {
     wait: Option<(usize, Instant)>,
     /// Made when something is waited for; rings at the time of an earlier wait, or of this one.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Set while the peer takes nothing of what is written.
+    stalled: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
     discarded: usize,
 }
@@ -102,7 +111,7 @@ impl<S> Wire<S> {
     /// The first head is due from now on, begun or not.
     pub(super) fn new(stream: S, phase: Arc<Phase>, limits: Limits) -> Self {
         phase.enter(HEAD);
-        Self { stream, phase, limits, wait: None, alarm: None, linger: None, discarded: 0 }
+        Self { stream, phase, limits, wait: None, alarm: None, stalled: None, linger: None, discarded: 0 }
     }
 
     /// Whether what is waited for is too late; arranges to be woken when it will be.
@@ -133,6 +142,23 @@ impl<S> Wire<S> {
     }
 }
 
+impl<S> Wire<S> {
+    /// What came of writing; an error when the peer has taken nothing for too long.
+    fn or_stalled<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            if self.stalled.is_some() {
+                self.stalled = None;
+            }
+            return written;
+        }
+        let within = self.limits.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(within)));
+        ready!(stalled.as_mut().poll(cx));
+        self.phase.stalled.store(true, Ordering::Relaxed);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -158,7 +184,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.or_stalled(cx, written)
     }
 
     fn poll_write_vectored(
@@ -166,7 +193,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.or_stalled(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -174,13 +202,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.or_stalled(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.or_stalled(cx, shut))?;
             if !this.phase.lingers() {
                 return Poll::Ready(Ok(()));
             }

@@ -1,0 +1,141 @@
+//! One connection, from its first byte to its last: what a proxy says of it, TLS if asked for, and HTTP.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::wire::{Phase, Wire};
+use super::{Shared, proxy_protocol};
+use crate::metrics::ConnectionError;
+
+/// hyper takes no smaller buffer.
+const HEAD_BYTES_FLOOR: usize = 8192;
+
+/// When a connection has to end.
+pub(super) struct End {
+    /// With its next answer.
+    pub(super) shutdown: CancellationToken,
+    /// At once; comes after the other only.
+    pub(super) cut: CancellationToken,
+}
+
+impl End {
+    /// What comes of something that has no answer to finish; none when it is cut.
+    async fn before_cut<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = future => Some(done),
+            () = self.cut.cancelled() => None,
+        }
+    }
+}
+
+/// One open connection: its permit, and its part of the gauge.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    /// Who is at the other end of it, be it a proxy.
+    peer: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    pub(super) fn open(shared: Arc<Shared>, peer: IpAddr, permit: OwnedSemaphorePermit) -> Self {
+        shared.metrics.connections.inc();
+        shared.metrics.connections_open.inc();
+        Self { shared, peer, _permit: permit }
+    }
+
+    pub(super) async fn serve(mut self, mut stream: TcpStream, tls: Option<TlsAcceptor>, end: &End) {
+        // Answers are small and whole; waiting to fill a segment only adds to the time to 200.
+        let _ = stream.set_nodelay(true);
+        let shared = self.shared.clone();
+        let within = shared.limits.handshake_timeout;
+        if shared.proxies.speaks_proxy_protocol(self.peer) {
+            match end.before_cut(timeout(within, proxy_protocol::read(&mut stream))).await {
+                Some(Ok(Ok(peer))) => self.peer = peer.unwrap_or(self.peer),
+                Some(Ok(Err(_)) | Err(_)) => {
+                    return shared.metrics.connection_error(ConnectionError::ProxyHeader);
+                }
+                None => return,
+            }
+        }
+        // Counted under the address that a proxy has named, and before the handshake, which costs the most.
+        let Some(_seat) = shared.peers.enter(self.peer, &shared.proxies) else {
+            return shared.metrics.connection_error(ConnectionError::PeerLimit);
+        };
+        match tls {
+            None => self.serve_http(stream, end).await,
+            Some(tls) => match end.before_cut(timeout(within, tls.accept(stream))).await {
+                Some(Ok(Ok(stream))) => self.serve_http(stream, end).await,
+                Some(Ok(Err(_)) | Err(_)) => {
+                    shared.metrics.connection_error(ConnectionError::TlsHandshake);
+                }
+                None => {}
+            },
+        }
+    }
+
+    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, end: &End) {
+        let limits = &self.shared.limits;
+        let phase = Arc::new(Phase::default());
+        let wire = Wire::new(stream, phase.clone(), *limits);
+        let service = service_fn(|request| {
+            let (shared, phase, peer) = (self.shared.clone(), phase.clone(), self.peer);
+            async move { shared.serve(request, peer, &phase).await }
+        });
+        let http = http1::Builder::new()
+            .max_headers(limits.headers_max)
+            .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
+            .serve_connection(TokioIo::new(wire), service);
+        let mut http = std::pin::pin!(http);
+        let ended = tokio::select! {
+            biased;
+            ended = http.as_mut() => ended,
+            () = end.shutdown.cancelled() => {
+                http.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = http => ended,
+                    () = end.cut.cancelled() => return,
+                }
+            }
+        };
+        if let Err(error) = ended
+            && let Some(reason) = connection_error(&error, &phase)
+        {
+            self.shared.metrics.connection_error(reason);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.metrics.connections_open.dec();
+    }
+}
+
+/// Why a connection ended badly; none when it only ended.
+fn connection_error(error: &hyper::Error, phase: &Phase) -> Option<ConnectionError> {
+    if error.is_parse_too_large() {
+        Some(ConnectionError::HttpHeadTooLarge)
+    } else if error.is_parse() {
+        Some(ConnectionError::HttpParse)
+    } else if phase.is_stalled() {
+        Some(ConnectionError::WriteTimeout)
+    } else if phase.is_late() {
+        Some(ConnectionError::HeaderTimeout)
+    } else if error.is_user() || error.is_incomplete_message() {
+        Some(ConnectionError::BodyIncomplete)
+    } else if error.is_closed() || error.is_canceled() {
+        None
+    } else {
+        Some(ConnectionError::Io)
+    }
+}

@@ -1,0 +1,232 @@
+//! Who is let in, under whose address, how many of them and for how long: the gates in front of any request.
+
+use chaski_ingest::peer::Proxies;
+use chaski_ingest::source::IpNet;
+use socket2::{Domain, Socket, Type};
+
+use super::*;
+
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// What the provider is configured with where addresses count.
+const SENDER: &str = "203.0.113.7";
+
+fn net(text: &str, prefix_bits: u8) -> IpNet {
+    IpNet { address: text.parse().unwrap(), prefix_bits }
+}
+
+/// A rig to which this machine is a proxy that speaks the PROXY protocol, and a source that 203.0.113.0/24 may post to.
+async fn proxied(change: impl FnOnce(&mut EdgeConfig)) -> Rig {
+    let mut pe = preset("pagoefectivo");
+    pe.allow_ips = vec![net("203.0.113.0", 24), net("2001:db8::", 32)];
+    rig(vec![pe], |config| {
+        config.proxies.proxy_protocol_from = vec![net("127.0.0.0", 8)];
+        change(config);
+    })
+    .await
+}
+
+/// A signed request; each number is another event.
+fn valid(number: usize, more: &str) -> Vec<u8> {
+    let (headers, body) =
+        signed(&preset("pagoefectivo"), &callback("\"1\"", &format!("\"{number}\""), "1.00"));
+    let mut wire =
+        format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n{more}", body.len());
+    headers.iter().for_each(|(name, value)| wire.push_str(&format!("{name}: {value}\r\n")));
+    [wire.as_bytes(), b"\r\n", &body].concat()
+}
+
+fn v1(line: &str) -> Vec<u8> {
+    format!("{line}\r\n").into_bytes()
+}
+
+fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+    [V2, &[command, family], &length, addresses].concat()
+}
+
+fn status(answer: Option<&Answer>) -> u16 {
+    answer.map_or(0, |answer| answer.status)
+}
+
+impl Rig {
+    async fn wait_for(&self, series: &str, count: f64) {
+        let counted = async {
+            while self.metric(series) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let patience = Duration::from_secs(20);
+        assert!(tokio::time::timeout(patience, counted).await.is_ok(), "{series} did not reach {count}");
+    }
+}
+
+fn closed_for(reason: &str) -> String {
+    format!("chaski_edge_connection_errors_total{{listener=\"edge\",reason=\"{reason}\"}}")
+}
+
+#[tokio::test]
+async fn the_address_of_a_proxy_header_is_the_peers() {
+    let rig = proxied(|_| {}).await;
+    let mut ports = vec![203, 0, 113, 7, 10, 0, 0, 1, 1, 2, 3, 4];
+    let v4 = v2(0x21, 0x11, &ports);
+    let local = v2(0x20, 0x11, &ports);
+    ports.extend_from_slice(&[0x04, 0, 200]);
+    ports.extend_from_slice(&[0; 200]);
+    let with_extensions = v2(0x21, 0x11, &ports);
+    let v6 = |address: &str| {
+        let address: std::net::Ipv6Addr = address.parse().unwrap();
+        v2(0x21, 0x21, &[address.octets().as_slice(), &[0; 16], &[0, 1, 0, 2]].concat())
+    };
+    let cases = [
+        ("v1", v1("PROXY TCP4 203.0.113.7 10.0.0.1 1234 443"), 200),
+        ("v1, not listed", v1("PROXY TCP4 198.51.100.7 10.0.0.1 1234 443"), 403),
+        ("v1, IPv6", v1("PROXY TCP6 2001:db8::7 2001:db8::1 1234 443"), 200),
+        ("v1, IPv4 in IPv6", v1("PROXY TCP6 ::ffff:203.0.113.7 ::1 1234 443"), 200),
+        ("v1, the proxy's own", v1("PROXY UNKNOWN"), 403),
+        ("v2", v4.clone(), 200),
+        ("v2 with extensions", with_extensions, 200),
+        ("v2, the proxy's own", local, 403),
+        ("v2, IPv6", v6("2001:db8::7"), 200),
+        ("v2, IPv4 in IPv6", v6("::ffff:203.0.113.7"), 200),
+        ("v2, not listed", v6("2001:db9::7"), 403),
+        // Without a header there is no HTTP either: who could leave it out could be anybody.
+        ("none", Vec::new(), 0),
+        ("v1, no address", v1("PROXY TCP4 here there 1 2"), 0),
+        ("v1 without end", format!("PROXY TCP4 {}", "1".repeat(200)).into_bytes(), 0),
+        ("v2 of another version", v2(0x31, 0x11, &ports), 0),
+        ("v2 cut short", v2(0x21, 0x11, &ports[..8]), 0),
+        ("v2 too long", [V2, &[0x21, 0x11, 0xff, 0xff]].concat(), 0),
+    ];
+    let broken = cases.iter().filter(|(_, _, expected)| *expected == 0).count();
+    for (number, (name, header, expected)) in cases.into_iter().enumerate() {
+        let (stream, answer) = rig.raw(&[header, valid(number, "")].concat()).await;
+        assert_eq!(status(answer.as_ref()), expected, "{name}: {answer:?}");
+        assert!(expected != 0 || is_closed(stream).await, "{name}");
+    }
+    assert_eq!(rig.metric(&closed_for("proxy_header")), broken as f64);
+    // A header that comes byte by byte is one.
+    let mut stream = TcpStream::connect(rig.address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in [v4, valid(100, "")].concat() {
+        stream.write_all(&[byte]).await.unwrap();
+    }
+    assert_eq!(read_answer(&mut stream).await.unwrap().status, 200);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_proxy_header_that_does_not_come_ends_the_connection() {
+    let rig = proxied(|config| config.limits.handshake_timeout = Duration::from_millis(200)).await;
+    for begun in [b"".as_slice(), b"PROXY TCP4 203.0", V2] {
+        let (stream, answer) = rig.raw(begun).await;
+        assert!(answer.is_none() && is_closed(stream).await);
+    }
+    assert_eq!(rig.metric(&closed_for("proxy_header")), 3.0);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn nobody_else_is_believed_about_an_address() {
+    let mut pe = preset("pagoefectivo");
+    pe.allow_ips = vec![net(SENDER, 32)];
+    let elsewhere = Proxies {
+        proxy_protocol_from: vec![net("10.0.0.0", 8)],
+        forwarded_for_from: vec![net("10.0.0.0", 8)],
+    };
+    let rig = rig(vec![pe], |config| config.proxies = elsewhere).await;
+    let (_, answer) = rig.raw(&valid(1, &format!("x-forwarded-for: {SENDER}\r\n"))).await;
+    assert_eq!(status(answer.as_ref()), 403);
+    let (_, answer) = rig.raw(&[v1("PROXY TCP4 203.0.113.7 10.0.0.1 1234 443"), valid(1, "")].concat()).await;
+    assert_eq!(status(answer.as_ref()), 400, "not HTTP");
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_is_believed_about_each_request() {
+    let mut pe = preset("pagoefectivo");
+    pe.allow_ips = vec![net(SENDER, 32)];
+    let here = vec![net("127.0.0.0", 8), net("10.0.0.0", 8)];
+    let rig = rig(vec![pe], |config| config.proxies.forwarded_for_from = here).await;
+    let chain = format!("x-forwarded-for: {}\r\n", "1.1.1.1,".repeat(200) + SENDER + ", 10.1.2.3");
+    for (number, (more, expected)) in [
+        ("", 403),
+        ("x-forwarded-for: 203.0.113.7\r\n", 200),
+        ("x-forwarded-for: ::ffff:203.0.113.7\r\n", 200),
+        ("x-forwarded-for: 203.0.113.7, 198.51.100.1\r\n", 403),
+        ("x-forwarded-for: 203.0.113.7\r\nx-forwarded-for: 198.51.100.1\r\n", 403),
+        ("x-forwarded-for: 198.51.100.1\r\nx-forwarded-for: 203.0.113.7\r\n", 200),
+        (&chain, 200),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (_, answer) = rig.raw(&valid(number, more)).await;
+        assert_eq!(status(answer.as_ref()), expected, "{more:?}");
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn one_peer_has_so_many_connections_and_others_have_theirs() {
+    let rig = proxied(|config| config.limits.connections_per_peer = 2).await;
+    let from = |address: &str| v1(&format!("PROXY TCP6 {address} ::1 1 2"));
+    let mut open = Vec::new();
+    for (number, address) in ["2001:db8::1", "2001:db8::2"].into_iter().enumerate() {
+        let (stream, answer) = rig.raw(&[from(address), valid(number, "")].concat()).await;
+        assert_eq!(status(answer.as_ref()), 200);
+        open.push(stream);
+    }
+    // All of a network of 64 bits is one peer.
+    let (_, answer) = rig.raw(&[from("2001:db8::3"), valid(3, "")].concat()).await;
+    assert!(answer.is_none(), "{answer:?}");
+    assert_eq!(rig.metric(&closed_for("peer_limit")), 1.0);
+    let (_, answer) = rig.raw(&[from("2001:db8:0:1::1"), valid(4, "")].concat()).await;
+    assert_eq!(status(answer.as_ref()), 200);
+    drop(open);
+    let served = async { while rig.raw(&[from("2001:db8::3"), valid(5, "")].concat()).await.1.is_none() {} };
+    tokio::time::timeout(Duration::from_secs(20), served).await.unwrap();
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn for_a_connection_too_many_there_is_an_answer_and_soon_a_place() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| config.limits.connections_max = 1).await;
+    let (first, answer) = rig.raw(&valid(1, "")).await;
+    assert_eq!(status(answer.as_ref()), 200);
+    let (stream, answer) = rig.raw(&valid(2, "")).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("retry-after: 5"), "{answer:?}");
+    assert!(is_closed(stream).await);
+    assert_eq!(rig.metric(&closed_for("full")), 1.0);
+    assert_eq!(rig.events().await, 1);
+    drop(first);
+    let served = async { while status(rig.raw(&valid(2, "")).await.1.as_ref()) != 200 {} };
+    tokio::time::timeout(Duration::from_secs(20), served).await.unwrap();
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_let_go() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| {
+        config.limits.write_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&rig.address.into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let mut stream = TcpStream::from_std(socket.into()).unwrap();
+    let request = valid(1, "");
+    let writing = async { while stream.write_all(&request).await.is_ok() {} };
+    let closed = closed_for("write_timeout");
+    tokio::select! {
+        () = writing => rig.wait_for(&closed, 1.0).await,
+        () = rig.wait_for(&closed, 1.0) => {}
+    }
+    assert_eq!(rig.metric("chaski_edge_connections_open{listener=\"edge\"}"), 0.0);
+    assert_eq!(rig.events().await, 1);
+    let (_, answer) = rig.raw(&valid(2, "")).await;
+    assert_eq!(status(answer.as_ref()), 200);
+    rig.close().await;
+}
