@@ -1,6 +1,6 @@
 //! From a request's head to its outcome: the order of the steps is decided here and nowhere else.
 //!
-//! Route, method, declared length, peer, load, the form of the signature, its time, the body, the signature
+//! Route, method, declared length, peer, its budget of failures, load, the form of the signature, its time, the body, the signature
 //! itself, the content, and only then the storage, which deduplicates and stores in one step. Up to there
 //! nothing outside the process is touched. When the sender hangs up, the future is dropped wherever it stands:
 //! before the append nothing has happened, and during it the event is stored or not, as after any failed
@@ -21,9 +21,11 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tracing::{debug, error, info, warn};
 
+use crate::budget::{Budget, Standing};
 use crate::content::{Unusable, Usable};
 use crate::in_flight::InFlight;
 use crate::metrics::{Dedup, EdgeMetrics};
+use crate::peer::Sender;
 use crate::request::{Head, Received, check_framing, read_body};
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
 use crate::server::Limits;
@@ -40,6 +42,7 @@ pub(crate) struct Acceptor {
     /// May change while requests are under way.
     pub(crate) body_bytes_max: AtomicUsize,
     in_flight: InFlight,
+    budget: Budget,
     /// Whether the storage refused what it was asked the last time.
     failing: AtomicBool,
 }
@@ -57,29 +60,66 @@ impl Acceptor {
             clock,
             body_bytes_max: AtomicUsize::new(body_bytes_max),
             in_flight: InFlight::new(limits, metrics),
+            budget: Budget::new(limits.failures_per_minute),
             failing: AtomicBool::new(false),
         }
     }
 
-    /// The whole way of a request whose source is known.
+    /// The whole way of a request whose source is known, begun at `begun`.
     pub(crate) async fn accept(
         &self,
         source: &Source,
-        peer: IpAddr,
+        peer: &Sender,
+        begun: Instant,
         parts: http::request::Parts,
         body: Incoming,
         phase: &Phase,
     ) -> Outcome {
+        let address = peer.address;
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
         let declared = match check_framing(&parts, body_bytes_max) {
             Ok(declared) => declared,
             Err(why) => return refused(source, why),
         };
-        if !source.allows(peer) {
-            debug!(source = %source.name, %peer, "the peer is not in allow_ips");
+        if !source.allows(address) {
+            debug!(source = %source.name, peer = %address, "the peer is not in allow_ips");
             return refused(source, Refusal::IpNotAllowed);
         }
+        let standing = self.standing(peer, begun);
+        if standing == Standing::Over && source.allow_ips.is_empty() {
+            debug!(source = %source.name, peer = %address, "the peer is over its budget of wrong signatures");
+            return Outcome::Refused(Refusal::RateLimited);
+        }
         let body_bytes_max = declared.unwrap_or(body_bytes_max);
+        let outcome = self.admitted(source, address, parts, (body, body_bytes_max), phase).await;
+        match outcome {
+            Outcome::Refused(why) if why.is_of_signature() && !peer.is_shared => {
+                self.budget.failed(address, begun);
+                if standing == Standing::Within { outcome } else { Outcome::Refused(Refusal::RateLimited) }
+            }
+            outcome => {
+                if outcome.is_authenticated() && !peer.is_shared {
+                    self.budget.succeeded(address, begun);
+                }
+                outcome
+            }
+        }
+    }
+
+    /// How many wrong signatures have come from there; an address of many senders has no budget.
+    fn standing(&self, peer: &Sender, now: Instant) -> Standing {
+        if peer.is_shared { Standing::Within } else { self.budget.standing(peer.address, now) }
+    }
+
+    /// From a place in flight on.
+    async fn admitted(
+        &self,
+        source: &Source,
+        peer: IpAddr,
+        parts: http::request::Parts,
+        (body, body_bytes_max): (Incoming, usize),
+        phase: &Phase,
+    ) -> Outcome {
         let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };

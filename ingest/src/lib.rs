@@ -19,6 +19,7 @@ pub mod presets;
 mod json;
 pub mod content;
 mod in_flight;
+mod budget;
 mod accept;
 pub mod respond;
 mod metrics;

@@ -101,7 +101,7 @@ impl EdgeMetrics {
                 .iter()
                 .map(|reason| errors.with_label_values(&[listener, reason.label()]))
                 .collect(),
-            unrouted: [Refusal::UnknownRoute, Refusal::BadHost, Refusal::UriTooLong]
+            unrouted: [Refusal::UnknownRoute, Refusal::BadHost, Refusal::HostNotAllowed, Refusal::UriTooLong]
                 .map(|reason| (reason, unrouted.with_label_values(&[reason.label()])))
                 .into(),
             inflight_requests: make.gauge("chaski_edge_inflight_requests", "Requests being worked on."),

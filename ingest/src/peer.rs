@@ -24,6 +24,14 @@ pub struct Proxies {
     pub forwarded_for_from: Vec<IpNet>,
 }
 
+/// The address a request is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sender {
+    pub(crate) address: IpAddr,
+    /// Whether others may send from there, too; see [`Proxies::is_shared`].
+    pub(crate) is_shared: bool,
+}
+
 impl Proxies {
     /// Whether a connection from there must begin with a PROXY header.
     pub(crate) fn speaks_proxy_protocol(&self, address: IpAddr) -> bool {

@@ -54,22 +54,43 @@ impl Head {
     }
 }
 
-/// The target's length and the host: what can be wrong before a source is known.
-pub(crate) fn check_target(parts: &http::request::Parts, uri_bytes_max: usize) -> Result<(), Refusal> {
+/// The target's length and the host: what can be wrong before a source is known. `hosts` are the names that are
+/// served, all when there are none.
+pub(crate) fn check_target(
+    parts: &http::request::Parts,
+    uri_bytes_max: usize,
+    hosts: &[String],
+) -> Result<(), Refusal> {
     let uri_bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len())
         + parts.uri.authority().map_or(0, |authority| authority.as_str().len());
     if uri_bytes > uri_bytes_max {
         return Err(Refusal::UriTooLong);
     }
+    let host = host(parts)?;
+    let is_served = |host: &Authority| hosts.iter().any(|name| host.host().eq_ignore_ascii_case(name));
+    if hosts.is_empty() || host.as_ref().is_some_and(is_served) {
+        Ok(())
+    } else {
+        Err(Refusal::HostNotAllowed)
+    }
+}
+
+/// Whom the request is for; only HTTP/1.0 may leave it out.
+fn host(parts: &http::request::Parts) -> Result<Option<Authority>, Refusal> {
+    let authority = parts.uri.authority();
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host,
-        (None, _) if parts.version == Version::HTTP_10 => return Ok(()),
+        (None, _) if parts.version == Version::HTTP_10 => return Ok(authority.cloned()),
+        (None, _) if parts.version == Version::HTTP_2 => match authority {
+            Some(authority) if !authority.as_str().contains('@') => return Ok(Some(authority.clone())),
+            _ => return Err(Refusal::BadHost),
+        },
         _ => return Err(Refusal::BadHost),
     };
     let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).ok_or(Refusal::BadHost)?;
-    let differs = parts.uri.authority().is_some_and(|authority| *authority != host);
-    if host.as_str().contains('@') || differs { Err(Refusal::BadHost) } else { Ok(()) }
+    let differs = authority.is_some_and(|authority| *authority != host);
+    if host.as_str().contains('@') || differs { Err(Refusal::BadHost) } else { Ok(Some(host)) }
 }
 
 /// The method and the framing. `Ok` has the declared length; none means chunks.

@@ -10,6 +10,7 @@ use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
+use crate::budget;
 use crate::content::Unusable;
 use crate::source::Reply;
 
@@ -87,6 +88,8 @@ labelled! {
         UriTooLong = "uri_too_long",
         /// No `Host`, two of them, one that is no authority, or another than the target's.
         BadHost = "bad_host",
+        /// A `Host` that is not one of ours.
+        HostNotAllowed = "host_not_allowed",
         /// No source has this path.
         UnknownRoute = "unknown_route",
         /// Not POST.
@@ -101,6 +104,8 @@ labelled! {
         BodyTooLarge = "body_too_large",
         /// The peer is not in `allow_ips`.
         IpNotAllowed = "ip_not_allowed",
+        /// The address has sent too many wrong signatures, and this one was wrong, too, or not looked at.
+        RateLimited = "rate_limited",
         /// No signature, or a part of the signed text is not there.
         MissingSignature = "missing_signature",
         /// A signature that cannot be read.
@@ -136,12 +141,14 @@ impl Refusal {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HostNotAllowed => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::IpNotAllowed => StatusCode::FORBIDDEN,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::BadHost | Self::BadFraming | Self::BodyIncomplete | Self::BodyFraming => {
                 StatusCode::BAD_REQUEST
@@ -157,6 +164,13 @@ impl Refusal {
             | Self::TimestampFuture
             | Self::BadSignature => StatusCode::UNAUTHORIZED,
         }
+    }
+}
+
+impl Refusal {
+    /// Whether it is the signature's fault.
+    pub(crate) fn is_of_signature(self) -> bool {
+        self.status() == StatusCode::UNAUTHORIZED
     }
 }
 
@@ -203,8 +217,15 @@ impl Outcome {
             }
             Self::Refused(why) => {
                 let mut response = closing(why.status());
-                if why == Refusal::MethodNotAllowed {
-                    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                match why {
+                    Refusal::MethodNotAllowed => {
+                        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                    }
+                    Refusal::RateLimited => {
+                        let seconds = HeaderValue::from(budget::RETRY_AFTER.as_secs());
+                        response.headers_mut().insert(RETRY_AFTER, seconds);
+                    }
+                    _ => {}
                 }
                 response
             }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::storage::Storage;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus::Registry;
@@ -35,7 +35,7 @@ use tracing::{info, warn};
 
 use crate::accept::Acceptor;
 use crate::metrics::{ConnectionError, EdgeMetrics};
-use crate::peer::Proxies;
+use crate::peer::{Proxies, Sender};
 use crate::request::check_target;
 use crate::respond::{Outcome, Refusal};
 use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
@@ -59,6 +59,8 @@ pub struct EdgeConfig {
     pub max_body: usize,
     /// TLS on this listener; none means clear text, for a proxy in front or for a test.
     pub tls: Option<TlsConfig>,
+    /// The names it is served under, without a port and in lower case; any other `Host` gets 421. Empty means all.
+    pub hosts: Vec<String>,
     /// Who is believed about the sender's address; nobody by default.
     pub proxies: Proxies,
     /// Every other bound.
@@ -71,6 +73,7 @@ impl Default for EdgeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_body: 256 * 1024,
             tls: None,
+            hosts: Vec::new(),
             proxies: Proxies::default(),
             limits: Limits::default(),
         }
@@ -96,6 +99,9 @@ pub struct Limits {
     pub headers_max: usize,
     /// Bytes of a target.
     pub uri_bytes_max: usize,
+    /// Wrong signatures a minute from one address, of IPv6 from 64 bits of it; above it 429. Not counted where many
+    /// senders have one address: [`Proxies`], and what is not of a public network.
+    pub failures_per_minute: usize,
     /// From the first byte of a head to its last.
     pub head_timeout: Duration,
     /// For the last byte of the body, from when it is first waited for.
@@ -118,6 +124,7 @@ impl Default for Limits {
             head_bytes_max: 16 * 1024,
             headers_max: 64,
             uri_bytes_max: 2048,
+            failures_per_minute: 60,
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
@@ -172,6 +179,7 @@ pub struct EdgeHandle(Arc<Shared>);
 struct Shared {
     limits: Limits,
     proxies: Proxies,
+    hosts: Vec<String>,
     /// What connections that come from now on are spoken to with; none in clear text.
     tls: RwLock<Option<Tls>>,
     sources: RwLock<Arc<Sources>>,
@@ -203,7 +211,16 @@ impl Edge {
         let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
         let peers = Peers::new(limits.connections_per_peer);
         let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
-        let shared = Shared { limits, proxies: config.proxies, tls, sources, acceptor, metrics, peers };
+        let shared = Shared {
+            limits,
+            proxies: config.proxies,
+            hosts: config.hosts,
+            tls,
+            sources,
+            acceptor,
+            metrics,
+            peers,
+        };
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
 
@@ -334,10 +351,10 @@ impl Shared {
         phase.begin_request();
         let begun = Instant::now();
         let (parts, body) = request.into_parts();
-        let peer = self.proxies.sender(peer, &parts.headers);
+        let peer = self.sender(peer, &parts.headers);
         let response = match self.route(&parts) {
             Ok(source) => {
-                let outcome = self.acceptor.accept(&source, peer, parts, body, phase).await;
+                let outcome = self.acceptor.accept(&source, &peer, begun, parts, body, phase).await;
                 source.metrics.ended(outcome, begun.elapsed());
                 if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
                     return Err(Gone);
@@ -353,8 +370,13 @@ impl Shared {
         Ok(response)
     }
 
+    fn sender(&self, connection: IpAddr, headers: &HeaderMap) -> Sender {
+        let address = self.proxies.sender(connection, headers);
+        Sender { address, is_shared: self.proxies.is_shared(address) }
+    }
+
     fn route(&self, parts: &http::request::Parts) -> Result<Arc<Source>, Refusal> {
-        check_target(parts, self.limits.uri_bytes_max)?;
+        check_target(parts, self.limits.uri_bytes_max, &self.hosts)?;
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         sources.at(parts.uri.path()).cloned().ok_or(Refusal::UnknownRoute)
     }

@@ -55,7 +55,8 @@ impl Measure {
         let reason = || value(labels, "reason").unwrap_or_default();
         match self {
             Self::RefusedSignatures => {
-                reason().contains("signature") || ["unknown_key", "duplicate_header"].contains(&reason())
+                reason().contains("signature")
+                    || ["unknown_key", "duplicate_header", "rate_limited"].contains(&reason())
             }
             // A conflict has an alert of its own.
             Self::Quarantined => reason() != "dedup_conflict",

@@ -3,6 +3,7 @@
 use chaski_ingest::Limits;
 use chaski_ingest::peer::Proxies;
 use chaski_ingest::source::IpNet;
+use http::uri::Authority;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
@@ -28,6 +29,7 @@ impl Checker<'_> {
                 proxy_protocol_from: self.proxies(node, "proxy_protocol_from"),
                 forwarded_for_from: self.proxies(node, "forwarded_for_from"),
             },
+            hosts: self.hosts(node),
             drain_timeout: node.duration("drain_timeout"),
             tls,
         }
@@ -42,6 +44,7 @@ impl Checker<'_> {
             head_bytes_max: node.count("head_max"),
             headers_max: node.count("headers_max"),
             uri_bytes_max: node.count("uri_max"),
+            failures_per_minute: node.count("failed_signatures_per_minute"),
             head_timeout: node.duration("header_timeout"),
             body_timeout: node.duration("body_timeout"),
             handshake_timeout: node.duration("handshake_timeout"),
@@ -60,6 +63,26 @@ impl Checker<'_> {
             );
         }
         limits
+    }
+
+    fn hosts(&mut self, node: &Node) -> Vec<String> {
+        let mut hosts = Vec::new();
+        for entry in node.texts("hosts").unwrap_or_default() {
+            let host = entry.text.to_ascii_lowercase();
+            match host.parse::<Authority>() {
+                Ok(authority) if authority.host() == host => hosts.push(host),
+                _ => {
+                    let at = Place { line: entry.line, ..node.at("hosts") };
+                    let hint = "write a name or an address without a port, like \"pay.example.com\"";
+                    self.report.refuse(&at, Reason::Range, "not a host", hint);
+                }
+            }
+        }
+        if hosts.is_empty() && node.writes("hosts") {
+            let hint = "leave it out to serve all";
+            self.report.refuse(&node.at("hosts"), Reason::Range, "an empty list serves nobody", hint);
+        }
+        hosts
     }
 
     fn proxies(&mut self, node: &Node, key: &str) -> Vec<IpNet> {

@@ -107,6 +107,8 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
         .default("4096"),
     setting("bodies_max", Kind::Size { min: KIB, max: 64 * 1024 * MIB }, "Bytes of bodies that are being read or stored at once; above it the answer is 503. At least max_body.")
         .default("\"64MiB\""),
+    setting("failed_signatures_per_minute", Kind::Integer { min: 1, max: 60_000 }, "Wrong signatures from one public address, or from the 64 bits of an IPv6 network; above it the answer is 429, before the body is read unless the address has shown a right one within a day or is in allow_ips. Right ones are always taken there. Proxies and private addresses are not counted.")
+        .default("60"),
     setting("head_max", Kind::Size { min: 8 * KIB, max: 64 * KIB }, "The largest head of a request; above it the answer is 431.").default("\"16KiB\""),
     setting("headers_max", Kind::Integer { min: 16, max: 256 }, "Header fields of a request; above it the answer is 431.").default("64"),
     setting("uri_max", Kind::Size { min: 256, max: 8 * KIB }, "The longest target of a request; above it the answer is 414.").default("\"2KiB\""),
@@ -118,6 +120,8 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
     setting("write_timeout", from_to(SECOND, MINUTE), "How long a peer may take nothing of what is written to it; then the connection is closed.")
         .default("\"5s\""),
     setting("idle_timeout", from_to(SECOND, HOUR), "How long a connection may wait for its next request; then it is closed.").default("\"60s\""),
+    setting("hosts", Kind::Texts, "The names the edge is served under, without a port; any other Host gets 421. All when left out.")
+        .example("[\"pay.example.com\"]"),
     setting("proxy_protocol_from", Kind::Texts, "Proxies whose connections begin with a PROXY header (version 1 or 2); one without it is closed. Nobody else is believed.")
         .example("[\"10.0.0.0/8\"]"),
     setting("forwarded_for_from", Kind::Texts, "Proxies whose X-Forwarded-For is believed: the rightmost address that is none of these is the sender's. It is what allow_ips and the limits per peer go by.")

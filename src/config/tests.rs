@@ -121,6 +121,8 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ("CF-014 with unit", "[ingest]\nmax_body = '0B'\n".to_owned(), "config_range", 2),
         ("size without unit", "[ingest]\nmax_body = 262144\n".to_owned(), "config_range", 2),
         ("too large a body", "[ingest]\nmax_body = '17MiB'\n".to_owned(), "config_range", 2),
+        ("a host with a port", "[ingest]\nhosts = ['pay.example.com:443']\n".to_owned(), "config_range", 2),
+        ("no host at all", "[ingest]\nhosts = []\n".to_owned(), "config_range", 2),
         (
             "less for all bodies than for one",
             "[ingest]\nbodies_max = '255KiB'\n".to_owned(),

@@ -230,3 +230,124 @@ async fn who_does_not_read_is_let_go() {
     assert_eq!(status(answer.as_ref()), 200);
     rig.close().await;
 }
+
+const FORGED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// The same request with another signature.
+fn forged(number: usize) -> Vec<u8> {
+    let wire = String::from_utf8(valid(number, "")).unwrap();
+    let (before, after) = wire.split_once("pe-signature: ").unwrap();
+    format!("{before}pe-signature: {FORGED}{}", &after[FORGED.len()..]).into_bytes()
+}
+
+/// The head of a forged request that waits to be asked for its body.
+fn forged_head() -> Vec<u8> {
+    format!(
+        "POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\nexpect: 100-continue\r\ncontent-length: 300\r\n\
+         pe-signature: {FORGED}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A rig with a budget of so many failures, told the senders' addresses by a proxy; and a way to ask it.
+async fn budgeted(failures_per_minute: usize, allowed: Vec<IpNet>) -> Rig {
+    let mut pe = preset("pagoefectivo");
+    pe.allow_ips = allowed;
+    rig(vec![pe], |config| {
+        config.proxies.proxy_protocol_from = vec![net("127.0.0.0", 8)];
+        config.limits.failures_per_minute = failures_per_minute;
+    })
+    .await
+}
+
+impl Rig {
+    async fn ask_from(&self, address: &str, request: &[u8]) -> Answer {
+        let header = v1(&format!("PROXY TCP4 {address} 10.0.0.1 1 2"));
+        self.raw(&[&header, request].concat()).await.1.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn who_has_sent_too_many_wrong_signatures_is_refused_before_the_body_is_read() {
+    const STRANGER: &str = "198.51.100.7";
+    let rig = budgeted(2, Vec::new()).await;
+    for number in 0..3 {
+        assert_eq!(rig.ask_from(STRANGER, &forged(number)).await.status, 401);
+    }
+    // It is not asked for its body: the budget is for half a minute each.
+    let answer = rig.ask_from(STRANGER, &forged_head()).await;
+    assert_eq!(answer.status, 429);
+    assert!(
+        answer.head.contains("retry-after: 60") && answer.head.contains("connection: close"),
+        "{answer:?}"
+    );
+    assert_eq!(rig.ask_from(SENDER, &forged_head()).await.status, 100, "somebody else");
+    assert_eq!(rig.ask_from(SENDER, &valid(1, "")).await.status, 200);
+    let source = "source=\"pagoefectivo\"";
+    assert_eq!(rig.metric(&format!("chaski_edge_refused_total{{reason=\"rate_limited\",{source}}}")), 1.0);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_genuine_sender_is_heard_beside_any_number_of_forgers_at_its_address() {
+    let rig = budgeted(2, Vec::new()).await;
+    assert_eq!(rig.ask_from(SENDER, &valid(0, "")).await.status, 200);
+    for number in 1..50 {
+        let expected = if number <= 3 { 401 } else { 429 };
+        assert_eq!(rig.ask_from(SENDER, &forged(number)).await.status, expected, "{number}");
+        assert_eq!(rig.ask_from(SENDER, &valid(number, "")).await.status, 200, "{number}");
+    }
+    assert_eq!(rig.events().await, 50);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn an_address_that_may_post_is_heard_before_it_has_shown_anything() {
+    let rig = budgeted(2, vec![net(SENDER, 32)]).await;
+    for number in 0..10 {
+        let expected = if number < 3 { 401 } else { 429 };
+        assert_eq!(rig.ask_from(SENDER, &forged(number)).await.status, expected);
+    }
+    assert_eq!(rig.ask_from(SENDER, &valid(1, "")).await.status, 200);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn an_address_that_many_may_have_has_no_budget() {
+    let rig = budgeted(1, Vec::new()).await;
+    for address in ["10.1.2.3", "127.0.0.1", "192.168.1.1"] {
+        for number in 0..5 {
+            assert_eq!(rig.ask_from(address, &forged(number)).await.status, 401, "{address}");
+        }
+        assert_eq!(rig.ask_from(address, &valid(1, "")).await.status, 200, "{address}");
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn only_the_configured_names_are_served() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| {
+        config.hosts = vec!["pay.example.com".into(), "[2001:db8::1]".into()];
+    })
+    .await;
+    let for_host = |host: &str, version: &str| {
+        let wire = String::from_utf8(valid(1, "")).unwrap();
+        wire.replace("host: edge\r\n", host).replace("HTTP/1.1", version).into_bytes()
+    };
+    for (host, version, expected) in [
+        ("host: pay.example.com\r\n", "HTTP/1.1", 200),
+        ("host: PAY.example.com:8443\r\n", "HTTP/1.1", 200),
+        ("host: [2001:db8::1]:443\r\n", "HTTP/1.1", 200),
+        ("host: pay.example.com.evil.test\r\n", "HTTP/1.1", 421),
+        ("host: example.com\r\n", "HTTP/1.1", 421),
+        ("host: 127.0.0.1\r\n", "HTTP/1.0", 421),
+        ("", "HTTP/1.0", 421),
+        ("", "HTTP/1.1", 400),
+        ("host: pay.example.com\r\nhost: pay.example.com\r\n", "HTTP/1.1", 400),
+        ("host: x@pay.example.com\r\n", "HTTP/1.1", 400),
+    ] {
+        let (_, answer) = rig.raw(&for_host(host, version)).await;
+        assert_eq!(status(answer.as_ref()), expected, "{host:?} {version}");
+    }
+    rig.close().await;
+}
