@@ -299,6 +299,7 @@ fn edge_config(config: &Config) -> EdgeConfig {
         listen: ingest.listen,
         max_body: ingest.body_bytes_max,
         tls: ingest.tls.as_ref().map(Into::into),
+        http2: ingest.http2,
         hosts: ingest.hosts.clone(),
         proxies: ingest.proxies.clone(),
         limits: ingest.limits,

@@ -86,6 +86,8 @@ pub struct IngestConfig {
     pub body_bytes_max: usize,
     /// Every other bound.
     pub limits: Limits,
+    /// Whether HTTP/2 is spoken, too.
+    pub http2: bool,
     /// The names it is served under; empty means all.
     pub hosts: Vec<String>,
     /// Who is believed about the address of a sender.

@@ -10,20 +10,23 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::event::{CONTENT_TYPE_BYTES_MAX, Event, EventId, Fingerprint, TYPE_UNKNOWN};
 use chaski_common::storage::{Appended, Storage, StorageError};
+use http::Version;
 use http::header::{CONTENT_TYPE, HeaderName};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
 use crate::budget::{Budget, Standing};
 use crate::content::{Unusable, Usable};
-use crate::in_flight::InFlight;
+use crate::in_flight::{Charge, InFlight};
 use crate::metrics::{Dedup, EdgeMetrics};
 use crate::peer::Sender;
 use crate::request::{Head, Received, check_framing, read_body};
@@ -43,6 +46,7 @@ pub(crate) struct Acceptor {
     pub(crate) body_bytes_max: AtomicUsize,
     in_flight: InFlight,
     budget: Budget,
+    body_timeout: Duration,
     /// Whether the storage refused what it was asked the last time.
     failing: AtomicBool,
 }
@@ -61,6 +65,7 @@ impl Acceptor {
             body_bytes_max: AtomicUsize::new(body_bytes_max),
             in_flight: InFlight::new(limits, metrics),
             budget: Budget::new(limits.failures_per_minute),
+            body_timeout: limits.body_timeout,
             failing: AtomicBool::new(false),
         }
     }
@@ -120,6 +125,7 @@ impl Acceptor {
         (body, body_bytes_max): (Incoming, usize),
         phase: &Phase,
     ) -> Outcome {
+        let is_http2 = parts.version == Version::HTTP_2;
         let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };
@@ -129,7 +135,11 @@ impl Acceptor {
             Ok(claim) => claim,
             Err(why) => return refused(source, why),
         };
-        let read = read_body(body, body_bytes_max, charge).await;
+        let read = if is_http2 {
+            self.read_stream(body, body_bytes_max, charge).await
+        } else {
+            read_body(body, body_bytes_max, charge).await
+        };
         phase.end_body();
         let body = match read {
             Ok(body) => body,
@@ -137,6 +147,19 @@ impl Acceptor {
             Err(ours) => return ours,
         };
         self.accept_received(source, claim, &Received { head, body }, now).await
+    }
+
+    /// The body of a request that shares its connection, which therefore has no wait that is this body's.
+    async fn read_stream(
+        &self,
+        mut body: Incoming,
+        bytes_max: usize,
+        charge: Charge,
+    ) -> Result<Bytes, Outcome> {
+        let read = timeout(self.body_timeout, read_body(&mut body, bytes_max, charge)).await;
+        let read = read.unwrap_or(Err(Outcome::Refused(Refusal::BodyTimeout)))?;
+        // hyper takes a request that is cancelled for one that has ended.
+        if body.is_end_stream() { Ok(read) } else { Err(Outcome::Refused(Refusal::BodyIncomplete)) }
     }
 
     /// From a request that has been read. `claim` is what its head has shown, `now` when that was judged.

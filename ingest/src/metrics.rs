@@ -41,6 +41,8 @@ labelled! {
         HeaderTimeout = "header_timeout",
         /// Closed in the middle of a request.
         BodyIncomplete = "body_incomplete",
+        /// HTTP/2 that is broken, or costs much and asks for nothing.
+        H2Abuse = "h2_abuse",
         /// The peer did not read its answer in time.
         WriteTimeout = "write_timeout",
         /// The transport broke.
@@ -101,9 +103,15 @@ impl EdgeMetrics {
                 .iter()
                 .map(|reason| errors.with_label_values(&[listener, reason.label()]))
                 .collect(),
-            unrouted: [Refusal::UnknownRoute, Refusal::BadHost, Refusal::HostNotAllowed, Refusal::UriTooLong]
-                .map(|reason| (reason, unrouted.with_label_values(&[reason.label()])))
-                .into(),
+            unrouted: [
+                Refusal::UnknownRoute,
+                Refusal::BadHost,
+                Refusal::HostNotAllowed,
+                Refusal::UriTooLong,
+                Refusal::HeadTooLarge,
+            ]
+            .map(|reason| (reason, unrouted.with_label_values(&[reason.label()])))
+            .into(),
             inflight_requests: make.gauge("chaski_edge_inflight_requests", "Requests being worked on."),
             inflight_bytes: make.gauge("chaski_edge_inflight_bytes", "Bytes of bodies being read or stored."),
             capacity: make.gauges("chaski_edge_capacity", "The bounds that are in force.", &["resource"]),

@@ -93,7 +93,7 @@ fn host(parts: &http::request::Parts) -> Result<Option<Authority>, Refusal> {
     if host.as_str().contains('@') || differs { Err(Refusal::BadHost) } else { Ok(Some(host)) }
 }
 
-/// The method and the framing. `Ok` has the declared length; none means chunks.
+/// The method and the framing. `Ok` has the declared length; none means chunks or frames.
 pub(crate) fn check_framing(
     parts: &http::request::Parts,
     body_bytes_max: usize,
@@ -102,6 +102,8 @@ pub(crate) fn check_framing(
         return Err(Refusal::MethodNotAllowed);
     }
     let length = match parts.headers.get_all(TRANSFER_ENCODING).iter().count() {
+        // Its frames say where a body ends.
+        0 if parts.version == Version::HTTP_2 && !parts.headers.contains_key(CONTENT_LENGTH) => None,
         0 => Some(declared_length(&parts.headers)?),
         1 => None,
         _ => return Err(Refusal::BadFraming),
@@ -157,8 +159,13 @@ where
 }
 
 fn broken(error: &hyper::Error) -> Refusal {
-    let gone = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let source = std::error::Error::source(error);
+    let taken_back = source.and_then(|source| source.downcast_ref::<h2::Error>());
+    let gone = error.is_incomplete_message()
+        || error.is_closed()
+        || error.is_canceled()
+        || taken_back.is_some_and(|error| error.is_remote() || error.is_io());
+    let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
     match io.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::TimedOut) => Refusal::BodyTimeout,
         Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => Refusal::BodyFraming,

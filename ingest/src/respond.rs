@@ -86,6 +86,8 @@ labelled! {
     pub Refusal {
         /// The target is longer than the bound.
         UriTooLong = "uri_too_long",
+        /// More header fields than the bound.
+        HeadTooLarge = "http_head_too_large",
         /// No `Host`, two of them, one that is no authority, or another than the target's.
         BadHost = "bad_host",
         /// A `Host` that is not one of ours.
@@ -141,6 +143,7 @@ impl Refusal {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::HostNotAllowed => StatusCode::MISDIRECTED_REQUEST,
             Self::UnknownRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,

@@ -8,6 +8,7 @@ mod full;
 mod peers;
 mod proxy_protocol;
 mod connection;
+mod http2;
 pub(crate) mod wire;
 
 use std::io;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::storage::Storage;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus::Registry;
@@ -59,6 +60,8 @@ pub struct EdgeConfig {
     pub max_body: usize,
     /// TLS on this listener; none means clear text, for a proxy in front or for a test.
     pub tls: Option<TlsConfig>,
+    /// Whether HTTP/2 is spoken, too: over TLS with who asks for it, in clear text with who begins with it.
+    pub http2: bool,
     /// The names it is served under, without a port and in lower case; any other `Host` gets 421. Empty means all.
     pub hosts: Vec<String>,
     /// Who is believed about the sender's address; nobody by default.
@@ -73,6 +76,7 @@ impl Default for EdgeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_body: 256 * 1024,
             tls: None,
+            http2: false,
             hosts: Vec::new(),
             proxies: Proxies::default(),
             limits: Limits::default(),
@@ -181,7 +185,8 @@ struct Shared {
     proxies: Proxies,
     hosts: Vec<String>,
     /// What connections that come from now on are spoken to with; none in clear text.
-    tls: RwLock<Option<Tls>>,
+    tls: RwLock<Option<tls::InForce>>,
+    http2: bool,
     sources: RwLock<Arc<Sources>>,
     acceptor: Acceptor,
     metrics: EdgeMetrics,
@@ -210,9 +215,11 @@ impl Edge {
         metrics.capacity("connections", limits.connections_max);
         let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
         let peers = Peers::new(limits.connections_per_peer);
+        let tls = tls.map(|tls| tls.offering(config.http2));
         let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
         let shared = Shared {
             limits,
+            http2: config.http2,
             proxies: config.proxies,
             hosts: config.hosts,
             tls,
@@ -273,7 +280,7 @@ impl EdgeHandle {
     /// its senders would not know.
     pub fn set_tls(&self, tls: Tls) {
         if let Some(in_force) = self.0.tls.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            *in_force = tls;
+            *in_force = tls.offering(self.0.http2);
         }
     }
 
@@ -326,7 +333,7 @@ async fn accept_connections(
         };
         let connection = Connection::open(shared.clone(), peer, permit);
         // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
-        let end = End { shutdown: shutdown.child_token(), cut: cut.clone() };
+        let end = End { shutdown: shutdown.child_token(), cut: cut.clone(), tracker: tracker.clone() };
         tracker.spawn(async move { connection.serve(stream, tls, &end).await });
     }
 }
@@ -351,8 +358,9 @@ impl Shared {
         phase.begin_request();
         let begun = Instant::now();
         let (parts, body) = request.into_parts();
+        let is_http2 = parts.version == Version::HTTP_2;
         let peer = self.sender(peer, &parts.headers);
-        let response = match self.route(&parts) {
+        let mut response = match self.route(&parts) {
             Ok(source) => {
                 let outcome = self.acceptor.accept(&source, &peer, begun, parts, body, phase).await;
                 source.metrics.ended(outcome, begun.elapsed());
@@ -366,6 +374,10 @@ impl Shared {
                 Outcome::Refused(why).response(&Reply::default())
             }
         };
+        if is_http2 {
+            // A connection of many requests does not end with one.
+            response.headers_mut().remove(http::header::CONNECTION);
+        }
         phase.end_request(response.headers().contains_key(http::header::CONNECTION));
         Ok(response)
     }
@@ -376,6 +388,10 @@ impl Shared {
     }
 
     fn route(&self, parts: &http::request::Parts) -> Result<Arc<Source>, Refusal> {
+        // Of HTTP/1 hyper has counted them.
+        if parts.version == Version::HTTP_2 && parts.headers.len() > self.limits.headers_max {
+            return Err(Refusal::HeadTooLarge);
+        }
         check_target(parts, self.limits.uri_bytes_max, &self.hosts)?;
         let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
         sources.at(parts.uri.path()).cloned().ok_or(Refusal::UnknownRoute)

@@ -6,6 +6,8 @@
 mod bad_inputs;
 #[path = "edge/gates.rs"]
 mod gates;
+#[path = "edge/http2.rs"]
+mod http2;
 #[path = "edge/in_flight.rs"]
 mod in_flight;
 

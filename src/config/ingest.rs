@@ -29,6 +29,7 @@ impl Checker<'_> {
                 proxy_protocol_from: self.proxies(node, "proxy_protocol_from"),
                 forwarded_for_from: self.proxies(node, "forwarded_for_from"),
             },
+            http2: node.flag("http2"),
             hosts: self.hosts(node),
             drain_timeout: node.duration("drain_timeout"),
             tls,

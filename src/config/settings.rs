@@ -120,6 +120,8 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
     setting("write_timeout", from_to(SECOND, MINUTE), "How long a peer may take nothing of what is written to it; then the connection is closed.")
         .default("\"5s\""),
     setting("idle_timeout", from_to(SECOND, HOUR), "How long a connection may wait for its next request; then it is closed.").default("\"60s\""),
+    setting("http2", Kind::Flag, "Speaks HTTP/2, too: over TLS where the client asks for it (ALPN), in clear text where it begins with it. Off, because senders of callbacks need no more than HTTP/1.1.")
+        .default("false"),
     setting("hosts", Kind::Texts, "The names the edge is served under, without a port; any other Host gets 421. All when left out.")
         .example("[\"pay.example.com\"]"),
     setting("proxy_protocol_from", Kind::Texts, "Proxies whose connections begin with a PROXY header (version 1 or 2); one without it is closed. Nobody else is believed.")

@@ -9,12 +9,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::wire::{Phase, Wire};
-use super::{Shared, proxy_protocol};
+use super::tls::H2;
+use super::wire::{Begun, Phase, Wire};
+use super::{Shared, http2, proxy_protocol};
 use crate::metrics::ConnectionError;
 
 /// hyper takes no smaller buffer.
@@ -26,6 +28,8 @@ pub(super) struct End {
     pub(super) shutdown: CancellationToken,
     /// At once; comes after the other only.
     pub(super) cut: CancellationToken,
+    /// Of the tasks that are waited for before the edge ends.
+    pub(super) tracker: TaskTracker,
 }
 
 impl End {
@@ -72,9 +76,13 @@ impl Connection {
             return shared.metrics.connection_error(ConnectionError::PeerLimit);
         };
         match tls {
-            None => self.serve_http(stream, end).await,
+            None if shared.http2 => self.serve_either(stream, end).await,
+            None => self.serve_http1(stream, Begun::default(), end).await,
             Some(tls) => match end.before_cut(timeout(within, tls.accept(stream))).await {
-                Some(Ok(Ok(stream))) => self.serve_http(stream, end).await,
+                Some(Ok(Ok(stream))) if stream.get_ref().1.alpn_protocol() == Some(H2) => {
+                    self.serve_http2(stream, Begun::default(), end).await;
+                }
+                Some(Ok(Ok(stream))) => self.serve_http1(stream, Begun::default(), end).await,
                 Some(Ok(Err(_)) | Err(_)) => {
                     shared.metrics.connection_error(ConnectionError::TlsHandshake);
                 }
@@ -83,10 +91,28 @@ impl Connection {
         }
     }
 
-    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, end: &End) {
+    /// In clear text the first bytes say what is spoken.
+    async fn serve_either(&self, mut stream: TcpStream, end: &End) {
+        let (limits, since) = (&self.shared.limits, Instant::now());
+        match end.before_cut(timeout(limits.head_timeout, http2::preface(&mut stream))).await {
+            Some(Ok(Ok((bytes, true)))) => self.serve_http2(stream, Begun { bytes, since }, end).await,
+            Some(Ok(Ok((bytes, false)))) => self.serve_http1(stream, Begun { bytes, since }, end).await,
+            Some(Ok(Err(_))) => self.shared.metrics.connection_error(ConnectionError::Io),
+            Some(Err(_)) => self.shared.metrics.connection_error(ConnectionError::HeaderTimeout),
+            None => {}
+        }
+    }
+
+    async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, begun: Begun, end: &End) {
+        if let Some(reason) = http2::serve(&self.shared, self.peer, stream, begun, end).await {
+            self.shared.metrics.connection_error(reason);
+        }
+    }
+
+    async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S, begun: Begun, end: &End) {
         let limits = &self.shared.limits;
         let phase = Arc::new(Phase::default());
-        let wire = Wire::new(stream, phase.clone(), *limits);
+        let wire = Wire::new(stream, phase.clone(), *limits).with_begun(begun);
         let service = service_fn(|request| {
             let (shared, phase, peer) = (self.shared.clone(), phase.clone(), self.peer);
             async move { shared.serve(request, peer, &phase).await }

@@ -11,6 +11,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::EdgeError;
 
+/// The names of the protocols in a handshake.
+pub(super) const H2: &[u8] = b"h2";
+const H1: &[u8] = b"http/1.1";
+
 /// Certificate and key, in PEM.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
@@ -24,9 +28,24 @@ pub struct TlsConfig {
 
 /// Files that were read and go together.
 pub struct Tls {
-    pub(super) acceptor: TlsAcceptor,
+    server: rustls::ServerConfig,
     /// The edge's own, the first of its chain.
+    certificate: CertificateDer<'static>,
+}
+
+/// What connections are spoken to with.
+pub(super) struct InForce {
+    pub(super) acceptor: TlsAcceptor,
     pub(super) certificate: CertificateDer<'static>,
+}
+
+impl Tls {
+    /// With the protocols that are spoken inside.
+    pub(super) fn offering(mut self, http2: bool) -> InForce {
+        let http2: &[&[u8]] = if http2 { &[H2] } else { &[] };
+        self.server.alpn_protocols = http2.iter().chain(&[H1]).map(|name| name.to_vec()).collect();
+        InForce { acceptor: TlsAcceptor::from(Arc::new(self.server)), certificate: self.certificate }
+    }
 }
 
 impl TlsConfig {
@@ -55,9 +74,8 @@ impl TlsConfig {
         };
         // Sessions live in what is made here: none that began under another certificate, or other authorities of
         // clients, is taken up again.
-        let mut server = builder.with_single_cert(chain, key).map_err(EdgeError::Tls)?;
-        server.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Tls { acceptor: TlsAcceptor::from(Arc::new(server)), certificate })
+        let server = builder.with_single_cert(chain, key).map_err(EdgeError::Tls)?;
+        Ok(Tls { server, certificate })
     }
 }
 

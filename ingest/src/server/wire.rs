@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -93,8 +94,23 @@ impl Phase {
     }
 }
 
+/// What was read of a connection before it was known what is spoken on it.
+pub(super) struct Begun {
+    pub(super) bytes: Bytes,
+    /// When the first of it was waited for.
+    pub(super) since: Instant,
+}
+
+impl Default for Begun {
+    fn default() -> Self {
+        Self { bytes: Bytes::new(), since: Instant::now() }
+    }
+}
+
 pub(super) struct Wire<S> {
     stream: S,
+    /// What was read before; comes first.
+    begun: Bytes,
     phase: Arc<Phase>,
     limits: Limits,
     /// What is waited for, as [`Phase`] has it, and when it must be there.
@@ -111,7 +127,23 @@ impl<S> Wire<S> {
     /// The first head is due from now on, begun or not.
     pub(super) fn new(stream: S, phase: Arc<Phase>, limits: Limits) -> Self {
         phase.enter(HEAD);
-        Self { stream, phase, limits, wait: None, alarm: None, stalled: None, linger: None, discarded: 0 }
+        Self {
+            stream,
+            begun: Bytes::new(),
+            phase,
+            limits,
+            wait: None,
+            alarm: None,
+            stalled: None,
+            linger: None,
+            discarded: 0,
+        }
+    }
+
+    /// With bytes that were read before.
+    pub(super) fn with_begun(self, begun: Begun) -> Self {
+        let wait = Some((self.phase.state.load(Ordering::Relaxed), begun.since + self.limits.head_timeout));
+        Self { begun: begun.bytes, wait, ..self }
     }
 
     /// Whether what is waited for is too late; arranges to be woken when it will be.
@@ -165,6 +197,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.begun.is_empty() {
+            let taken = self.begun.len().min(buf.remaining());
+            buf.put_slice(&self.begun[..taken]);
+            self.begun.advance(taken);
+            return Poll::Ready(Ok(()));
+        }
         let filled = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.phase.now() == IDLE && buf.filled().len() > filled {

@@ -49,7 +49,7 @@ fn status(answer: Option<&Answer>) -> u16 {
 }
 
 impl Rig {
-    async fn wait_for(&self, series: &str, count: f64) {
+    pub(super) async fn wait_for(&self, series: &str, count: f64) {
         let counted = async {
             while self.metric(series) < count {
                 tokio::time::sleep(Duration::from_millis(5)).await;
