@@ -15,7 +15,7 @@ DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.tx
 # What journeys read topics with that is not librdkafka.
 TESTS_PYTHON := target/tests-python
 
-.PHONY: help demo build test check check-deploy bench fmt tools-build tools-test
+.PHONY: help demo build test check check-deploy bench campaign fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ check-deploy: $(DEPLOY_PYTHON) ## alert rules, dashboards, container, compose, u
 bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run
 	cargo build --release --package chaski --package chaski-benches --bins
 	target/release/chaski-bench --json benches/results.json
+
+campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload or forged; SEED repeats a run
+	cargo build --release --package chaski --package chaski-benches --bins
+	target/release/chaski-bench campaign $(NAME) $(if $(SEED),--seed $(SEED)) --out benches/campaigns/$(NAME).jsonl
 
 fmt: ## format the code
 	cargo fmt --all

@@ -34,9 +34,20 @@ impl Gateway {
         receivers: &[SocketAddr],
         concurrency: usize,
     ) -> anyhow::Result<Self> {
+        Self::start_with(site, store, receivers, concurrency, "").await
+    }
+
+    /// The same with more lines of `[ingest]`.
+    pub(crate) async fn start_with(
+        site: &Path,
+        store: &Store,
+        receivers: &[SocketAddr],
+        concurrency: usize,
+        ingest: &str,
+    ) -> anyhow::Result<Self> {
         store.prepare()?;
         let mut configuration = format!(
-            "[ingest]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{}\
+            "[ingest]\nlisten = \"127.0.0.1:0\"\n{ingest}\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{}\
              [log]\nformat = \"json\"\nlevel = \"info\"\n\
              [sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n",
             store.section()?

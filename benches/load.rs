@@ -1,6 +1,7 @@
 //! The load: a fixed number of connections, each sending its next request when its last one is answered, until
 //! a count is reached; or requests by a schedule that waits for no answer. Every answer is looked at; one that was not expected ends the run.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +12,14 @@ use tokio::task::JoinSet;
 
 use crate::callback::Callbacks;
 use crate::machine;
+use crate::tally::Tally;
 use crate::wire::{Answer, Connection};
 
 /// The longest a load may take; beyond it something stands still.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The status of a callback that was taken.
+const TAKEN: u16 = 200;
 
 /// What every answer must be.
 #[derive(Clone, Copy, Debug)]
@@ -23,11 +28,18 @@ pub(crate) enum Expected {
     Accepted,
     Duplicate,
     Refused,
+    /// Refused, or not even looked at any more.
+    Rejected,
+    /// Taken, or told that there is no room for it.
+    AcceptedOrFull,
 }
 
 impl Expected {
     fn is(self, answer: &Answer<'_>) -> bool {
         let (status, end): (&[u8], &[u8]) = match self {
+            Self::Rejected => return [b"401", b"429"].iter().any(|status| answer.status == *status),
+            Self::AcceptedOrFull if answer.status == b"503" => return true,
+            Self::AcceptedOrFull => return Self::Accepted.is(answer),
             Self::Ok => (b"200", b""),
             Self::Accepted => (b"200", b"\"accepted\"}"),
             Self::Duplicate => (b"200", b"\"duplicate\"}"),
@@ -61,14 +73,34 @@ impl Seen {
     }
 }
 
+/// What a load saw that may be refused in part.
+pub(crate) struct Offered {
+    pub(crate) taken: Seen,
+    /// What was taken.
+    pub(crate) tally: Tally,
+    /// Latencies from when a request was sent.
+    pub(crate) refused: Seen,
+    /// How many answers had each status.
+    pub(crate) statuses: BTreeMap<u16, usize>,
+}
+
 /// Open connections to one server.
 pub(crate) struct Senders(Vec<Connection>);
 
 impl Senders {
     pub(crate) async fn connect(to: SocketAddr, connections: usize) -> anyhow::Result<Self> {
+        Self::connect_with(to, connections, |_| Vec::new()).await
+    }
+
+    /// Connections of which each begins with bytes of its own.
+    pub(crate) async fn connect_with(
+        to: SocketAddr,
+        connections: usize,
+        hello: impl Fn(usize) -> Vec<u8>,
+    ) -> anyhow::Result<Self> {
         let mut open = Vec::with_capacity(connections);
-        for _ in 0..connections {
-            open.push(Connection::open(to).await?);
+        for number in 0..connections {
+            open.push(Connection::open_with(to, hello(number)).await?);
         }
         Ok(Self(open))
     }
@@ -110,6 +142,17 @@ impl Senders {
         due_us: impl Fn(usize) -> u64,
         expected: Expected,
     ) -> anyhow::Result<Seen> {
+        Ok(self.offer(callbacks, callbacks.count(), due_us, expected).await?.taken)
+    }
+
+    /// The same with so many requests, of which some may be refused.
+    pub(crate) async fn offer(
+        &mut self,
+        callbacks: &Arc<Callbacks>,
+        count: usize,
+        due_us: impl Fn(usize) -> u64,
+        expected: Expected,
+    ) -> anyhow::Result<Offered> {
         let connections = self.0.len();
         let (give_back, mut free) = tokio::sync::mpsc::channel(connections);
         for connection in self.0.drain(..) {
@@ -117,7 +160,7 @@ impl Senders {
         }
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
-        let schedule: Vec<u64> = (0..callbacks.count()).map(due_us).collect();
+        let schedule: Vec<u64> = (0..count).map(due_us).collect();
         let mut due = pace(schedule);
         let mut index = 0;
         while let Some(due_us) = due.recv().await {
@@ -126,16 +169,26 @@ impl Senders {
             let request = index;
             index += 1;
             tasks.spawn(async move {
-                exchange(&mut connection, callbacks.request(request), expected).await?;
-                let late = machine::now_us().saturating_sub(due_us);
+                let sent_us = machine::now_us();
+                let status = exchange(&mut connection, callbacks.request(request), expected).await?;
+                let since_us = if status == TAKEN { due_us } else { sent_us };
+                let took = machine::now_us().saturating_sub(since_us);
                 give_back.send(connection).await.context("somebody takes it back")?;
-                anyhow::Ok(u32::try_from(late).unwrap_or(u32::MAX))
+                anyhow::Ok((request, status, u32::try_from(took).unwrap_or(u32::MAX)))
             });
         }
-        let mut latencies_us = Vec::with_capacity(callbacks.count());
+        let (mut taken, mut refused) = (Vec::with_capacity(count), Vec::new());
+        let (mut statuses, mut tally) = (BTreeMap::new(), Tally::default());
         let finished = async {
-            while let Some(late) = tasks.join_next().await {
-                latencies_us.push(late??);
+            while let Some(answered) = tasks.join_next().await {
+                let (request, status, us) = answered??;
+                if status == TAKEN {
+                    tally.add(&callbacks.body(request));
+                    taken.push(us);
+                } else {
+                    refused.push(us);
+                }
+                *statuses.entry(status).or_default() += 1;
             }
             anyhow::Ok(begun.elapsed())
         };
@@ -143,7 +196,8 @@ impl Senders {
         for _ in 0..connections {
             self.0.push(free.recv().await.context("connections come back")?);
         }
-        Ok(Seen::new(elapsed, latencies_us))
+        let (taken, refused) = (Seen::new(elapsed, taken), Seen::new(elapsed, refused));
+        Ok(Offered { taken, tally, refused, statuses })
     }
 }
 
@@ -162,13 +216,14 @@ fn pace(schedule: Vec<u64>) -> tokio::sync::mpsc::Receiver<u64> {
     due
 }
 
-async fn exchange(connection: &mut Connection, request: &[u8], expected: Expected) -> anyhow::Result<()> {
+/// The status of the answer, if it is one that was expected.
+async fn exchange(connection: &mut Connection, request: &[u8], expected: Expected) -> anyhow::Result<u16> {
     let answer = connection.exchange(request).await?;
     if !expected.is(&answer) {
         let (status, body) = (answer.status.escape_ascii(), answer.body.escape_ascii());
         bail!("{expected:?} was expected, {status} {body} came");
     }
-    Ok(())
+    Ok(std::str::from_utf8(answer.status)?.parse()?)
 }
 
 async fn send(

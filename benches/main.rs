@@ -20,6 +20,7 @@ mod gateway;
 mod machine;
 mod scenario;
 mod report;
+mod campaign;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::campaign::{Campaign, Plan};
 use crate::report::Report;
 use crate::scenario::{Bench, Scenario, Size};
 use crate::store::On;
@@ -61,7 +63,7 @@ struct Cli {
     part: Option<Part>,
 }
 
-/// The processes of a run; started by `chaski-bench` itself.
+/// Campaigns, and the processes of a run, which `chaski-bench` starts itself.
 #[derive(Subcommand)]
 enum Part {
     /// A server that reads the body and answers 200.
@@ -87,6 +89,18 @@ enum Part {
         #[arg(long)]
         concurrency: usize,
     },
+    /// Attacks a gateway while it serves, and adds a line with what was seen to a file.
+    Campaign {
+        /// Which attack.
+        #[arg(value_enum)]
+        name: Campaign,
+        /// Repeats a run.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// The file of the results, JSON lines.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -108,6 +122,13 @@ fn start(cli: Cli) -> anyhow::Result<()> {
                 tokio::runtime::Runtime::new()?.block_on(bare::post_all(to, count, warm_up, concurrency))?;
             print(&serde_json::to_string(&sample)?);
             Ok(())
+        }
+        Some(Part::Campaign { name, seed, out }) => {
+            let plan = Plan::new(if cli.quick { Size::Quick } else { cli.size }, seed, cli.dir)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let line = runtime.block_on(name.run(&plan))?.to_string();
+            print(&line);
+            out.map_or(Ok(()), |file| campaign::append(&file, &line))
         }
         // The load comes from one thread, so that it takes as little as possible from what is measured.
         None => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(cli)),

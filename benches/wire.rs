@@ -12,6 +12,8 @@ const ANSWER_BYTES: usize = 16 << 10;
 /// A connection to a server; opened anew when the server has closed it behind an answer.
 pub(crate) struct Connection {
     to: SocketAddr,
+    /// What every connection begins with.
+    hello: Vec<u8>,
     stream: TcpStream,
     closed: bool,
     buffer: Vec<u8>,
@@ -25,13 +27,19 @@ pub(crate) struct Answer<'a> {
 
 impl Connection {
     pub(crate) async fn open(to: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self { to, stream: connect(to).await?, closed: false, buffer: vec![0; ANSWER_BYTES] })
+        Self::open_with(to, Vec::new()).await
+    }
+
+    /// One that begins with these bytes, now and whenever it is opened anew: what a proxy says of its client.
+    pub(crate) async fn open_with(to: SocketAddr, hello: Vec<u8>) -> anyhow::Result<Self> {
+        let stream = connect(to, &hello).await?;
+        Ok(Self { to, hello, stream, closed: false, buffer: vec![0; ANSWER_BYTES] })
     }
 
     /// Sends a rendered request and reads its answer to the end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
         if self.closed {
-            self.stream = connect(self.to).await?;
+            self.stream = connect(self.to, &self.hello).await?;
         }
         self.stream.write_all(request).await?;
         let mut filled = 0;
@@ -57,9 +65,10 @@ impl Connection {
     }
 }
 
-async fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+async fn connect(to: SocketAddr, hello: &[u8]) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
     stream.set_nodelay(true)?;
+    stream.write_all(hello).await?;
     Ok(stream)
 }
 

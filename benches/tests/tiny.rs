@@ -50,3 +50,39 @@ fn every_scenario_does_its_work() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("| deliveries | 32 |"), "{table}");
 }
+
+/// A campaign in its tiny size; it fails by itself when a genuine callback does, or a forged one is stored.
+fn campaign(name: &str) -> serde_json::Value {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("results/lines.jsonl");
+    let output = Command::new(env!("CARGO_BIN_EXE_chaski-bench"))
+        .args(["--size", "tiny", "campaign", name, "--seed", "7", "--out"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!((line["campaign"].as_str(), line["seed"].as_u64()), (Some(name), Some(7)));
+    line["seen"].clone()
+}
+
+#[test]
+fn slow_peers_are_let_go_and_genuine_senders_are_served() {
+    let seen = campaign("slow");
+    assert_eq!(seen["genuine"], 150);
+    assert!(seen["ended"].as_u64() >= Some(100), "{seen}");
+}
+
+#[test]
+fn in_an_overload_every_request_is_taken_or_told_so() {
+    let seen = campaign("overload");
+    assert!(seen["goodput_per_second"].as_f64() > Some(0.0), "{seen}");
+}
+
+#[test]
+fn a_flood_of_forgeries_leaves_genuine_senders_and_the_store_alone() {
+    let seen = campaign("forged");
+    assert_eq!((seen["genuine"].as_u64(), seen["forged"].as_u64()), (Some(100), Some(1000)));
+    let answers = seen["forged_answers"].as_object().unwrap();
+    assert!(answers.contains_key("401") && answers.contains_key("429"), "{seen}");
+}
