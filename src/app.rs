@@ -20,6 +20,7 @@ use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::{Edge, EdgeConfig};
 use jiff::SignedDuration;
 use prometheus::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 pub use self::reload::Control;
@@ -36,6 +37,9 @@ const DISPATCH_DRAIN: Duration = Duration::from_secs(26);
 const PRUNE_PERIOD: Duration = Duration::from_secs(60);
 /// Events deleted in one write: few enough that no accept waits for it.
 const PRUNE_EVENTS: usize = 500;
+
+/// Files and connections of a process that are not the edge's.
+const OTHER_FILES: u64 = 1024;
 
 /// What a process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +134,7 @@ impl App {
         };
         let edge = if role.has_edge() {
             let listen = config.ingest.listen;
+            raise_open_files(config.ingest.limits.connections_max);
             let sources = config.sources.clone();
             let bound = Edge::bind(edge_config(&config), sources, storage.clone(), &registry, clock.clone());
             Some(bound.with_context(|| format!("listening on {listen} ([ingest] listen)"))?)
@@ -291,6 +296,22 @@ async fn bind_admin(listen: SocketAddr, shared: Shared, role: &Role) -> anyhow::
         bound => bound,
     };
     bound.with_context(|| format!("listening on {listen} ([admin] listen)"))
+}
+
+/// Every connection is an open file, and many systems give a process 1024 unless it asks for more.
+fn raise_open_files(connections_max: usize) {
+    let wanted = connections_max as u64 + OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    let possible = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = limit.current.is_none_or(|current| current >= possible)
+        || setrlimit(Resource::Nofile, Rlimit { current: Some(possible), ..limit }).is_ok();
+    if !raised || possible < wanted {
+        tracing::warn!(
+            wanted,
+            possible,
+            "the system grants fewer open files than ingest.connections_max needs"
+        );
+    }
 }
 
 fn edge_config(config: &Config) -> EdgeConfig {
