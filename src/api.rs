@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chaski_common::clock::Clock;
-use chaski_common::event::{Event, EventId};
+use chaski_common::event::{Environment, Event, EventId};
 use chaski_common::storage::{
     DeadFilter, DeadLetter, EventFilter, Failure, Fate, FateState, Parked, ParkedFilter, Position, Progress,
     Record, Storage, StorageError,
@@ -125,6 +125,8 @@ pub struct EventView {
     pub time: Option<Timestamp>,
     /// When it was taken.
     pub received_at: Timestamp,
+    /// What its source was then; none if it was stored before that was kept.
+    pub environment: Option<Environment>,
     /// Length of its body.
     pub body_bytes: usize,
     /// Its place in the log; none outside of it.
@@ -140,6 +142,7 @@ impl EventView {
             subject: event.subject.clone(),
             time: event.time,
             received_at: event.received_at,
+            environment: event.environment,
             body_bytes: event.body.len(),
             position,
         }

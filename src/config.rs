@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_ingest::peer::Proxies;
@@ -148,8 +149,6 @@ pub enum LogFormat {
 /// What the configuration says about a source beyond its [`SourceSpec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRules {
-    /// Keeps sandbox events away from production destinations.
-    pub environment: Environment,
     /// How long a repeated event must be recognised; never longer than the storage's retention.
     pub dedup_window: Duration,
     /// What its timestamp proves.
@@ -160,28 +159,9 @@ pub struct SourceRules {
     pub silence: Option<Duration>,
 }
 
-/// Real money, or play money.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Environment {
-    /// Real.
-    Production,
-    /// Play.
-    Sandbox,
-}
-
-impl Environment {
-    /// As the file writes it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Production => "production",
-            Self::Sandbox => "sandbox",
-        }
-    }
-
-    fn of(node: &Node) -> Self {
-        if node.text("environment").as_deref() == Some("sandbox") { Self::Sandbox } else { Self::Production }
-    }
+/// What a source's or a destination's section says; real money where it says nothing.
+fn environment(node: &Node) -> Environment {
+    node.text("environment").as_deref().and_then(Environment::named).unwrap_or(Environment::Production)
 }
 
 /// What the checks of one file share.

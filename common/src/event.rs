@@ -21,6 +21,33 @@ pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
 /// The type of an event whose source names none.
 pub const TYPE_UNKNOWN: &str = "unknown";
 
+/// Real money, or play money: whose the key is that signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    /// Real.
+    Production,
+    /// Play.
+    Sandbox,
+}
+
+impl Environment {
+    /// As the configuration, the embedded store and Kafka's header write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Sandbox => "sandbox",
+        }
+    }
+
+    /// The one that is called so.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Production, Self::Sandbox].into_iter().find(|known| known.name() == name)
+    }
+}
+
 /// One accepted callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -45,6 +72,9 @@ pub struct Event {
     pub fingerprint: Fingerprint,
     /// The bytes received, untouched.
     pub body: Bytes,
+    /// The environment of its source when it was taken, which its source may have left since. None of an event that
+    /// was stored before this was kept: it has the environment that its source has now.
+    pub environment: Option<Environment>,
 }
 
 impl Event {

@@ -40,10 +40,13 @@ pub(crate) enum Reason {
     GaveUp,
     /// No configured source has its source's name, so nobody has said whether it goes there.
     Unrouted,
+    /// It is of another environment than the destination, or than its source is by now.
+    Environment,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 4] = [Self::Gone, Self::Rejected, Self::GaveUp, Self::Unrouted];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Gone, Self::Rejected, Self::GaveUp, Self::Unrouted, Self::Environment];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -51,13 +54,22 @@ impl Reason {
             Self::Rejected => "rejected",
             Self::GaveUp => "gave_up",
             Self::Unrouted => "unrouted",
+            Self::Environment => "environment",
         }
+    }
+
+    /// Whether it is the configuration that keeps the delivery from going, and not an attempt that failed.
+    pub(crate) const fn is_configured(self) -> bool {
+        matches!(self, Self::Unrouted | Self::Environment)
     }
 
     /// What a person reads where no failed attempt says more.
     pub(crate) const fn detail(self) -> &'static str {
         match self {
             Self::Unrouted => "no configured source has this name",
+            Self::Environment => {
+                "the event is of another environment than the destination, or than its source is now"
+            }
             Self::Gone | Self::Rejected | Self::GaveUp => "",
         }
     }

@@ -34,7 +34,6 @@ pub(crate) use self::handle::Handle;
 use self::handle::View;
 pub(crate) use self::relay::Opening;
 use self::relay::told_to_stop;
-use crate::attempt::Reason;
 use crate::breaker::{Breaker, Gate};
 use crate::deliver::Sender;
 use crate::deliver::client::Dialer;
@@ -335,9 +334,9 @@ impl Courier {
             if way == Way::Past {
                 lane.pass(record.position);
             } else if let Some(delivery) = lane.admit(record) {
-                if way == Way::Nowhere {
+                if let Way::Nowhere(reason) = way {
                     let at = self.fixed.clock.now();
-                    self.keep(delivery, Keep::Dead { reason: Reason::Unrouted, at });
+                    self.keep(delivery, Keep::Dead { reason, at });
                 } else {
                     let turn = self.subjects.admit(delivery);
                     self.take_turn(turn);

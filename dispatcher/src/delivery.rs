@@ -101,13 +101,14 @@ impl Delivery {
     }
 
     pub(crate) fn letter(&self, destination: &Arc<str>, reason: Reason, at: Timestamp) -> DeadLetter {
+        let failure = self.history.last().filter(|_| !reason.is_configured());
         DeadLetter {
             number: 0,
             destination: Some(destination.clone()),
             position: Some(self.position),
             event: self.event.clone(),
             reason: reason.label().into(),
-            detail: self.history.last().map_or(reason.detail(), |failure| &failure.detail).into(),
+            detail: failure.map_or(reason.detail(), |failure| &failure.detail).into(),
             at,
             attempts: self.attempts,
             history: self.history.clone(),

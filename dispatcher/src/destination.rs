@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chaski_common::backoff::Schedule;
+use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::Start;
 
@@ -14,14 +15,18 @@ pub struct DestinationSpec {
     pub name: Arc<str>,
     /// Where to post, `http` or `https`, without user info.
     pub url: http::Uri,
-    /// The sources whose events it takes: always spelled out by the configuration, which also keeps the
-    /// environments apart.
+    /// Whether it takes real money. No event of the other environment is ever sent there, whatever else is
+    /// said here, and whether it comes from the log, from a replay or from what was parked or redriven.
+    pub environment: Environment,
+    /// The sources whose events it takes: always spelled out by the configuration.
     pub sources: Vec<Arc<str>>,
-    /// The names of all configured sources, whether or not it takes their events. What comes from any other
-    /// one (renamed, removed) becomes a dead letter with reason `unrouted` instead of being passed over. A
+    /// All configured sources, whether or not it takes their events, and what each is now. What comes from any
+    /// other one (renamed, removed) becomes a dead letter with reason `unrouted` instead of being passed over, and
+    /// so does, with reason `environment`, what came while its source was what this destination is and the source
+    /// no longer is. A
     /// reload that adds a source must therefore reach the dispatcher before the edge, and one that removes a
     /// source the edge before the dispatcher.
-    pub known_sources: Vec<Arc<str>>,
+    pub known_sources: Vec<(Arc<str>, Environment)>,
     /// Event types it takes: exact, or ending in `*`; empty means all. An event without a type passes.
     pub events: Vec<String>,
     /// Keys that sign what we send (Standard Webhooks), current first; empty means unsigned.

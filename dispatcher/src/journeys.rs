@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use chaski_common::backoff::Schedule;
 use chaski_common::clock::Clock;
-use chaski_common::event::Event;
+use chaski_common::event::{Environment, Event};
 use chaski_common::secret::Secret;
 use chaski_common::storage::embedded::{self, Options};
 use chaski_common::storage::{
@@ -204,10 +204,10 @@ async fn an_event_of_a_source_that_is_not_configured_is_kept_as_a_dead_letter() 
     let mut spec = spec("erp", &receiver.url());
     spec.ordering = crate::destination::Ordering::Key;
     spec.timeout = Duration::from_millis(300);
-    spec.known_sources.push("pe-sandbox".into());
+    spec.known_sources.push(("pe-other".into(), Environment::Production));
     let bench = Bench::start(vec![spec]).await;
     let mut last = Position(0);
-    for (n, source) in ["pe", "removed", "pe-sandbox", "removed", "pe"].into_iter().enumerate() {
+    for (n, source) in ["pe", "removed", "pe-other", "removed", "pe"].into_iter().enumerate() {
         let mut event = event(n as u64);
         (event.source, event.subject) = (source.into(), Some("CIP-1".into()));
         last = bench.append(event).await;
@@ -220,6 +220,52 @@ async fn an_event_of_a_source_that_is_not_configured_is_kept_as_a_dead_letter() 
     let got: Vec<_> = receiver.got().iter().map(|got| got.id().to_owned()).collect();
     assert_eq!(got, [0, 0, 4].map(|n| event(n).id.to_string()), "and gives nobody the turn of its subject");
     assert!((bench.metric("chaski_dlq_added_total", "unrouted") - 2.0).abs() < 0.1);
+}
+
+#[tokio::test]
+async fn what_came_before_its_source_changed_sides_is_kept_as_a_dead_letter_and_no_play_money_goes_out() {
+    let receiver = Receiver::start(|_| Answer::Status(200)).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.ordering = crate::destination::Ordering::Key;
+    spec.known_sources =
+        vec![("pe".into(), Environment::Production), ("now-sandbox".into(), Environment::Sandbox)];
+    spec.sources = vec!["pe".into(), "now-sandbox".into()];
+    let bench = Bench::start(Vec::new()).await;
+    let of = |n, source: &str, environment| Event {
+        source: source.into(),
+        environment,
+        subject: Some("CIP-1".into()),
+        ..event(n)
+    };
+    let (real, play) = (Some(Environment::Production), Some(Environment::Sandbox));
+    // Parked when its source and the destination were play money both.
+    let parked = Parked {
+        destination: "erp".into(),
+        position: Position(1),
+        event: of(0, "pe", play),
+        due: Timestamp::now(),
+        attempts: 0,
+        first_attempt: None,
+        history: Vec::new(),
+    };
+    bench.append(of(0, "pe", play)).await;
+    bench.storage.deliveries.park(parked).await.unwrap();
+    bench.append(of(1, "now-sandbox", real)).await;
+    bench.append(of(2, "now-sandbox", None)).await;
+    bench.append(of(3, "pe", play)).await;
+    let last = bench.append(of(4, "pe", real)).await;
+    let bench = bench.restart(vec![spec]).await;
+    bench.settled("erp", last).await;
+    until("the parked one is buried", async || bench.dead().await.len() == 2).await;
+    let mut dead: Vec<_> =
+        bench.dead().await.into_iter().map(|letter| (letter.event.id, letter.reason)).collect();
+    dead.sort();
+    let mut expected = [0, 1].map(|n| (event(n).id, "environment".into()));
+    expected.sort();
+    assert_eq!(dead, expected);
+    receiver.has(1).await;
+    let got: Vec<_> = receiver.got().iter().map(|got| got.id().to_owned()).collect();
+    assert_eq!(got, [event(4).id.to_string()], "and it had its subject's turn");
 }
 
 #[tokio::test]

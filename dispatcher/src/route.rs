@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use chaski_common::event::{Event, TYPE_UNKNOWN};
+use chaski_common::event::{Environment, Event, TYPE_UNKNOWN};
 
+use crate::attempt::Reason;
 use crate::destination::DestinationSpec;
 
 /// What one destination takes.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
+    environment: Environment,
     sources: Vec<Arc<str>>,
-    known_sources: Vec<Arc<str>>,
+    known_sources: Vec<(Arc<str>, Environment)>,
     /// Empty means all.
     kinds: Vec<Pattern>,
 }
@@ -22,8 +24,8 @@ pub(crate) enum Way {
     There,
     /// Not to this one, as the configuration says.
     Past,
-    /// Its source is not configured (any more), so the configuration says nothing about it.
-    Nowhere,
+    /// The configuration says nothing about it (any more), for this reason.
+    Nowhere(Reason),
 }
 
 #[derive(Clone, Debug)]
@@ -39,14 +41,37 @@ impl Route {
             None => Pattern::Exact(text.as_str().into()),
         };
         Self {
+            environment: spec.environment,
             sources: spec.sources.clone(),
             known_sources: spec.known_sources.clone(),
             kinds: spec.events.iter().map(pattern).collect(),
         }
     }
 
+    /// What the source of an event is now; none if it is not configured.
+    fn now(&self, event: &Event) -> Option<Environment> {
+        self.known_sources.iter().find(|(name, _)| *name == event.source).map(|(_, environment)| *environment)
+    }
+
+    /// Whether the event is of the other environment, and so never goes there, wherever it comes from. One that
+    /// does not say what it is, is what its source is now.
+    pub(crate) fn is_barred(&self, event: &Event) -> bool {
+        event.environment.or_else(|| self.now(event)).is_some_and(|its| its != self.environment)
+    }
+
     /// Whether this event goes there.
     pub(crate) fn way(&self, event: &Event) -> Way {
+        if self.is_barred(event) {
+            return Way::Past;
+        }
+        let now = match self.now(event) {
+            None => return Way::Nowhere(Reason::Unrouted),
+            Some(now) => now,
+        };
+        if now != self.environment {
+            // The routes are those of what its source is now: they do not say where this one was to go.
+            return Way::Nowhere(Reason::Environment);
+        }
         let kind_fits = |pattern: &Pattern| match pattern {
             Pattern::Exact(kind) => **kind == *event.kind,
             Pattern::Prefix(prefix) => event.kind.starts_with(&**prefix),
@@ -56,10 +81,8 @@ impl Route {
             let fits =
                 self.kinds.is_empty() || *event.kind == *TYPE_UNKNOWN || self.kinds.iter().any(kind_fits);
             if fits { Way::There } else { Way::Past }
-        } else if self.known_sources.contains(&event.source) {
-            Way::Past
         } else {
-            Way::Nowhere
+            Way::Past
         }
     }
 }
@@ -80,6 +103,7 @@ mod tests {
     fn takes(sources: &[&str], kinds: &[&str], source: &str, kind: &str) -> bool {
         let mut spec = spec("erp", "http://127.0.0.1:1/");
         spec.sources = sources.iter().map(|name| Arc::from(*name)).collect();
+        spec.known_sources = ["pe", "s", "other"].map(|name| (name.into(), Environment::Production)).into();
         spec.events = kinds.iter().map(|kind| (*kind).to_owned()).collect();
         let mut event = event(1);
         (event.source, event.kind) = (source.into(), kind.into());
@@ -108,13 +132,50 @@ mod tests {
     #[test]
     fn an_event_of_no_configured_source_goes_nowhere_and_not_past() {
         let mut spec = spec("erp", "http://127.0.0.1:1/");
-        spec.known_sources = vec!["pe".into(), "pe-sandbox".into()];
+        spec.known_sources.push(("pe-other".into(), Environment::Production));
         let way = |source: &str| {
             let mut event = event(1);
             event.source = source.into();
             Route::new(&spec).way(&event)
         };
-        assert_eq!((way("pe"), way("pe-sandbox"), way("pf")), (Way::There, Way::Past, Way::Nowhere));
+        let nowhere = Way::Nowhere(Reason::Unrouted);
+        assert_eq!((way("pe"), way("pe-other"), way("pf")), (Way::There, Way::Past, nowhere));
+    }
+
+    #[test]
+    fn an_event_never_goes_to_the_other_environment() {
+        use Environment::{Production, Sandbox};
+        let barred = (Way::Past, true);
+        let lost = (Way::Nowhere(Reason::Environment), false);
+        let goes = (Way::There, false);
+        // What the event says it is, what its source is now, what the destination is.
+        for (event_is, source_is, destination_is, expected) in [
+            (Some(Production), Some(Production), Production, goes),
+            (Some(Sandbox), Some(Sandbox), Sandbox, goes),
+            (Some(Sandbox), Some(Sandbox), Production, barred),
+            (Some(Production), Some(Production), Sandbox, barred),
+            // The source has changed sides since.
+            (Some(Sandbox), Some(Production), Production, barred),
+            (Some(Sandbox), Some(Production), Sandbox, lost),
+            (Some(Production), Some(Sandbox), Production, lost),
+            (Some(Production), Some(Sandbox), Sandbox, barred),
+            // The source has gone since.
+            (Some(Sandbox), None, Production, barred),
+            (Some(Sandbox), None, Sandbox, (Way::Nowhere(Reason::Unrouted), false)),
+            // Stored before events said what they are.
+            (None, Some(Production), Production, goes),
+            (None, Some(Sandbox), Production, barred),
+            (None, None, Production, (Way::Nowhere(Reason::Unrouted), false)),
+        ] {
+            let mut spec = spec("erp", "http://127.0.0.1:1/");
+            spec.environment = destination_is;
+            // Even where the routes name it.
+            spec.known_sources = source_is.map(|its| ("pe".into(), its)).into_iter().collect();
+            let event = Event { environment: event_is, ..event(1) };
+            let route = Route::new(&spec);
+            let found = (route.way(&event), route.is_barred(&event));
+            assert_eq!(found, expected, "{event_is:?} of {source_is:?} to {destination_is:?}");
+        }
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chaski_common::backoff::Schedule;
-use chaski_common::event::{Event, EventId, Fingerprint};
+use chaski_common::event::{Environment, Event, EventId, Fingerprint};
 use chaski_common::storage::Start;
 use jiff::Timestamp;
 
@@ -25,6 +25,7 @@ pub(crate) fn event(n: u64) -> Event {
         traceparent: None,
         fingerprint: Fingerprint::of(body.as_bytes()),
         body: Bytes::from(body),
+        environment: None,
     }
 }
 
@@ -34,8 +35,9 @@ pub(crate) fn spec(name: &str, url: &str) -> DestinationSpec {
     DestinationSpec {
         name: Arc::from(name),
         url: url.parse().unwrap(),
+        environment: Environment::Production,
         sources: vec!["pe".into()],
-        known_sources: vec!["pe".into()],
+        known_sources: vec![("pe".into(), Environment::Production)],
         events: Vec::new(),
         signing: Vec::new(),
         auth: None,

@@ -290,6 +290,7 @@ fn bare(
         traceparent: Some(traceparent(received, id)),
         fingerprint,
         body: received.body.clone(),
+        environment: Some(source.environment),
     }
 }
 

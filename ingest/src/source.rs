@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
 use http::{HeaderValue, StatusCode};
@@ -29,6 +30,9 @@ pub struct SourceSpec {
     pub provider: Option<Arc<str>>,
     /// Where it is posted to, for example `/in/pagoefectivo`.
     pub path: Arc<str>,
+    /// Whether its events are real money. Its secrets decide it, which no source of the other environment has;
+    /// nothing that a callback says does.
+    pub environment: Environment,
     /// The live secrets.
     pub secrets: Secrets,
     /// How it signs, what its events carry and how it is answered.
@@ -316,6 +320,7 @@ impl Reply {
 /// A source, compiled: everything a request needs, and nothing that is looked up by name.
 pub(crate) struct Source {
     pub(crate) name: Arc<str>,
+    pub(crate) environment: Environment,
     pub(crate) scheme: Scheme,
     pub(crate) rules: Rules,
     pub(crate) allow_ips: Vec<IpNet>,
@@ -347,6 +352,7 @@ impl Sources {
             check_name(&spec).map_err(in_source)?;
             let source = Source {
                 name: spec.name.clone(),
+                environment: spec.environment,
                 scheme: Scheme::compile(&spec.scheme, &spec.secrets).map_err(in_source)?,
                 rules: Rules::compile(&spec.scheme.event).map_err(in_source)?,
                 allow_ips: spec.allow_ips.clone(),

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
+use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::embedded::{self, Options};
 use chaski_common::storage::{DeadFilter, EventFilter, OnConflict, Storage};
@@ -54,6 +55,7 @@ fn source(name: &str, scheme: SchemeSpec, secrets: Secrets) -> SourceSpec {
         name: name.into(),
         provider: None,
         path: format!("/in/{name}").into(),
+        environment: Environment::Production,
         secrets,
         on_conflict: scheme.event.on_conflict.unwrap_or(OnConflict::Quarantine),
         scheme,

@@ -242,7 +242,7 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
         name: source.name.to_string(),
         provider: source.provider.as_deref().map(str::to_owned),
         url: format!("{scheme}://{}{}", config.ingest.listen, source.path),
-        environment: rules.environment.name(),
+        environment: source.environment.name(),
         secrets: match &source.secrets {
             Secrets::Any(list) => list.len(),
             Secrets::ById(table) => table.len(),

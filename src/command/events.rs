@@ -1,6 +1,7 @@
 //! `chaski events`: what came in, and what became of each event at each destination.
 
 use anyhow::bail;
+use chaski_common::event::Environment;
 use chaski_common::storage::EventFilter;
 
 use crate::access::Access;
@@ -64,6 +65,7 @@ fn describe(detail: &EventDetail) {
     };
     fact("id", event.id.to_string());
     fact("source", event.source.to_string());
+    fact("environment", event.environment.map_or("-", Environment::name).to_owned());
     fact("type", harmless(&event.kind));
     fact("subject", harmless(event.subject.as_deref().unwrap_or("-")));
     fact("time", event.time.map_or_else(|| "-".to_owned(), |time| time.to_string()));

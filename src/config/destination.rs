@@ -15,7 +15,7 @@ use super::reader::Node;
 use super::source::Sources;
 use super::url::check_url;
 use super::value::{Value, spell_duration};
-use super::{Checker, Environment};
+use super::{Checker, environment};
 
 /// Most bytes of an event pattern.
 const PATTERN_BYTES_MAX: usize = 256;
@@ -52,8 +52,9 @@ impl Checker<'_> {
         Some(DestinationSpec {
             name: name.into(),
             url: url?,
+            environment: environment(node),
             sources: routed,
-            known_sources: sources.names().map(Arc::from).collect(),
+            known_sources: sources.all().collect(),
             events,
             signing,
             auth,
@@ -86,7 +87,7 @@ impl Checker<'_> {
     }
 
     fn routed(&mut self, node: &Node, sources: &Sources) -> Vec<Arc<str>> {
-        let environment = Environment::of(node);
+        let environment = environment(node);
         let Some(listed) = node.texts("sources") else {
             let all = sources.of_environment(environment);
             if all.is_empty() && sources.names().next().is_some() {

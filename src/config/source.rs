@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
 use chaski_ingest::source::{IpNet, SchemeSpec, Secrets, SourceSpec};
@@ -15,7 +16,7 @@ use chaski_ingest::verify::Scheme;
 use super::problem::{Place, Reason};
 use super::reader::Node;
 use super::value::{Entry, Value, spell_duration};
-use super::{Checker, Environment, SourceRules};
+use super::{Checker, SourceRules, environment};
 
 /// Most bytes of a source's path.
 const PATH_BYTES_MAX: usize = 256;
@@ -34,6 +35,10 @@ impl Sources {
 
     pub(super) fn of_environment(&self, environment: Environment) -> Vec<Arc<str>> {
         self.names.iter().filter(|(_, its)| *its == environment).map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (Arc<str>, Environment)> {
+        self.names.iter().cloned()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -76,21 +81,27 @@ impl Checker<'_> {
                     "give each source a path of its own",
                 );
             }
-            let environment = Environment::of(node);
+            let environment = environment(node);
             let dedup_window = self.dedup_window(node, retention);
             sources.names.push((name.as_str().into(), environment));
-            if let Some((spec, scheme)) = self.source(name, node, path) {
-                self.reused(node, &spec, environment, &sources);
+            if let Some((spec, scheme)) = self.source(name, node, path, environment) {
+                self.reused(node, &spec, &sources);
                 let (freshness, body_is_signed) = (scheme.freshness(), scheme.body_is_authenticated());
                 let silence = node.has("silence").then(|| node.duration("silence"));
-                let rules = SourceRules { environment, dedup_window, freshness, body_is_signed, silence };
+                let rules = SourceRules { dedup_window, freshness, body_is_signed, silence };
                 sources.ready.push((spec, rules));
             }
         }
         sources
     }
 
-    fn source(&mut self, name: &str, node: &Node, path: Arc<str>) -> Option<(SourceSpec, Scheme)> {
+    fn source(
+        &mut self,
+        name: &str,
+        node: &Node,
+        path: Arc<str>,
+        environment: Environment,
+    ) -> Option<(SourceSpec, Scheme)> {
         let allow_ips = self.allow_ips(node);
         let mut described = self.described(node);
         let secrets = self.source_secrets(node, described.as_mut());
@@ -108,6 +119,7 @@ impl Checker<'_> {
             name: name.into(),
             provider,
             path,
+            environment,
             secrets,
             scheme: described,
             allow_ips,
@@ -248,15 +260,15 @@ impl Checker<'_> {
             )
     }
 
-    fn reused(&mut self, node: &Node, spec: &SourceSpec, environment: Environment, sources: &Sources) {
-        let other = sources.ready.iter().find(|(other, its)| {
-            its.environment != environment
+    fn reused(&mut self, node: &Node, spec: &SourceSpec, sources: &Sources) {
+        let other = sources.ready.iter().find(|(other, _)| {
+            other.environment != spec.environment
                 && each_secret(&spec.secrets)
                     .any(|secret| each_secret(&other.secrets).any(|its| its == secret))
         });
-        if let Some((other, its)) = other {
+        if let Some((other, _)) = other {
             let message =
-                format!("sources.{} uses the same secret in {}", other.name, its.environment.name());
+                format!("sources.{} uses the same secret in {}", other.name, other.environment.name());
             let at = if node.has("secrets") {
                 node.at("secrets")
             } else {

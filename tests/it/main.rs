@@ -4,7 +4,7 @@
 //! durations. A tool that is missing (curl, python3, openssl, cc) fails the test that needs it.
 //!
 //! One suite, two runs: as it is on the embedded storage, and with `CHASKI_TEST_STORAGE=kafka` on a real broker and a
-//! real Redis. `disk` is about the file, `kafka` about what only Kafka has: they have one run.
+//! real Redis. `disk` and `upgrade` are about the file, `kafka` about what only Kafka has: they have one run.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so and ends")]
 
@@ -13,6 +13,7 @@ mod town;
 
 mod durable;
 mod settled;
+mod environments;
 mod authentic;
 mod once;
 mod isolated;
@@ -31,6 +32,7 @@ mod tls;
 mod doctor;
 mod demo;
 
+mod upgrade;
 mod disk;
 mod crash;
 mod kafka;

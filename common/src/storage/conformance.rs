@@ -24,7 +24,7 @@ use super::{
     Failure, Fate, FateState, OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record,
     Start, Storage, StorageError, Subscription, Track,
 };
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{Environment, Event, EventId, Fingerprint};
 
 /// Opens one store, as often as it is asked to. A store is closed before it is opened again.
 pub trait Backend: Send + Sync {
@@ -100,6 +100,7 @@ pub fn event(key: u64) -> Event {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         fingerprint: Fingerprint::of(body.as_bytes()),
         body: body.into(),
+        environment: Some(if key.is_multiple_of(2) { Environment::Sandbox } else { Environment::Production }),
     }
 }
 
@@ -245,6 +246,7 @@ pub async fn an_event_is_read_back_as_it_was_appended(backend: &impl Backend) {
         content_type: None,
         traceparent: None,
         body: Bytes::from_static(b"\x00\xff not text"),
+        environment: None,
         ..event(2)
     };
     let mut subscription = subscribe(&storage, "orders", Start::Now).await;

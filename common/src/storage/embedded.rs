@@ -12,6 +12,7 @@ mod deliveries;
 mod durable;
 mod events;
 mod ids;
+mod schema;
 mod subscription;
 mod telemetry;
 mod writer;
@@ -35,17 +36,13 @@ use self::ids::Ids;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
 use super::tables::readers::{Readers, engine};
-use super::tables::{SCHEMA, rows};
+use super::tables::rows;
 use super::{Position, Storage, StorageError};
 
 /// The database file inside the store's folder.
 pub const FILE: &str = "chaski.db";
 /// The file whose lock says that a process has the store.
 const LOCK_FILE: &str = "chaski.lock";
-/// Written into the file's header, so that `file` and a SQLite shell can tell what it is: "CHSK".
-const APPLICATION_ID: i32 = 0x4348_534b;
-/// The schema this code reads and writes.
-const SCHEMA_VERSION: i64 = 1;
 /// How long the writer waits for a checkpoint that holds it.
 const WRITER_WAIT: Duration = Duration::from_secs(10);
 /// How long a checkpoint waits for readers before it lets the writer go on.
@@ -209,7 +206,7 @@ fn connect(database: &Path, wait: Duration) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// The writer's connection on a file that is known to be whole, on disk, and of our version.
+/// The writer's connection on a file that is known to be whole, on disk, and of our version by now.
 fn prepare(database: &Path) -> Result<Connection, StorageError> {
     let failed = |error| engine("opening the database", error);
     let mut connection = connect(database, WRITER_WAIT).map_err(failed)?;
@@ -219,27 +216,8 @@ fn prepare(database: &Path) -> Result<Connection, StorageError> {
     if busy != 0 {
         return Err(StorageError::Locked { path: database.display().to_string() });
     }
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-    match found {
-        0 => create(&mut connection).map_err(|error| engine("creating the schema", error))?,
-        SCHEMA_VERSION => {}
-        _ => {
-            return Err(StorageError::Newer {
-                path: database.display().to_string(),
-                found,
-                known: SCHEMA_VERSION,
-            });
-        }
-    }
+    schema::bring_up_to_date(&mut connection, database)?;
     Ok(connection)
-}
-
-fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(SCHEMA)?;
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    transaction.commit()
 }
 
 /// The last position given: that of the newest event, which is never pruned.

@@ -4,7 +4,7 @@ use chaski_common::storage::{Delivered, Failure, StorageError};
 use tokio::time::Instant;
 
 use super::{Courier, Report, after};
-use crate::attempt::{self, Next, Reason};
+use crate::attempt::{self, Next};
 use crate::breaker::Change;
 use crate::delivery::{Delivery, Origin};
 use crate::lane::Lane;
@@ -157,7 +157,7 @@ impl Courier {
         let (name, event) = (&self.fixed.spec.name, &delivery.event);
         if let Keep::Dead { reason, .. } = what {
             self.fixed.view.metrics.dead(reason);
-            let last = delivery.history.last();
+            let last = delivery.history.last().filter(|_| !reason.is_configured());
             let (result, detail) =
                 last.map_or(("", reason.detail()), |failure| (&failure.result, &failure.detail));
             tracing::error!(destination = %name, event = %event.id, source = %event.source, attempts = delivery.attempts, reason = reason.label(), result, detail, "dead letter");
@@ -175,8 +175,9 @@ impl Courier {
                 self.subjects.unparked(event);
             }
         }
-        // What goes nowhere never had its subject's turn.
-        if !matches!(what, Keep::Dead { reason: Reason::Unrouted, .. }) {
+        // What a lane has read and does not go never had its subject's turn.
+        let is_lanes = matches!(delivery.origin, Origin::Lane(_));
+        if !(is_lanes && matches!(what, Keep::Dead { reason, .. } if reason.is_configured())) {
             self.release(delivery);
         }
     }

@@ -6,10 +6,12 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::{Courier, Report};
+use crate::attempt::Reason;
 use crate::breaker::Gate;
 use crate::delivery::{Delivery, Origin};
 use crate::metrics::Task;
 use crate::outcome::{AttemptResult, Outcome};
+use crate::store::Keep;
 
 impl Courier {
     /// Begins attempts while the breaker, the concurrency and the rate let them.
@@ -30,6 +32,12 @@ impl Courier {
             let Some(delivery) = self.pick(limit, probe) else {
                 return;
             };
+            // What was parked or redriven has not been asked about since, and the file may have changed.
+            if self.fixed.route.is_barred(&delivery.event) {
+                let at = self.fixed.clock.now();
+                self.keep(delivery, Keep::Dead { reason: Reason::Environment, at });
+                continue;
+            }
             if let Some(rate) = &mut self.rate {
                 rate.take();
             }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use chaski_common::clock::Clock;
-use chaski_common::event::EventId;
+use chaski_common::event::{Environment, EventId};
 use chaski_common::storage::{EventFilter, FateState};
 use chaski_ingest::source::SourceSpec;
 use jiff::Timestamp;
@@ -21,7 +21,7 @@ use sha2::Digest as _;
 use crate::access::Remote;
 use crate::api::{self, ShowEvent};
 use crate::command::{send, usage};
-use crate::config::{AccessConfig, Config, Environment};
+use crate::config::{AccessConfig, Config};
 use crate::output;
 use crate::post::Poster;
 
@@ -71,8 +71,7 @@ pub(in crate::command) async fn run(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let source = send::known_source(config, &canary.source)?;
-    let environment = config.source_rules[&source.name].environment;
-    if environment != Environment::Sandbox && !canary.yes_production {
+    if source.environment != Environment::Sandbox && !canary.yes_production {
         return Err(usage(format!(
             "{} is a production source: its destinations would take the canary for a payment; give it a sandbox source \
              (environment = \"sandbox\"), or say --yes-production",

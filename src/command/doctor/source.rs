@@ -3,11 +3,11 @@
 use chaski_ingest::source::{Secrets, SourceSpec};
 
 use super::finding::Finding;
-use crate::config::{SourceRules, weakness};
+use crate::config::weakness;
 
-pub(super) fn judge(spec: &SourceSpec, rules: SourceRules) -> Finding {
+pub(super) fn judge(spec: &SourceSpec) -> Finding {
     let check = format!("source {}", spec.name);
-    let environment = rules.environment.name();
+    let environment = spec.environment.name();
     let (secrets, is_rotating) = match &spec.secrets {
         Secrets::Any(list) => (list.iter().collect::<Vec<_>>(), list.len() > 1),
         // Each has a name of its own, so several of them are nothing special.
@@ -44,7 +44,7 @@ mod tests {
             _ => Some("short".to_owned()),
         };
         let config = Config::parse(&text, Path::new("chaski.toml"), &env).unwrap();
-        judge(&config.sources[0], config.source_rules[&config.sources[0].name])
+        judge(&config.sources[0])
     }
 
     #[test]

@@ -201,7 +201,7 @@ mod tests {
 
     fn database() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(super::super::SCHEMA).unwrap();
+        connection.execute_batch(crate::storage::tables::SCHEMA).unwrap();
         connection
     }
 

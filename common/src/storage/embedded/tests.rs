@@ -1,8 +1,11 @@
+mod earlier;
+
 use prometheus::Registry;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::{FILE, Options, SCHEMA_VERSION, open};
+use super::schema::VERSION;
+use super::{FILE, Options, open};
 use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
@@ -46,10 +49,10 @@ async fn a_second_process_on_the_same_folder_is_refused() {
 async fn a_store_of_a_newer_version_is_left_alone() {
     let folder = InFolder::new();
     folder.open().await.events.close().await;
-    folder.database().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    folder.database().pragma_update(None, "user_version", VERSION + 1).unwrap();
     let refused = open(&folder.options(), &Registry::new());
     assert!(
-        matches!(refused, Err(StorageError::Newer { found, known: SCHEMA_VERSION, .. }) if found == SCHEMA_VERSION + 1)
+        matches!(refused, Err(StorageError::Newer { found, known: VERSION, .. }) if found == VERSION + 1)
     );
 }
 

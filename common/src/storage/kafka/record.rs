@@ -12,12 +12,14 @@ use rdkafka::message::{Header, Headers as _, Message, OwnedHeaders};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::{DeadLetter, Delivered, Failure, Parked, Position, Record};
 
 const CONTENT_TYPE: &str = "content-type";
 const RECEIVED: &str = "ce_chaskireceived";
 const FINGERPRINT: &str = "ce_chaskifingerprint";
+/// Of its source when the event came. Absent where an older chaski wrote the record: as its source is now.
+const ENVIRONMENT: &str = "ce_chaskienvironment";
 const TRACEPARENT: &str = "ce_traceparent";
 const SOURCE_PREFIX: &str = "/sources/";
 /// The state of a parked delivery.
@@ -315,10 +317,11 @@ fn headers(event: &Event) -> OwnedHeaders {
         (TRACEPARENT, event.traceparent.as_deref()),
         (RECEIVED, Some(&*received)),
         (FINGERPRINT, Some(&*fingerprint)),
+        (ENVIRONMENT, event.environment.map(Environment::name)),
     ]
     .into_iter()
     .filter_map(|(key, value)| Some((key, value?)))
-    .fold(OwnedHeaders::new_with_capacity(12), |headers, (key, value)| {
+    .fold(OwnedHeaders::new_with_capacity(13), |headers, (key, value)| {
         headers.insert(Header { key, value: Some(value) })
     })
 }
@@ -353,6 +356,9 @@ fn read_event(message: &impl Message) -> Result<Event, Unreadable> {
             .map_or_else(|| Some(Fingerprint::of(&body)), read_fingerprint)
             .ok_or(Unreadable::Header(FINGERPRINT))?,
         body,
+        environment: text(ENVIRONMENT)?
+            .map(|name| Environment::named(name).ok_or(Unreadable::Header(ENVIRONMENT)))
+            .transpose()?,
     })
 }
 

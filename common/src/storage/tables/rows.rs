@@ -7,20 +7,20 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSqlError, ToSql, Type};
 use rusqlite::{Params, Row, Statement};
 
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::{DeadLetter, Failure, Parked, Position, Record};
 
 /// The event's columns, in the order of [`bind_event`] and [`event`]; the same in each table that holds one.
 macro_rules! event_columns {
     () => {
-        "id, source, type, subject, time, received_at, content_type, traceparent, fingerprint, body"
+        "id, source, type, subject, time, received_at, content_type, traceparent, fingerprint, body, environment"
     };
 }
 
 /// As many placeholders as the event has columns.
 macro_rules! event_values {
     () => {
-        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
+        "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?"
     };
 }
 
@@ -54,6 +54,13 @@ fn optional_text(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Arc<st
         .as_str_or_null()
         .map(|value| value.map(Arc::from))
         .map_err(|error| wrong(column, error))
+}
+
+/// A column that may be NULL. A word nobody knows is an error: what is play money must not be taken for real.
+fn environment(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Environment>> {
+    let name = row.get_ref(column)?.as_str_or_null().map_err(|error| wrong(column, error))?;
+    name.map(|name| Environment::named(name).ok_or_else(|| wrong(column, FromSqlError::InvalidType)))
+        .transpose()
 }
 
 fn wrong(column: usize, error: FromSqlError) -> rusqlite::Error {
@@ -100,7 +107,8 @@ fn bind_event(statement: &mut Statement<'_>, first: usize, event: &Event) -> rus
     statement.raw_bind_parameter(first + 6, event.content_type.as_deref())?;
     statement.raw_bind_parameter(first + 7, event.traceparent.as_deref())?;
     statement.raw_bind_parameter(first + 8, event.fingerprint.as_bytes().as_slice())?;
-    statement.raw_bind_parameter(first + 9, &*event.body)
+    statement.raw_bind_parameter(first + 9, &*event.body)?;
+    statement.raw_bind_parameter(first + 10, event.environment.map(Environment::name))
 }
 
 /// The event whose columns begin at `first`.
@@ -118,6 +126,7 @@ pub(in crate::storage) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result
         body: Bytes::copy_from_slice(
             row.get_ref(first + 9)?.as_blob().map_err(|error| wrong(first + 9, error))?,
         ),
+        environment: environment(row, first + 10)?,
     })
 }
 

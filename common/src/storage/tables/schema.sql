@@ -1,4 +1,5 @@
--- Schema version 1 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- Schema version 2 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- A file of an earlier version is brought here by the steps in `embedded/schema.rs`; a change here is a step there.
 -- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
 
 -- The log. `seq` is the position, counted by the writer without gaps. It must never be given twice: a cursor
@@ -15,7 +16,8 @@ CREATE TABLE event (
     content_type TEXT,
     traceparent  TEXT,
     fingerprint  BLOB    NOT NULL,          -- same id and other fingerprint = conflict
-    body         BLOB    NOT NULL           -- the bytes received
+    body         BLOB    NOT NULL,          -- the bytes received
+    environment  TEXT                       -- of its source when it came; NULL before version 2: as its source is now
 );
 -- One event per id, for as long as it is kept. Complete up to the position in `indexed`; the writer has the
 -- ids behind it in memory and adds them here many at a time.
@@ -75,6 +77,7 @@ CREATE TABLE parked (
     traceparent   TEXT,
     fingerprint   BLOB    NOT NULL,
     body          BLOB    NOT NULL,
+    environment   TEXT,
     UNIQUE (destination, id)
 );
 CREATE INDEX parked_due ON parked (destination, due);
@@ -100,7 +103,8 @@ CREATE TABLE dead (
     content_type TEXT,
     traceparent  TEXT,
     fingerprint  BLOB    NOT NULL,
-    body         BLOB    NOT NULL
+    body         BLOB    NOT NULL,
+    environment  TEXT
 );
 -- IFNULL, because SQL takes every NULL for a different value.
 CREATE UNIQUE INDEX dead_letter ON dead (IFNULL(destination, 0), id, fingerprint);
