@@ -320,8 +320,8 @@ impl Checker<'_> {
         }
     }
 
-    /// The secrets of a list, of which those after the first may be unset.
-    fn rotating(&mut self, at: &Place, references: &[value::Entry]) -> Vec<Secret> {
+    /// The secrets of a list, each with its place there; those after the first may be unset.
+    fn rotating(&mut self, at: &Place, references: &[value::Entry]) -> Vec<(usize, Secret)> {
         let mut secrets = Vec::new();
         for (index, reference) in references.iter().enumerate() {
             let at = Place { line: reference.line, key: at.key.clone() };
@@ -338,7 +338,7 @@ impl Checker<'_> {
                 Some(missing) if index > 0 => {
                     self.report.warn(&at, format!("{missing}; going on without this secret"));
                 }
-                _ => secrets.extend(self.secret(&at, &reference.text)),
+                _ => secrets.extend(self.secret(&at, &reference.text).map(|secret| (index, secret))),
             }
         }
         secrets

@@ -243,7 +243,7 @@ async fn what_came_before_its_source_changed_sides_is_kept_as_a_dead_letter_and_
         destination: "erp".into(),
         position: Position(1),
         event: of(0, "pe", play),
-        due: Timestamp::now(),
+        due: Clock::system().now(),
         attempts: 0,
         first_attempt: None,
         history: Vec::new(),

@@ -172,7 +172,7 @@ impl Acceptor {
     ) -> Outcome {
         source.metrics.body(received.body.len());
         let verified = match claim {
-            Some(claim) => source.scheme.hold(claim, received),
+            Some(claim) => source.scheme.hold(claim, received, now),
             None => source.scheme.verify(received, now),
         };
         let verified = match verified {

@@ -1,6 +1,9 @@
 //! What the edge counts. Every known series exists from the start at 0, and a request touches only handles that
 //! were looked up when its source was compiled.
 
+mod key_use;
+
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -9,8 +12,10 @@ use chaski_common::storage::Labels;
 use jiff::Timestamp;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
+use self::key_use::{KeyUse, KeysInForce};
 use crate::content::Unusable;
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable, labelled};
+use crate::source::Secrets;
 use crate::verify::{BodyForm, KeyUsed, Verified};
 
 /// Event types counted by name per source; further ones are `other`.
@@ -75,6 +80,7 @@ pub(crate) struct EdgeMetrics {
     events: IntCounterVec,
     quarantined: IntCounterVec,
     conflicts: IntCounterVec,
+    keys: KeysInForce,
 }
 
 impl EdgeMetrics {
@@ -188,7 +194,18 @@ impl EdgeMetrics {
                 "Ids that came again with other content.",
                 &["source"],
             ),
+            keys: KeysInForce::new(registry),
         }
+    }
+
+    /// The secrets of one source and when each was last used, as far as this process knows them from before.
+    pub(crate) fn key_uses(&self, source: &Arc<str>, secrets: &Secrets) -> Vec<KeyUse> {
+        self.keys.known(source, secrets)
+    }
+
+    /// These are in force now, and no others.
+    pub(crate) fn in_force(&self, keys: Vec<Vec<KeyUse>>) {
+        self.keys.replace(keys.into_iter().flatten().collect());
     }
 
     pub(crate) fn connection_error(&self, reason: ConnectionError) {
@@ -206,7 +223,7 @@ impl EdgeMetrics {
     }
 
     /// The handles of one source; the same series after a reload.
-    pub(crate) fn source(&self, name: &str) -> SourceMetrics {
+    pub(crate) fn source(&self, name: &str, keys: &[KeyUse]) -> SourceMetrics {
         let each = |counters: &IntCounterVec, labels: &[&'static str]| -> Vec<IntCounter> {
             labels.iter().map(|label| counters.with_label_values(&[name, label])).collect()
         };
@@ -242,6 +259,7 @@ impl EdgeMetrics {
                 of: self.events.clone(),
             },
             name: name.to_owned(),
+            keys: keys.iter().map(KeyUse::last).collect(),
         }
     }
 }
@@ -296,6 +314,8 @@ pub(crate) struct SourceMetrics {
     dedup_duration: Histogram,
     dedup: [IntCounter; 4],
     types: Types,
+    /// When each of its secrets was last used, in Unix seconds.
+    keys: Vec<Arc<AtomicI64>>,
 }
 
 /// Counters per event type, which also keep one copy of each type's text.
@@ -317,6 +337,9 @@ pub(crate) enum Dedup {
 impl SourceMetrics {
     pub(crate) fn verified(&self, verified: &Verified<'_>, now: Timestamp) {
         self.verified[verified.key as usize].inc();
+        if let Some(last) = self.keys.get(verified.place) {
+            last.store(now.as_second(), Ordering::Relaxed);
+        }
         self.form[verified.form as usize].inc();
         if let Some(signed_at) = verified.signed_at {
             self.skew.observe(now.duration_since(signed_at).as_secs_f64());

@@ -76,8 +76,8 @@ mod tests {
             _ => Secret::new("chaski-test-secret/not+real"),
         };
         let secrets = match spec.signature.key.select {
-            Some(_) => Secrets::ById([("k1".to_owned(), secret)].into()),
-            None => Secrets::Any(vec![secret]),
+            Some(_) => Secrets::ById([("k1".to_owned(), secret.into())].into()),
+            None => Secrets::Any(vec![secret.into()]),
         };
         Rules::compile(&spec.event).unwrap();
         Scheme::compile(&spec, &secrets).unwrap()

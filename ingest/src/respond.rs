@@ -116,7 +116,7 @@ labelled! {
         TooManySignatures = "too_many_signatures",
         /// A header that decides something is there twice, with different values.
         DuplicateHeader = "duplicate_header",
-        /// The key id names no secret.
+        /// The key id names no secret, or the secret that signed is not good now: not yet, or no more.
         UnknownKey = "unknown_key",
         /// A signed timestamp is asked for and is not there.
         MissingTimestamp = "missing_timestamp",

@@ -2,6 +2,7 @@
 //!
 //! A preset is nothing but such a description, kept as data under `presets/`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
 use http::{HeaderValue, StatusCode};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Rules;
@@ -33,7 +35,7 @@ pub struct SourceSpec {
     /// Whether its events are real money. Its secrets decide it, which no source of the other environment has;
     /// nothing that a callback says does.
     pub environment: Environment,
-    /// The live secrets.
+    /// Its secrets.
     pub secrets: Secrets,
     /// How it signs, what its events carry and how it is answered.
     pub scheme: SchemeSpec,
@@ -43,13 +45,69 @@ pub struct SourceSpec {
     pub on_conflict: OnConflict,
 }
 
-/// The live secrets of a source.
+/// The secrets of a source.
 #[derive(Clone, Debug)]
 pub enum Secrets {
     /// Any may match; the first is the current one, the others are on their way out.
-    Any(Vec<Secret>),
+    Any(Vec<DatedSecret>),
     /// A key id in the request selects one (`signature.key.select`).
-    ById(BTreeMap<String, Secret>),
+    ById(BTreeMap<String, DatedSecret>),
+}
+
+impl Secrets {
+    /// Each with the name that metrics and people call it by: its key id, or `current`, `previous`, `previous-2` …
+    pub fn named(&self) -> Vec<(Cow<'_, str>, &DatedSecret)> {
+        let place = |index| match index {
+            0 => "current".into(),
+            1 => "previous".into(),
+            index => format!("previous-{index}").into(),
+        };
+        match self {
+            Self::Any(list) => {
+                list.iter().enumerate().map(|(index, secret)| (place(index), secret)).collect()
+            }
+            Self::ById(table) => table.iter().map(|(id, secret)| (id.as_str().into(), secret)).collect(),
+        }
+    }
+}
+
+/// A secret, and when it is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatedSecret {
+    /// What signs.
+    pub secret: Secret,
+    /// Outside of this it verifies nothing.
+    pub validity: Validity,
+}
+
+impl From<Secret> for DatedSecret {
+    /// One that is good at any time.
+    fn from(secret: Secret) -> Self {
+        Self { secret, validity: Validity::default() }
+    }
+}
+
+/// A span of time with both its ends, each of which may be missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Validity {
+    /// Not yet before this.
+    pub not_before: Option<Timestamp>,
+    /// No more after this.
+    pub not_after: Option<Timestamp>,
+}
+
+impl Validity {
+    /// Whether this moment is in it.
+    #[must_use]
+    pub fn covers(&self, now: Timestamp) -> bool {
+        self.not_before.is_none_or(|from| from <= now) && !self.is_over(now)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.not_after.is_some_and(|until| until < now)
+    }
 }
 
 /// An address range in CIDR form.
@@ -344,7 +402,8 @@ impl Sources {
     pub(crate) fn compile(specs: Vec<SourceSpec>, metrics: &EdgeMetrics) -> Result<Self, SpecError> {
         let mut sources = HashMap::with_capacity(specs.len());
         let mut names = std::collections::HashSet::new();
-        for spec in specs {
+        let uses: Vec<_> = specs.iter().map(|spec| metrics.key_uses(&spec.name, &spec.secrets)).collect();
+        for (spec, uses) in specs.into_iter().zip(&uses) {
             let in_source = |error: SpecError| SpecError {
                 field: format!("sources.{}.{}", spec.name, error.field),
                 ..error
@@ -358,7 +417,7 @@ impl Sources {
                 allow_ips: spec.allow_ips.clone(),
                 on_conflict: spec.on_conflict,
                 reply: Reply::compile(&spec.scheme.reply).map_err(in_source)?,
-                metrics: metrics.source(&spec.name),
+                metrics: metrics.source(&spec.name, uses),
             };
             if !names.insert(spec.name.clone()) {
                 return Err(in_source(SpecError::new("name", "two sources have it", "a name of its own")));
@@ -371,6 +430,7 @@ impl Sources {
                 )));
             }
         }
+        metrics.in_force(uses);
         Ok(Self(sources))
     }
 

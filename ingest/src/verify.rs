@@ -28,6 +28,8 @@ pub struct Verified<'r> {
     pub(crate) received: &'r Received,
     /// Which secret matched.
     pub key: KeyUsed,
+    /// Its place among the source's secrets, as [`Secrets::named`](crate::source::Secrets::named) has them.
+    pub(crate) place: usize,
     /// Which form of the body was signed.
     pub form: BodyForm,
     /// When the sender says it signed, where it says so.

@@ -64,7 +64,7 @@ fn source(name: &str, scheme: SchemeSpec, secrets: Secrets) -> SourceSpec {
 }
 
 fn preset(name: &str) -> SourceSpec {
-    source(name, presets::load(name).unwrap(), Secrets::Any(vec![Secret::new(SECRET)]))
+    source(name, presets::load(name).unwrap(), Secrets::Any(vec![Secret::new(SECRET).into()]))
 }
 
 async fn rig(sources: Vec<SourceSpec>, change: impl FnOnce(&mut EdgeConfig)) -> Rig {
@@ -218,7 +218,7 @@ fn vector_source(index: usize, vector: &Value) -> Option<SourceSpec> {
         spec.signature.tags = vec!["v1a".into()];
         spec.signature.key.strip_prefix = "whpk_".into();
     }
-    let secret = |value: &Value| Secret::new(value.as_str().unwrap());
+    let secret = |value: &Value| Secret::new(value.as_str().unwrap()).into();
     let secrets = match &vector["secret"] {
         Value::Array(secrets) => Secrets::Any(secrets.iter().map(secret).collect()),
         Value::Object(secrets) => {
@@ -497,7 +497,7 @@ async fn tls_is_spoken_to_clients_whose_certificate_is_known_and_to_no_others() 
 #[tokio::test]
 async fn type_and_subject_are_found_in_json_inside_a_text() {
     let mut culqi = preset("culqi");
-    culqi.secrets = Secrets::Any(vec![Secret::new("user:password")]);
+    culqi.secrets = Secrets::Any(vec![Secret::new("user:password").into()]);
     culqi.scheme.event.kind = Some("json:/data/!/state".into());
     culqi.scheme.event.subject = Some("json:/data/!/amount".into());
     let rig = rig(vec![culqi], |_| {}).await;

@@ -1,13 +1,16 @@
 //! `chaski check`: what a configuration means, for people and for programs. Secrets are counted, never
 //! shown.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use chaski_common::clock::Clock;
 use chaski_common::storage::{OnConflict, Start, kafka};
 use chaski_dispatcher::destination::{Auth, DestinationSpec, Ordering};
-use chaski_ingest::source::{SchemeSpec, Secrets, SourceSpec};
+use chaski_ingest::source::{DatedSecret, SchemeSpec, SourceSpec, Validity};
 use chaski_ingest::verify::Freshness;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::{Config, StorageConfig, StorageKind, spell_duration, spell_size};
@@ -127,8 +130,10 @@ pub struct Source {
     pub url: String,
     /// `production` or `sandbox`.
     pub environment: &'static str,
-    /// How many secrets are live.
+    /// How many secrets are listed.
     pub secrets: usize,
+    /// When each of them is good.
+    pub keys: Vec<SourceKey>,
     /// What its timestamp is worth: `signed`, `advisory` or `none`.
     pub freshness: &'static str,
     /// The same in words.
@@ -145,6 +150,19 @@ pub struct Source {
     pub scheme: SchemeSpec,
     /// The destinations its events go to.
     pub destinations: Vec<String>,
+}
+
+/// One secret of a sender, by its name.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceKey {
+    /// `current`, `previous` … or its key id, as metrics call it.
+    pub name: String,
+    /// Not good before this.
+    pub not_before: Option<Timestamp>,
+    /// Not good after this.
+    pub not_after: Option<Timestamp>,
+    /// Whether it is good now.
+    pub good: bool,
 }
 
 /// One receiver.
@@ -237,16 +255,20 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
     let rules = config.source_rules[&source.name];
     let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
     let (freshness, freshness_rule) = explain_freshness(rules.freshness, rules.dedup_window);
+    let now = Clock::system().now();
+    let key = |(name, dated): (Cow<'_, str>, &DatedSecret)| {
+        let Validity { not_before, not_after } = dated.validity;
+        SourceKey { name: name.into_owned(), not_before, not_after, good: dated.validity.covers(now) }
+    };
+    let keys: Vec<_> = source.secrets.named().into_iter().map(key).collect();
     let takers = config.destinations.iter().filter(|destination| destination.sources.contains(&source.name));
     Source {
         name: source.name.to_string(),
         provider: source.provider.as_deref().map(str::to_owned),
         url: format!("{scheme}://{}{}", config.ingest.listen, source.path),
         environment: source.environment.name(),
-        secrets: match &source.secrets {
-            Secrets::Any(list) => list.len(),
-            Secrets::ById(table) => table.len(),
-        },
+        secrets: keys.len(),
+        keys,
         freshness,
         freshness_rule,
         body_is_signed: rules.body_is_signed,
@@ -388,6 +410,7 @@ impl Source {
             self.provider.as_deref().unwrap_or("none, described in the file")
         )?;
         writeln!(out, "  secrets      {}", self.secrets)?;
+        self.keys.iter().try_for_each(|key| key.write(out))?;
         let body = if self.body_is_signed {
             "signed"
         } else {
@@ -413,6 +436,20 @@ impl Source {
         scheme
             .lines()
             .try_for_each(|line| if line.is_empty() { writeln!(out) } else { writeln!(out, "    {line}") })
+    }
+}
+
+impl SourceKey {
+    /// Nothing of one that is good at any time.
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let ends = [("from", self.not_before), ("until", self.not_after)];
+        let span: Vec<_> =
+            ends.into_iter().filter_map(|(word, at)| at.map(|at| format!("{word} {at}"))).collect();
+        if span.is_empty() {
+            return Ok(());
+        }
+        let now = if self.good { "" } else { ": NOT good now" };
+        writeln!(out, "               {} {}{now}", self.name, span.join(" "))
     }
 }
 

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaski_common::clock::Clock;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub(super) use self::canary::{Canary, run as canary};
@@ -107,7 +108,7 @@ fn checks(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Check> {
     }
     for spec in config.sources.clone() {
         let name = format!("source {}", spec.name);
-        add(&name, Box::pin(async move { vec![source::judge(&spec)] }));
+        add(&name, Box::pin(async move { vec![source::judge(&spec, Clock::system().now())] }));
     }
     for spec in config.destinations.clone() {
         add(&format!("destination {}", spec.name), Box::pin(destination::check(spec)));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaski_common::clock::Clock;
 use chaski_common::secret::Secret;
-use chaski_ingest::source::{Secrets, SourceSpec};
+use chaski_ingest::source::{DatedSecret, Secrets, SourceSpec};
 use chaski_ingest::verify::sign::{Signed, Signer, sign};
 use http::StatusCode;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -77,7 +77,7 @@ pub(super) fn known_source<'a>(config: &'a Config, name: &str) -> anyhow::Result
 
 /// A body as the source's provider would send it then.
 pub(super) fn signed(source: &SourceSpec, body: &[u8], at: Timestamp, forge: bool) -> anyhow::Result<Signed> {
-    let (key_id, secret) = current(&source.secrets)?;
+    let (key_id, secret) = current(&source.secrets, at)?;
     sign(&source.scheme, Signer { key_id, secret, forge }, body, at)
         .with_context(|| format!("signing as {}", source.name))
 }
@@ -103,13 +103,17 @@ pub(super) fn edge_url(config: &Config, source: &SourceSpec) -> String {
     format!("{scheme}://{}{}", config.ingest.listen, source.path)
 }
 
-/// The secret that signs, and its name where the request must name it.
-fn current(secrets: &Secrets) -> anyhow::Result<(Option<&str>, &Secret)> {
+/// The first secret that is good at this time, and its name where the request must name it.
+fn current(secrets: &Secrets, at: Timestamp) -> anyhow::Result<(Option<&str>, &Secret)> {
+    let good = |dated: &&DatedSecret| dated.validity.covers(at);
     match secrets {
-        Secrets::Any(secrets) => secrets.first().map(|secret| (None, secret)),
-        Secrets::ById(secrets) => secrets.iter().next().map(|(id, secret)| (Some(&**id), secret)),
+        Secrets::Any(list) => list.iter().find(good).map(|dated| (None, &dated.secret)),
+        Secrets::ById(table) => {
+            let good = table.iter().find(|(_, dated)| good(dated));
+            good.map(|(id, dated)| (Some(&**id), &dated.secret))
+        }
     }
-    .context("the source has no secret")
+    .with_context(|| format!("none of the source's secrets is good at {at}"))
 }
 
 fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {

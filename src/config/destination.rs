@@ -176,6 +176,7 @@ impl Checker<'_> {
     fn signing(&mut self, node: &Node, sources: &Sources) -> Vec<Secret> {
         let at = node.at("secret");
         let secrets = self.rotating(&at, &node.texts("secret").unwrap_or_default());
+        let secrets: Vec<_> = secrets.into_iter().map(|(_, secret)| secret).collect();
         for secret in &secrets {
             if self.strong(&at, secret, "") && sources.uses(secret) {
                 self.report

@@ -301,7 +301,7 @@ impl Node {
             ) {
                 continue;
             }
-            table.insert((*key).to_owned(), plain(value));
+            table.extend(plain(value).map(|value| ((*key).to_owned(), value)));
         }
         for (name, inner) in self.sections.iter().filter(|(_, inner)| inner.given) {
             table.insert((*name).to_owned(), toml::Value::Table(inner.overrides()));
@@ -310,10 +310,12 @@ impl Node {
     }
 }
 
-fn plain(value: &Value) -> toml::Value {
+/// None for secrets.
+fn plain(value: &Value) -> Option<toml::Value> {
     // Every number of the table of settings is far below 2^63.
     let number = |number: u64| toml::Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
-    match value {
+    Some(match value {
+        Value::Dated(_) | Value::DatedTable(_) => return None,
         Value::Text(text) => toml::Value::String(text.clone()),
         Value::Texts(list) => {
             list.iter().map(|entry| toml::Value::String(entry.text.clone())).collect::<Vec<_>>().into()
@@ -332,7 +334,7 @@ fn plain(value: &Value) -> toml::Value {
             list.iter().map(|duration| number(duration.as_secs())).collect::<Vec<_>>().into()
         }
         Value::Address(address) => toml::Value::String(address.to_string()),
-    }
+    })
 }
 
 /// The default of a setting; the table's own test reads every one of them.

@@ -88,7 +88,17 @@ fn kind(kind: Kind) -> Value {
         Kind::Secret => reference,
         Kind::Secrets => json!({ "anyOf": [reference, texts(REFERENCE)] }),
         Kind::SecretSet => {
-            json!({ "anyOf": [texts(REFERENCE), { "type": "object", "additionalProperties": reference }] })
+            let moment = json!({ "type": "string", "format": "date-time" });
+            let dated = json!({ "anyOf": [reference, {
+                "type": "object",
+                "properties": { "secret": reference, "not_before": moment, "not_after": moment },
+                "required": ["secret"],
+                "additionalProperties": false,
+            }] });
+            json!({ "anyOf": [
+                { "type": "array", "items": dated, "minItems": 1 },
+                { "type": "object", "additionalProperties": dated, "minProperties": 1 },
+            ] })
         }
     }
 }

@@ -106,8 +106,8 @@ impl Checker<'_> {
             self.report.refuse(&at, Reason::Range, "not a header value", "write for example \"text/plain\"");
         }
         let stand_in = || match spec.signature.key.select {
-            None => Secrets::Any(vec![Secret::new(STAND_IN)]),
-            Some(_) => Secrets::ById([(String::new(), Secret::new(STAND_IN))].into()),
+            None => Secrets::Any(vec![Secret::new(STAND_IN).into()]),
+            Some(_) => Secrets::ById([(String::new(), Secret::new(STAND_IN).into())].into()),
         };
         match Scheme::compile(spec, secrets.unwrap_or(&stand_in())) {
             Ok(scheme) => places_are_good.then_some(scheme),

@@ -3,7 +3,7 @@
 //! Nothing here puts a secret, or what was written where a reference should be, into a message.
 
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use chaski_common::secret::Secret;
@@ -68,7 +68,7 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// Reads a file that only its owner may read.
+/// Reads a file that nobody but its owner, or this process's group, may read: see [`Readers::are_private`].
 pub(super) fn read_private(path: &Path) -> Result<Vec<u8>, Refusal> {
     let shown = path.display();
     let refused = |message: String, hint: &str| (Reason::SecretPermissions, message, hint.to_owned());
@@ -79,7 +79,7 @@ pub(super) fn read_private(path: &Path) -> Result<Vec<u8>, Refusal> {
         return Err(refused(format!("{shown} is not a file of at most 64 KiB"), ""));
     }
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if !Readers::of_this_process().are_private(mode, metadata.uid(), metadata.gid()) {
         return Err(refused(
             format!("{shown} is open to others (mode {mode:04o})"),
             &format!("run: chmod 600 {shown}"),
@@ -89,6 +89,34 @@ pub(super) fn read_private(path: &Path) -> Result<Vec<u8>, Refusal> {
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
     Ok(bytes)
+}
+
+/// As whom this process reads files.
+struct Readers {
+    user: u32,
+    groups: Vec<u32>,
+}
+
+impl Readers {
+    fn of_this_process() -> Self {
+        let mut groups = vec![rustix::process::getegid().as_raw()];
+        groups.extend(
+            rustix::process::getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw),
+        );
+        Self { user: rustix::process::geteuid().as_raw(), groups }
+    }
+
+    /// Whether a file of this mode and owner is a secret still. Its owner may do anything. A group may read it, and
+    /// no more, if it is one of ours and the file is root's, who could read it anyway: so Kubernetes (`fsGroup`) and
+    /// package managers hand a secret to a process that is not its owner. Others may nothing.
+    fn are_private(&self, mode: u32, owner: u32, group: u32) -> bool {
+        let handed_down = owner == 0 && self.user != 0 && self.groups.contains(&group);
+        match mode & 0o077 {
+            0 => true,
+            0o040 => handed_down,
+            _ => false,
+        }
+    }
 }
 
 fn strip_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -225,6 +253,30 @@ mod tests {
             let (_, message, hint) = Reference::check(text).unwrap_err();
             assert!(text.is_empty() || !format!("{message}{hint}").contains("hunter2"));
         }
+    }
+
+    #[test]
+    fn a_group_may_read_what_root_has_handed_to_it() {
+        let (root, us, ours, theirs) = (0, 65_532, 2000, 3000);
+        let service = Readers { user: us, groups: vec![us, ours] };
+        for (mode, owner, group, expected) in [
+            (0o600, us, us, true),
+            (0o400, root, theirs, true),
+            // What Kubernetes makes of a secret with fsGroup.
+            (0o440, root, ours, true),
+            (0o640, root, ours, true),
+            (0o440, root, theirs, false),
+            (0o640, us, ours, false),
+            (0o660, root, ours, false),
+            (0o450, root, ours, false),
+            (0o444, root, ours, false),
+            (0o404, root, ours, false),
+            (0o604, us, us, false),
+        ] {
+            assert_eq!(service.are_private(mode, owner, group), expected, "{mode:o} {owner} {group}");
+        }
+        let as_root = Readers { user: root, groups: vec![root, ours] };
+        assert!(as_root.are_private(0o600, root, root) && !as_root.are_private(0o640, root, ours));
     }
 
     #[test]

@@ -3,19 +3,20 @@
 //! The description itself is the business of `scheme`; here is what goes with it, and what holds between
 //! sources.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaski_common::clock::Clock;
 use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
-use chaski_ingest::source::{IpNet, SchemeSpec, Secrets, SourceSpec};
+use chaski_ingest::source::{DatedSecret, IpNet, SchemeSpec, Secrets, SourceSpec};
 use chaski_ingest::verify::Scheme;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
-use super::value::{Entry, Value, spell_duration};
+use super::value::{DatedEntry, Entry, Value, spell_duration};
 use super::{Checker, SourceRules, environment};
 
 /// Most bytes of a source's path.
@@ -24,6 +25,8 @@ const PATH_BYTES_MAX: usize = 256;
 /// The sources that could be read, and the names of all.
 pub(super) struct Sources {
     ready: Vec<(SourceSpec, SourceRules)>,
+    /// Those that may share a secret, as far as the file goes.
+    lax: BTreeSet<Arc<str>>,
     /// Also of those with problems, so that a destination that names one is not blamed for them.
     names: Vec<(Arc<str>, Environment)>,
 }
@@ -46,7 +49,7 @@ impl Sources {
     }
 
     pub(super) fn uses(&self, secret: &Secret) -> bool {
-        self.ready.iter().any(|(source, _)| each_secret(&source.secrets).any(|its| its == secret))
+        self.ready.iter().any(|(source, _)| each_secret(&source.secrets).any(|its| its.secret == *secret))
     }
 
     pub(super) fn into_config(self) -> (Vec<SourceSpec>, BTreeMap<Arc<str>, SourceRules>) {
@@ -55,7 +58,7 @@ impl Sources {
     }
 }
 
-fn each_secret(secrets: &Secrets) -> Box<dyn Iterator<Item = &Secret> + '_> {
+fn each_secret(secrets: &Secrets) -> Box<dyn Iterator<Item = &DatedSecret> + '_> {
     match secrets {
         Secrets::Any(list) => Box::new(list.iter()),
         Secrets::ById(table) => Box::new(table.values()),
@@ -68,7 +71,7 @@ impl Checker<'_> {
             let nowhere = Place { line: 0, key: "sources".to_owned() };
             self.report.warn(&nowhere, "no source is configured: nothing can come in");
         }
-        let mut sources = Sources { ready: Vec::new(), names: Vec::new() };
+        let mut sources = Sources { ready: Vec::new(), lax: BTreeSet::new(), names: Vec::new() };
         let mut paths: HashMap<Arc<str>, String> = HashMap::new();
         for (name, node) in nodes {
             let path = self.path(name, node);
@@ -84,8 +87,10 @@ impl Checker<'_> {
             let environment = environment(node);
             let dedup_window = self.dedup_window(node, retention);
             sources.names.push((name.as_str().into(), environment));
-            if let Some((spec, scheme)) = self.source(name, node, path, environment) {
-                self.reused(node, &spec, &sources);
+            if may_be_weak(node) {
+                sources.lax.insert(name.as_str().into());
+            }
+            if let Some((spec, scheme)) = self.source(name, node, path, environment, &sources) {
                 let (freshness, body_is_signed) = (scheme.freshness(), scheme.body_is_authenticated());
                 let silence = node.has("silence").then(|| node.duration("silence"));
                 let rules = SourceRules { dedup_window, freshness, body_is_signed, silence };
@@ -101,10 +106,12 @@ impl Checker<'_> {
         node: &Node,
         path: Arc<str>,
         environment: Environment,
+        others: &Sources,
     ) -> Option<(SourceSpec, Scheme)> {
         let allow_ips = self.allow_ips(node);
         let mut described = self.described(node);
-        let secrets = self.source_secrets(node, described.as_mut());
+        let owner = Owner { node, name, environment, others };
+        let secrets = self.source_secrets(&owner, described.as_mut());
         let described = described?;
         let scheme = self.compile(node, &described, secrets.as_ref());
         let (secrets, scheme) = (secrets?, scheme?);
@@ -185,7 +192,8 @@ impl Checker<'_> {
         self.nets(node, "allow_ips")
     }
 
-    fn source_secrets(&mut self, node: &Node, scheme: Option<&mut SchemeSpec>) -> Option<Secrets> {
+    fn source_secrets(&mut self, owner: &Owner<'_>, scheme: Option<&mut SchemeSpec>) -> Option<Secrets> {
+        let node = owner.node;
         let key = node.section("signature").section("key");
         if node.has("secrets") && key.has("secrets") {
             let hint = format!("keep one of them; the other is {}", node.at("secrets").key);
@@ -195,17 +203,19 @@ impl Checker<'_> {
         let at = holder.at("secrets");
         let select = scheme.map(|scheme| &mut scheme.signature.key.select);
         match holder.value("secrets") {
-            Some(Value::Texts(references)) => {
+            Some(Value::Dated(listed)) => {
                 // Secrets without names cannot be selected. Trying each of them is as safe, so this is no refusal.
                 if select.and_then(Option::take).is_some() {
                     let message = "a list has no key ids, so signature.key.select is not used; write { \"key-1\" = \"env:NAME\" }";
                     self.report.warn(&at, message);
                 }
-                let secrets = self.rotating(&at, &references);
-                let strong = secrets.iter().filter(|secret| self.strong_enough(node, &at, secret)).count();
-                (strong == secrets.len() && !secrets.is_empty()).then_some(Secrets::Any(secrets))
+                let entries: Vec<_> = listed.iter().map(|dated| dated.entry.clone()).collect();
+                let found = self.rotating(&at, &entries);
+                let found = found.into_iter().map(|(index, secret)| (&listed[index], secret)).collect();
+                let secrets = self.good_secrets(owner, &at, found)?;
+                (!secrets.is_empty()).then_some(Secrets::Any(secrets))
             }
-            Some(Value::Table(references)) => {
+            Some(Value::DatedTable(table)) => {
                 if select.is_some_and(|select| select.is_none()) {
                     let hint = "write a list, or say in signature.key.select where the request names the key";
                     self.report.refuse(
@@ -215,7 +225,15 @@ impl Checker<'_> {
                         hint,
                     );
                 }
-                self.secrets_by_id(node, &at, &references).map(Secrets::ById)
+                let fetch = |dated: &'_ DatedEntry| {
+                    let at = Place { line: dated.entry.line, key: at.key.clone() };
+                    self.secret(&at, &dated.entry.text)
+                };
+                let fetched: Vec<_> = table.values().map(fetch).collect();
+                let found = table.values().zip(fetched).filter_map(|(dated, secret)| Some((dated, secret?)));
+                let secrets = self.good_secrets(owner, &at, found.collect())?;
+                let is_whole = secrets.len() == table.len();
+                is_whole.then(|| Secrets::ById(table.keys().cloned().zip(secrets).collect()))
             }
             _ => {
                 if !node.writes("secrets") && !key.writes("secrets") {
@@ -231,28 +249,32 @@ impl Checker<'_> {
         }
     }
 
-    fn secrets_by_id(
+    /// The secrets with their times, if each is one that protects this source and nothing else.
+    fn good_secrets(
         &mut self,
-        node: &Node,
+        owner: &Owner<'_>,
         at: &Place,
-        references: &BTreeMap<String, Entry>,
-    ) -> Option<BTreeMap<String, Secret>> {
-        let mut secrets = BTreeMap::new();
-        for (id, reference) in references {
-            let at = Place { line: reference.line, key: at.key.clone() };
-            if let Some(secret) = self.secret(&at, &reference.text)
-                && self.strong_enough(node, &at, &secret)
-            {
-                secrets.insert(id.clone(), secret);
-            }
+        found: Vec<(&DatedEntry, Secret)>,
+    ) -> Option<Vec<DatedSecret>> {
+        let mut good = true;
+        for (index, (dated, secret)) in found.iter().enumerate() {
+            let at = Place { line: dated.entry.line, key: at.key.clone() };
+            let strong = self.strong_enough(owner.node, &at, secret);
+            let before = found[..index].iter().find(|(_, earlier)| earlier == secret);
+            let before = before.map(|(earlier, _)| &*earlier.entry.text);
+            good &= strong && self.of_its_own(owner, &at, &dated.entry, secret, before);
         }
-        (secrets.len() == references.len()).then_some(secrets)
+        let secrets: Vec<_> = found
+            .into_iter()
+            .map(|(dated, secret)| DatedSecret { secret, validity: dated.validity })
+            .collect();
+        self.warn_of_times(at, &secrets);
+        good.then_some(secrets)
     }
 
     /// Weak secrets may be allowed, an empty one never.
     fn strong_enough(&mut self, node: &Node, at: &Place, secret: &Secret) -> bool {
-        let allowed = node.text("weak_secret").as_deref() == Some("allow") && !secret.expose().is_empty();
-        allowed
+        (may_be_weak(node) && !secret.expose().is_empty())
             || self.strong(
                 at,
                 secret,
@@ -260,26 +282,81 @@ impl Checker<'_> {
             )
     }
 
-    fn reused(&mut self, node: &Node, spec: &SourceSpec, sources: &Sources) {
-        let other = sources.ready.iter().find(|(other, _)| {
-            other.environment != spec.environment
-                && each_secret(&spec.secrets)
-                    .any(|secret| each_secret(&other.secrets).any(|its| its == secret))
-        });
-        if let Some((other, _)) = other {
-            let message =
-                format!("sources.{} uses the same secret in {}", other.name, other.environment.name());
-            let at = if node.has("secrets") {
-                node.at("secrets")
+    /// Refuses a secret that is there already: `before` in this source, or in another one.
+    fn of_its_own(
+        &mut self,
+        owner: &Owner<'_>,
+        at: &Place,
+        reference: &Entry,
+        secret: &Secret,
+        before: Option<&str>,
+    ) -> bool {
+        let reference = &reference.text;
+        if let Some(before) = before {
+            let (message, hint) = if before == reference {
+                (format!("{reference} is listed twice"), "leave one of them out")
             } else {
-                node.section("signature").section("key").at("secrets")
+                let message = format!("{reference} holds the same secret as {before}");
+                (message, "leave one of them out; a rotation needs a new secret")
             };
-            self.report.refuse(
-                &at,
-                Reason::SecretReused,
-                message,
+            self.report.refuse(at, Reason::SecretReused, message, hint);
+            return false;
+        }
+        let uses = |(other, _): &&(SourceSpec, SourceRules)| {
+            each_secret(&other.secrets).any(|its| its.secret == *secret)
+        };
+        // That of the other environment first: no word of the file allows it.
+        let mut sharing: Vec<_> = owner.others.ready.iter().filter(uses).map(|(other, _)| other).collect();
+        sharing.sort_by_key(|other| other.environment == owner.environment);
+        let Some(other) = sharing.first() else { return true };
+        let (message, hint) = if other.environment != owner.environment {
+            (
+                format!(
+                    "{reference} holds a secret that sources.{} uses in {}",
+                    other.name,
+                    other.environment.name()
+                ),
                 "take one secret for sandbox and another for production",
+            )
+        } else if owner.others.lax.contains(owner.name) || owner.others.lax.contains(&other.name) {
+            return true;
+        } else {
+            (
+                format!(
+                    "{reference} holds a secret that sources.{} uses: a callback signed for one could be posted to the other, as another event",
+                    other.name
+                ),
+                "give each a secret of its own, or set weak_secret = \"allow\" where the provider has one only",
+            )
+        };
+        self.report.refuse(at, Reason::SecretReused, message, hint);
+        false
+    }
+
+    /// Says which secrets are of no use now.
+    fn warn_of_times(&mut self, at: &Place, secrets: &[DatedSecret]) {
+        let now = Clock::system().now();
+        for until in secrets.iter().filter(|dated| dated.validity.is_over(now)) {
+            let until = until.validity.not_after.unwrap_or_default();
+            self.report.warn(
+                at,
+                format!("a secret was good until {until} and verifies nothing any more; take it out"),
             );
         }
+        if !secrets.is_empty() && !secrets.iter().any(|dated| dated.validity.covers(now)) {
+            self.report.warn(at, "none of the secrets is good now: every callback is answered 401");
+        }
     }
+}
+
+/// Whose secrets are being read.
+struct Owner<'a> {
+    node: &'a Node,
+    name: &'a str,
+    environment: Environment,
+    others: &'a Sources,
+}
+
+fn may_be_weak(node: &Node) -> bool {
+    node.text("weak_secret").as_deref() == Some("allow")
 }

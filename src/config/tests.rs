@@ -73,6 +73,46 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ("CF-002", source("secrets = ['env:SHORT']"), "config_secret_weak", 3),
         ("CF-003", source("secrets = ['env:PLACEHOLDER']"), "config_secret_weak", 3),
         ("CF-004", second("sandbox", "GOOD_AGAIN"), "config_secret_reused", 7),
+        ("reused, another name", second("production", "GOOD_AGAIN"), "config_secret_reused", 7),
+        (
+            "twice",
+            source("secrets = ['env:GOOD',\n'env:OTHER',\n'env:GOOD_AGAIN']"),
+            "config_secret_reused",
+            5,
+        ),
+        (
+            "time without offset",
+            source("secrets = [{ secret = 'env:GOOD', not_after = '2026-12-31' }]"),
+            "config_range",
+            3,
+        ),
+        (
+            "never good",
+            source(
+                "secrets = [{ secret = 'env:GOOD', not_before = '2026-12-31T00:00:00Z', not_after = 2026-12-31T00:00:00Z }]",
+            ),
+            "config_range",
+            3,
+        ),
+        ("time of nothing", source("secrets = [{ not_after = '2026-12-31T00:00:00Z' }]"), "config_range", 3),
+        (
+            "one dated secret without a list",
+            source("secrets = { secret = 'env:GOOD', not_after = '2026-12-31T00:00:00Z' }"),
+            "config_range",
+            3,
+        ),
+        (
+            "misspelt time",
+            source("secrets = [{ secret = 'env:GOOD', not_afer = '2026-12-31T00:00:00Z' }]"),
+            "config_unknown_key",
+            3,
+        ),
+        (
+            "dated literal secret",
+            source("secrets = [{ secret = 'hunter2hunter2hunter2' }]"),
+            "config_insecure",
+            3,
+        ),
         ("literal secret", source("secrets = ['hunter2hunter2hunter2']"), "config_insecure", 3),
         ("unset variable", source("secrets = ['env:NOT_THERE']"), "config_env", 3),
         ("no secrets", source(""), "config_missing", 1),
@@ -344,8 +384,43 @@ fn weak_secrets_are_taken_where_that_is_said() {
 }
 
 #[test]
-fn one_secret_may_serve_two_sources_of_one_environment() {
-    assert_eq!(verdict(&whole_source("[sources.b]\nprovider = 'pagoefectivo'\nsecrets = ['env:GOOD']")), []);
+fn a_reused_secret_is_named_and_may_be_allowed_within_one_environment() {
+    let text = whole_source("[sources.b]\nprovider = 'svix'\nsecrets = ['env:OTHER', 'env:GOOD_AGAIN']");
+    let said = parse(&text).unwrap_err().to_string();
+    assert!(said.contains("env:GOOD_AGAIN holds a secret that sources.a uses"), "{said}");
+    let lax = |environment: &str| {
+        verdict(&whole_source(&format!(
+            "[sources.b]\nprovider = 'pagoefectivo'\nsecrets = ['env:GOOD']\nweak_secret = 'allow'\nenvironment = '{environment}'"
+        )))
+    };
+    assert_eq!(lax("production"), []);
+    assert_eq!(lax("sandbox"), [("config_secret_reused", 6)]);
+}
+
+#[test]
+fn a_secret_may_say_when_it_is_good() {
+    let text = source(
+        "secrets = [{ secret = 'env:GOOD', not_before = '2026-12-01T00:00:00-05:00' },\n\
+         { secret = 'env:OTHER', not_after = 2020-12-31T00:00:00Z }]",
+    );
+    let config = parse(&text).unwrap();
+    let moment = |text: &str| text.parse().ok();
+    let spans: Vec<_> =
+        config.sources[0].secrets.named().into_iter().map(|(name, dated)| (name, dated.validity)).collect();
+    let validity = |not_before, not_after| chaski_ingest::source::Validity { not_before, not_after };
+    assert_eq!(
+        spans,
+        [
+            ("current".into(), validity(moment("2026-12-01T05:00:00Z"), None)),
+            ("previous".into(), validity(None, moment("2020-12-31T00:00:00Z"))),
+        ]
+    );
+    let warned: Vec<_> = config.warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert!(warned.iter().any(|message| message.contains("good until 2020-12-31")), "{warned:?}");
+    let by_id = "[sources.a]\nprovider = 'izipay'\nsecrets = { password = { secret = 'env:GOOD', not_before = '2020-01-01T00:00:00Z' } }\n";
+    assert!(
+        matches!(&parse(by_id).unwrap().sources[0].secrets, chaski_ingest::source::Secrets::ById(table) if table.contains_key("password"))
+    );
 }
 
 #[test]
@@ -360,7 +435,7 @@ fn a_secret_file_others_can_read_is_refused() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     let secrets = parse().unwrap().sources.remove(0).secrets;
     assert!(
-        matches!(secrets, chaski_ingest::source::Secrets::Any(list) if list[0].expose() == b"k3J9-0aX7qLmZ-from-a-file")
+        matches!(secrets, chaski_ingest::source::Secrets::Any(list) if list[0].secret.expose() == b"k3J9-0aX7qLmZ-from-a-file")
     );
 }
 

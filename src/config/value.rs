@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use chaski_ingest::source::Validity;
+use jiff::Timestamp;
 use toml::Spanned;
 use toml::de::DeValue;
 
@@ -55,7 +57,7 @@ pub(super) enum Kind {
     Secret,
     /// One reference, or several while rotating.
     Secrets,
-    /// Several references, or a table of key ids.
+    /// Several references, or a table of key ids; each may say when it is good.
     SecretSet,
 }
 
@@ -65,6 +67,9 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<Entry>),
     Table(BTreeMap<String, Entry>),
+    /// Of [`Kind::SecretSet`].
+    Dated(Vec<DatedEntry>),
+    DatedTable(BTreeMap<String, DatedEntry>),
     Flag(bool),
     Integer(u64),
     Number(f64),
@@ -79,6 +84,13 @@ pub(super) enum Value {
 pub(super) struct Entry {
     pub(super) line: usize,
     pub(super) text: String,
+}
+
+/// A reference to a secret, and when the secret is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DatedEntry {
+    pub(super) entry: Entry,
+    pub(super) validity: Validity,
 }
 
 /// Which line an offset of a text is on.
@@ -190,36 +202,79 @@ impl Kind {
                 }
                 _ => self.wrong(inner),
             },
-            Self::Secrets | Self::SecretSet => self.secrets(value, lines),
+            Self::Secrets => self.secrets(value, lines),
+            Self::SecretSet => self.secret_set(value, lines),
         }
     }
 
     fn secrets(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
-        let read = match (self, value.get_ref()) {
-            (_, DeValue::Array(_)) => Value::Texts(self.entries(value, lines)?),
-            (Self::Secrets, DeValue::String(_)) => Value::Texts(vec![Entry {
-                line: lines.of(value.span().start),
-                text: self.text(value.get_ref())?,
-            }]),
-            (Self::SecretSet, table @ DeValue::Table(_)) => Value::Table(self.table(table, lines)?),
-            (_, other) => return self.wrong(other),
+        let list = match value.get_ref() {
+            DeValue::Array(_) => self.entries(value, lines)?,
+            DeValue::String(_) => {
+                vec![Entry { line: lines.of(value.span().start), text: self.text(value.get_ref())? }]
+            }
+            other => return self.wrong(other),
         };
-        let empty = match &read {
-            Value::Texts(list) => list
+        list.iter().try_for_each(|entry| secret::Reference::check(&entry.text))?;
+        if list.is_empty() { no_secret() } else { Ok(Value::Texts(list)) }
+    }
+
+    fn secret_set(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
+        match value.get_ref() {
+            DeValue::Array(list) if list.len() > ENTRIES_MAX => {
+                range(format!("more than {ENTRIES_MAX} entries"), "")
+            }
+            DeValue::Array(list) if list.is_empty() => no_secret(),
+            DeValue::Array(list) => {
+                let entry = |entry| self.dated(entry, lines);
+                list.iter().map(entry).collect::<Result<_, _>>().map(Value::Dated)
+            }
+            DeValue::Table(table) if table.is_empty() => no_secret(),
+            DeValue::Table(table)
+                if ["not_before", "not_after"].iter().any(|key| table.contains_key(*key)) =>
+            {
+                range("one secret, where several are listed", format!("write a list: [{DATED}]"))
+            }
+            DeValue::Table(table) if table.len() > ENTRIES_MAX => {
+                range(format!("more than {ENTRIES_MAX} entries"), "")
+            }
+            DeValue::Table(table) => table
                 .iter()
-                .try_for_each(|entry| secret::Reference::check(&entry.text))
-                .map(|()| list.is_empty())?,
-            Value::Table(table) => table
-                .values()
-                .try_for_each(|entry| secret::Reference::check(&entry.text))
-                .map(|()| table.is_empty())?,
-            _ => false,
-        };
-        if empty {
-            Err((Reason::Missing, "no secret".to_owned(), "name at least one, like \"env:NAME\"".to_owned()))
-        } else {
-            Ok(read)
+                .map(|(id, entry)| Ok((id.get_ref().to_string(), self.dated(entry, lines)?)))
+                .collect::<Result<_, _>>()
+                .map(Value::DatedTable),
+            other => self.wrong(other),
         }
+    }
+
+    /// A reference, or a table of one and of when its secret is good.
+    fn dated(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<DatedEntry, Refusal> {
+        const KEYS: [&str; 3] = ["secret", "not_before", "not_after"];
+        let line = lines.of(value.span().start);
+        let DeValue::Table(table) = value.get_ref() else {
+            let text = self.text(value.get_ref())?;
+            secret::Reference::check(&text)?;
+            return Ok(DatedEntry { entry: Entry { line, text }, validity: Validity::default() });
+        };
+        if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
+            let hint = match nearest(unknown.get_ref(), KEYS) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("write {DATED}"),
+            };
+            // What stands there is no name of ours, and could be a secret.
+            return Err((Reason::UnknownKey, "an unknown key in the table of a secret".to_owned(), hint));
+        }
+        let text = match table.get("secret") {
+            Some(reference) => self.text(reference.get_ref())?,
+            None => return range("a table without a secret", format!("write {DATED}")),
+        };
+        secret::Reference::check(&text)?;
+        let [not_before, not_after] = ["not_before", "not_after"].map(|key| table.get(key).map(moment));
+        let (not_before, not_after) = (not_before.transpose()?, not_after.transpose()?);
+        if not_before.zip(not_after).is_some_and(|(from, until)| from >= until) {
+            return range("not_after is not later than not_before", "such a secret is never good");
+        }
+        Ok(DatedEntry { entry: Entry { line, text }, validity: Validity { not_before, not_after } })
     }
 
     fn text(self, value: &DeValue<'_>) -> Result<String, Refusal> {
@@ -318,6 +373,23 @@ impl Kind {
     }
 }
 
+const DATED: &str = "{ secret = \"env:NAME\", not_after = \"2026-12-31T00:00:00Z\" }";
+
+fn no_secret<T>() -> Result<T, Refusal> {
+    Err((Reason::Missing, "no secret".to_owned(), "name at least one, like \"env:NAME\"".to_owned()))
+}
+
+/// A moment of RFC 3339, as a text or as TOML's own.
+fn moment(value: &Spanned<DeValue<'_>>) -> Result<Timestamp, Refusal> {
+    let text = match value.get_ref() {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Datetime(moment) => moment.to_string(),
+        other => return range(format!("must be a time, not {}", article(other.type_str())), MOMENT_HINT),
+    };
+    text.parse().or_else(|_| range("not a time with its offset", MOMENT_HINT))
+}
+
+const MOMENT_HINT: &str = "write one like \"2026-12-31T00:00:00Z\"";
 const DURATION_HINT: &str = "write it with a unit, like \"500ms\", \"5s\", \"5m\", \"72h\" or \"30d\"";
 const SIZE_HINT: &str = "write it with a unit, like \"512B\", \"256KiB\" or \"1MiB\"";
 

@@ -1,8 +1,11 @@
 //! The configuration is read again on SIGHUP and on `chaski reload`; a bad file leaves the old one in force.
 
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Reply, Site, eventually, hex_hmac, payment,
-    post,
+    Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, hex_hmac,
+    payment, post,
 };
 
 const NEW_SECRET: &str = "Vb6kP1zQw8RtY3uJh5NsXc9LmD2fGaEo7iUxKrTe";
@@ -143,5 +146,65 @@ fn what_needs_a_restart_is_named() {
     let told = site.command(&["reload", "--json"]).json();
     assert_eq!(told["needs_restart"], serde_json::json!(["[ingest]", "[storage]"]), "{told}");
     receiver.wait_for(&gateway.accept(&payment(1)));
+    gateway.stop();
+}
+
+#[test]
+fn a_hundred_reloads_under_load_refuse_no_callback_of_a_good_secret() {
+    const ROTATIONS: usize = 50;
+    const SENDERS: usize = 3;
+    let receiver = Receiver::start();
+    let layout = Layout::to([Destination::new("orders", &receiver)]);
+    let site = Site::new(&layout).with_env("NEW_SECRET", NEW_SECRET);
+    let gateway = site.start();
+    let file = |secrets: &str| site.toml(&layout).replace("[\"env:PE_SECRET\"]", secrets);
+    let reload = |secrets: &str| {
+        site.write(&file(secrets));
+        gateway.call("reload", &serde_json::json!({}));
+    };
+    let signed = |secret: &str, number| {
+        let body = payment(number).body;
+        Callback { signature: hex_hmac(secret, body.as_bytes()), body }
+    };
+    // Read while a callback is on its way: who writes has waited for those that were signed with the other one.
+    let secret = RwLock::new(PE_SECRET);
+    let (next, sent) = (AtomicU64::new(0), AtomicU64::new(0));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let secret = secret.read().unwrap();
+                    gateway.accept(&signed(*secret, number));
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let secrets = [("env:PE_SECRET", PE_SECRET), ("env:NEW_SECRET", NEW_SECRET)];
+        for rotation in 0..ROTATIONS {
+            let ((old, _), (new, takes_over)) = (secrets[rotation % 2], secrets[(rotation + 1) % 2]);
+            reload(&format!(
+                "[{{ secret = \"{new}\", not_before = 2020-01-01T00:00:00Z }}, {{ secret = \"{old}\", not_after = \"2100-01-01T00:00:00Z\" }}]"
+            ));
+            *secret.write().unwrap() = takes_over;
+            reload(&format!("[\"{new}\"]"));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent > 0);
+    receiver.wait_for_count(usize::try_from(sent).unwrap());
+
+    // The old one is over, and that is told from a forgery; when the other was last used is still known.
+    reload("[\"env:PE_SECRET\", { secret = \"env:NEW_SECRET\", not_after = \"2020-01-01T00:00:00Z\" }]");
+    assert_eq!(gateway.send(&signed(NEW_SECRET, u64::from(u32::MAX))).status, 401);
+    assert_eq!(gateway.count("chaski_edge_refused_total", &["reason=\"unknown_key\""]), 1);
+    assert_eq!(gateway.count("chaski_edge_refused_total", &["reason=\"bad_signature\""]), 0);
+    let secret = |name: &str, key| gateway.count(&format!("chaski_secret_{name}_timestamp_seconds"), &[key]);
+    assert_eq!(secret("not_after", "key=\"current\""), 0);
+    assert_eq!(secret("not_after", "key=\"previous\""), 1_577_836_800);
+    assert!(secret("last_used", "key=\"current\"") > 1_577_836_800);
+    assert_eq!(secret("last_used", "key=\"previous\""), 0, "it was refused");
     gateway.stop();
 }

@@ -22,9 +22,9 @@ use crate::json;
 use crate::location::{self, Location};
 use crate::request::{Head, Received};
 use crate::respond::Refusal;
-use crate::source::{SchemeSpec, Secrets, SignatureSpec, SpecError};
+use crate::source::{DatedSecret, SchemeSpec, Secrets, SignatureSpec, SpecError, Validity};
 
-/// Live secrets of one source.
+/// Secrets of one source.
 const SECRETS_MAX: usize = 16;
 /// What a timestamp proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +63,14 @@ pub struct Scheme {
 
 #[derive(Debug)]
 enum Keys {
-    Any(Vec<Key>),
-    ById { select: Location, keys: Vec<(Vec<u8>, Key)> },
+    Any(Vec<DatedKey>),
+    ById { select: Location, keys: Vec<(Vec<u8>, DatedKey)> },
+}
+
+#[derive(Debug)]
+struct DatedKey {
+    key: Key,
+    validity: Validity,
 }
 
 #[derive(Debug)]
@@ -172,7 +178,7 @@ impl Scheme {
     /// [`Refusal`] is the reason for the metrics; the sender is told nothing but 401.
     pub fn verify<'r>(&self, received: &'r Received, now: Timestamp) -> Result<Verified<'r>, Refusal> {
         let claim = self.claim(&received.head, Some(&received.body), now)?;
-        self.hold(claim, received)
+        self.hold(claim, received, now)
     }
 
     /// Reads what can be read in front of the body; none when the claim stands in the body.
@@ -231,12 +237,28 @@ impl Scheme {
         Ok(())
     }
 
-    /// Holds the body against the claim: every form, every secret that may match, every candidate.
-    pub(crate) fn hold<'r>(&self, claim: Claim, received: &'r Received) -> Result<Verified<'r>, Refusal> {
-        let verified = |key, form| Verified { received, key, form, signed_at: claim.time };
+    /// Holds the body against the claim: every form, every secret that may match, every candidate. A secret that
+    /// is not good now is tried as well, so that the operator is told of a sender who is late, or early.
+    pub(crate) fn hold<'r>(
+        &self,
+        claim: Claim,
+        received: &'r Received,
+        now: Timestamp,
+    ) -> Result<Verified<'r>, Refusal> {
+        let verified = |place, form| {
+            let validity = self.keys.validity(place);
+            if !validity.covers(now) {
+                return Err(Refusal::UnknownKey);
+            }
+            let key = match self.keys {
+                Keys::Any(_) if place > 0 => KeyUsed::Previous,
+                Keys::Any(_) | Keys::ById { .. } => KeyUsed::Current,
+            };
+            Ok(Verified { received, key, place, form, signed_at: claim.time })
+        };
         let Some(template) = &self.template else {
-            let key = self.matching(&claim, Key::is).ok_or(Refusal::BadSignature)?;
-            return Ok(verified(key, BodyForm::Raw));
+            let place = self.matching(&claim, Key::is).ok_or(Refusal::BadSignature)?;
+            return verified(place, BodyForm::Raw);
         };
         for &form in &self.forms {
             let body = match form {
@@ -253,16 +275,16 @@ impl Scheme {
             })?;
             let parts = parts.ok_or(Refusal::MissingSignature)?;
             let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
-            if let Some(key) = self.matching_signature(&claim, &parts) {
-                return Ok(verified(key, form));
+            if let Some(place) = self.matching_signature(&claim, &parts) {
+                return verified(place, form);
             }
         }
         Err(Refusal::BadSignature)
     }
 
-    fn matching_signature(&self, claim: &Claim, parts: &[&[u8]]) -> Option<KeyUsed> {
+    fn matching_signature(&self, claim: &Claim, parts: &[&[u8]]) -> Option<usize> {
         let mut whole: Option<Vec<u8>> = None;
-        self.keys_for(claim).find_map(|(key, used)| {
+        self.keys_for(claim).find_map(|(place, key)| {
             let matches = match key {
                 Key::Mac(key) => {
                     let tag = key.tag(parts);
@@ -277,26 +299,25 @@ impl Scheme {
                 }
                 Key::Credentials(_) => false,
             };
-            matches.then_some(used)
+            matches.then_some(place)
         })
     }
 
-    fn matching(&self, claim: &Claim, matches: impl Fn(&Key, &[u8]) -> bool) -> Option<KeyUsed> {
-        self.keys_for(claim).find_map(|(key, used)| {
-            claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(used)
+    fn matching(&self, claim: &Claim, matches: impl Fn(&Key, &[u8]) -> bool) -> Option<usize> {
+        self.keys_for(claim).find_map(|(place, key)| {
+            claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(place)
         })
     }
 
-    fn keys_for(&self, claim: &Claim) -> impl Iterator<Item = (&Key, KeyUsed)> {
+    /// The keys that may match, each with its place.
+    fn keys_for(&self, claim: &Claim) -> impl Iterator<Item = (usize, &Key)> {
         let (any, one) = match (&self.keys, claim.key) {
             (Keys::Any(keys), _) => (keys.as_slice(), None),
-            (Keys::ById { keys, .. }, index) => (&[][..], index.and_then(|index| keys.get(index))),
+            (Keys::ById { keys, .. }, place) => {
+                (&[][..], place.and_then(|place| Some((place, &keys.get(place)?.1.key))))
+            }
         };
-        let used = |index| if index == 0 { KeyUsed::Current } else { KeyUsed::Previous };
-        any.iter()
-            .enumerate()
-            .map(move |(index, key)| (key, used(index)))
-            .chain(one.map(|(_, key)| (key, KeyUsed::Current)))
+        any.iter().map(|dated| &dated.key).enumerate().chain(one)
     }
 }
 
@@ -310,6 +331,15 @@ impl Key {
 }
 
 impl Keys {
+    /// When the key at this place is good.
+    fn validity(&self, place: usize) -> Validity {
+        match self {
+            Self::Any(keys) => keys.get(place).map(|dated| dated.validity),
+            Self::ById { keys, .. } => keys.get(place).map(|(_, dated)| dated.validity),
+        }
+        .unwrap_or_default()
+    }
+
     fn compile(spec: &SignatureSpec, algorithm: Algorithm, secrets: &Secrets) -> Result<Self, SpecError> {
         let count = match secrets {
             Secrets::Any(secrets) => secrets.len(),
@@ -321,7 +351,7 @@ impl Keys {
         match (secrets, &spec.key.select) {
             (Secrets::Any(secrets), None) => secrets
                 .iter()
-                .map(|secret| Key::compile(spec, algorithm, secret))
+                .map(|secret| DatedKey::compile(spec, algorithm, secret))
                 .collect::<Result<_, _>>()
                 .map(Self::Any),
             (Secrets::ById(secrets), Some(select)) => {
@@ -329,7 +359,7 @@ impl Keys {
                     SpecError::new("signature.key.select", format!("{select} is no place"), right)
                 })?;
                 let keys = secrets.iter().map(|(id, secret)| {
-                    Ok((id.clone().into_bytes(), Key::compile(spec, algorithm, secret)?))
+                    Ok((id.clone().into_bytes(), DatedKey::compile(spec, algorithm, secret)?))
                 });
                 Ok(Self::ById { select, keys: keys.collect::<Result<_, SpecError>>()? })
             }
@@ -344,6 +374,12 @@ impl Keys {
                 "a list, or signature.key.select",
             )),
         }
+    }
+}
+
+impl DatedKey {
+    fn compile(spec: &SignatureSpec, algorithm: Algorithm, dated: &DatedSecret) -> Result<Self, SpecError> {
+        Ok(Self { key: Key::compile(spec, algorithm, &dated.secret)?, validity: dated.validity })
     }
 }
 

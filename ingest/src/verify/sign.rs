@@ -269,7 +269,7 @@ mod tests {
     use crate::presets;
     use crate::request::{Head, Received};
     use crate::respond::Refusal;
-    use crate::source::Secrets;
+    use crate::source::{DatedSecret, Secrets, Validity};
     use crate::verify::{BodyForm, KeyUsed, Scheme};
 
     const NOW: i64 = 1_772_031_600;
@@ -307,9 +307,9 @@ mod tests {
             let (spec, secret, older) = preset(name);
             let selects = spec.signature.key.select.is_some();
             let secrets = if selects {
-                Secrets::ById([("k".into(), secret.clone())].into())
+                Secrets::ById([("k".into(), secret.clone().into())].into())
             } else {
-                Secrets::Any(vec![secret.clone(), older.clone()])
+                Secrets::Any(vec![secret.clone().into(), older.clone().into()])
             };
             let scheme = Scheme::compile(&spec, &secrets).unwrap();
             let signer = Signer { key_id: selects.then_some("k"), secret: &secret, forge: false };
@@ -328,6 +328,49 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_verifies_only_in_its_time_and_both_ends_belong_to_it() {
+        let (spec, new, old) = preset("pagoefectivo");
+        let dated = |secret: &Secret, not_before: Option<i64>, not_after: Option<i64>| DatedSecret {
+            secret: secret.clone(),
+            validity: Validity { not_before: not_before.map(at), not_after: not_after.map(at) },
+        };
+        let overlapping = [dated(&new, Some(100), None), dated(&old, None, Some(200))];
+        let scheme = Scheme::compile(&spec, &Secrets::Any(overlapping.to_vec())).unwrap();
+        let verdict = |secret: &Secret, second| {
+            let signer = Signer { key_id: None, secret, forge: false };
+            let request = received(sign(&spec, signer, b"{}", at(second)).unwrap());
+            scheme.verify(&request, at(second)).map(|verified| verified.key)
+        };
+        for (second, by_new, by_old) in [
+            (99, Err(Refusal::UnknownKey), Ok(KeyUsed::Previous)),
+            (100, Ok(KeyUsed::Current), Ok(KeyUsed::Previous)),
+            (200, Ok(KeyUsed::Current), Ok(KeyUsed::Previous)),
+            (201, Ok(KeyUsed::Current), Err(Refusal::UnknownKey)),
+        ] {
+            assert_eq!((verdict(&new, second), verdict(&old, second)), (by_new, by_old), "{second}");
+            let stranger = Secret::new("somebody else's secret");
+            assert_eq!(verdict(&stranger, second), Err(Refusal::BadSignature));
+        }
+        // The same of secrets that the request names, and of credentials.
+        for name in ["izipay", "culqi"] {
+            let (spec, secret, _) = preset(name);
+            let over = dated(&secret, None, Some(200));
+            let selects = spec.signature.key.select.is_some();
+            let secrets =
+                if selects { Secrets::ById([("k".into(), over)].into()) } else { Secrets::Any(vec![over]) };
+            let scheme = Scheme::compile(&spec, &secrets).unwrap();
+            let signer = Signer { key_id: selects.then_some("k"), secret: &secret, forge: false };
+            let request = received(sign(&spec, signer, br#"{"id":"1"}"#, at(200)).unwrap());
+            let verdict = |second| scheme.verify(&request, at(second)).map(|verified| verified.key);
+            assert_eq!(
+                (verdict(200), verdict(201)),
+                (Ok(KeyUsed::Current), Err(Refusal::UnknownKey)),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn ed25519_is_an_override_of_standard_webhooks() {
         let mut spec = presets::load("standard-webhooks").unwrap();
         spec.signature.algorithm = "ed25519".into();
@@ -335,7 +378,7 @@ mod tests {
         spec.signature.key.strip_prefix = "whpk_".into();
         let private = SigningKey::from_bytes(&[7; 32]);
         let public = Secret::new(format!("whpk_{}", BASE64.encode(private.verifying_key().as_bytes())));
-        let scheme = Scheme::compile(&spec, &Secrets::Any(vec![public])).unwrap();
+        let scheme = Scheme::compile(&spec, &Secrets::Any(vec![public.into()])).unwrap();
         let secret = Secret::new(format!("whsk_{}", BASE64.encode(private.to_keypair_bytes())));
         let signer = Signer { key_id: None, secret: &secret, forge: false };
         let request = received(sign(&spec, signer, b"{}", at(NOW)).unwrap());

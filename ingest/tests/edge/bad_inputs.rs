@@ -44,17 +44,19 @@ fn profile(name: &str) -> SourceSpec {
         _ => "pagoefectivo",
     })
     .unwrap();
-    let mut secrets = Secrets::Any(vec![Secret::new(SECRET), Secret::new(PREVIOUS)]);
+    let mut secrets = Secrets::Any(vec![Secret::new(SECRET).into(), Secret::new(PREVIOUS).into()]);
     match name {
         "dated" | "dated_rfc3339" => {
             spec.signature.template = "{ts}.{body}".into();
             spec.signature.timestamp.as_mut().unwrap().format =
                 if name == "dated" { "unix" } else { "rfc3339" }.into();
         }
-        "standard_webhooks" => secrets = Secrets::Any(vec![Secret::new("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]),
+        "standard_webhooks" => {
+            secrets = Secrets::Any(vec![Secret::new("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").into()])
+        }
         "key_id" => {
             spec.signature.key.select = Some("header:x-key-id".into());
-            secrets = Secrets::ById([("k1".into(), Secret::new(SECRET))].into());
+            secrets = Secrets::ById([("k1".into(), Secret::new(SECRET).into())].into());
         }
         _ => {}
     }

@@ -367,7 +367,7 @@ async fn a_connection_that_asks_for_nothing_ends_whatever_else_it_says() {
 async fn a_body_that_is_taken_back_is_none() {
     // Credentials say nothing about a body: only its end says that it is whole.
     const CREDENTIALS: &str = "merchant:chaski-test-secret";
-    let secrets = Secrets::Any(vec![Secret::new(CREDENTIALS)]);
+    let secrets = Secrets::Any(vec![Secret::new(CREDENTIALS).into()]);
     let open = source("culqi", presets::load("culqi").unwrap(), secrets);
     let rig = rig(vec![open], |config| config.http2 = true).await;
     let credentials = base64::engine::general_purpose::STANDARD.encode(CREDENTIALS);

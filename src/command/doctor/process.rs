@@ -16,6 +16,10 @@ use crate::config::{AccessConfig, Config};
 
 /// Money that has waited this long is at risk; the alert on the backlog pages at the same age.
 const OLDEST_BAD: SignedDuration = SignedDuration::from_secs(300);
+/// A secret that nobody has used for so long is used by nobody: senders repeat for three days at most.
+const UNUSED_FOR: SignedDuration = SignedDuration::from_hours(72);
+/// A secret that is still used is told of this long before its end.
+const ENDS_SOON: SignedDuration = SignedDuration::from_hours(48);
 
 pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Finding> {
     let admin = config.as_ref().map_or(access.admin, |config| config.admin.listen);
@@ -56,6 +60,7 @@ pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> 
     }
     findings.push(readiness(remote.get("/readyz").await));
     findings.extend(standing(&metrics));
+    findings.extend(key_uses(&metrics, Clock::system().now()));
     match remote.call(ListDestinations {}).await {
         Ok(views) => findings.extend(views.iter().map(|view| delivery(view, Clock::system().now()))),
         Err(error) => findings.push(Finding::bad("deliveries", format!("{error:#}"), "see [admin] token")),
@@ -118,6 +123,50 @@ impl Metrics {
         };
         self.0.lines().filter_map(of_this).reduce(|sum, value| sum + value)
     }
+
+    /// The series of this name by their labels `source` and `key`. Names of sources have no quotes; a key id that
+    /// has one is passed over.
+    fn by_source_and_key(&self, name: &str) -> Vec<((String, String), f64)> {
+        let label = |labels: &str, name: &str| {
+            let begin = labels.find(&format!("{name}=\""))? + name.len() + 2;
+            let rest = &labels[begin..];
+            Some(rest[..rest.find('"')?].to_owned())
+        };
+        let of_this = |line: &str| {
+            let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
+            Some(((label(labels, "source")?, label(labels, "key")?), value.parse().ok()?))
+        };
+        self.0.lines().filter_map(of_this).collect()
+    }
+}
+
+/// Of each secret that is on its way out, whether anybody uses it still.
+fn key_uses(metrics: &Metrics, now: Timestamp) -> Vec<Finding> {
+    let moment = |seconds: f64| Timestamp::from_second(seconds as i64).ok().filter(|_| seconds > 0.0);
+    let since = metrics.value("process_start_time_seconds").and_then(moment).unwrap_or(now);
+    let ends = metrics.by_source_and_key("chaski_secret_not_after_timestamp_seconds");
+    let uses = metrics.by_source_and_key("chaski_secret_last_used_timestamp_seconds");
+    let old = uses.into_iter().filter(|((_, key), _)| key.starts_with("previous"));
+    old.map(|((source, key), used)| {
+        let check = format!("secret {source} {key}");
+        let end = ends.iter().find(|(labels, _)| labels.0 == source && labels.1 == key);
+        let end = end.and_then(|(_, seconds)| moment(*seconds));
+        let unused_since = moment(used).unwrap_or(since);
+        let unused = now.duration_since(unused_since);
+        let found = match moment(used) {
+            Some(at) => format!("last used at {at}"),
+            None => format!("not used since the process began at {since}"),
+        };
+        if unused >= UNUSED_FOR {
+            Finding::good(check, format!("{found}: nobody uses it any more, take it out"))
+        } else if end.is_some_and(|end| end.duration_since(now) < ENDS_SOON) && moment(used).is_some() {
+            let advice = "its sender has not changed over; give it more time (not_after)";
+            Finding::warning(check, format!("{found}, and soon no longer good"), advice)
+        } else {
+            Finding::good(check, found)
+        }
+    })
+    .collect()
 }
 
 /// What a process says of itself beside being ready.
@@ -210,6 +259,31 @@ mod tests {
         assert_eq!(verdict(taken(ErrorKind::AddrInUse), false), Verdict::Bad);
         assert_eq!(verdict(taken(ErrorKind::AddrNotAvailable), false), Verdict::Bad);
         assert_eq!(verdict(taken(ErrorKind::PermissionDenied), false), Verdict::Bad);
+    }
+
+    #[test]
+    fn an_old_secret_is_told_of_by_its_last_use() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let told = |hours_since_start: i64, used: i64, not_after: i64| {
+            let start = 1_800_000_000 - hours_since_start * 3600;
+            let text = format!(
+                "process_start_time_seconds {start}\n\
+                 chaski_secret_last_used_timestamp_seconds{{key=\"current\",source=\"pe\"}} 1799999999\n\
+                 chaski_secret_last_used_timestamp_seconds{{key=\"previous\",source=\"pe\"}} {used}\n\
+                 chaski_secret_not_after_timestamp_seconds{{key=\"previous\",source=\"pe\"}} {not_after}\n"
+            );
+            let found = key_uses(&Metrics(text), now);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].check, "secret pe previous");
+            (found[0].verdict, found[0].found.contains("take it out"))
+        };
+        let just_now = 1_799_999_990;
+        assert_eq!(told(1, 0, 0), (Verdict::Good, false), "not watched for long enough");
+        assert_eq!(told(72, 0, 0), (Verdict::Good, true));
+        assert_eq!(told(100, just_now, 0), (Verdict::Good, false));
+        assert_eq!(told(100, just_now, 1_800_000_000 + 3600), (Verdict::Warning, false));
+        assert_eq!(told(100, just_now, 1_800_000_000 + 49 * 3600), (Verdict::Good, false));
+        assert_eq!(told(500, 1_800_000_000 - 72 * 3600, 0), (Verdict::Good, true));
     }
 
     #[test]

@@ -1,19 +1,20 @@
-//! A source's secrets, as far as the configuration tells: a missing one has refused the file already.
+//! A source's secrets, as far as the configuration tells: a missing one has refused the file already. What is in use
+//! of them only a running process knows, see `process`.
 
 use chaski_ingest::source::{Secrets, SourceSpec};
+use jiff::{SignedDuration, Timestamp};
 
 use super::finding::Finding;
 use crate::config::weakness;
 
-pub(super) fn judge(spec: &SourceSpec) -> Finding {
+/// The last secret that is good is missed this long before it ends.
+const ENDS_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+
+pub(super) fn judge(spec: &SourceSpec, now: Timestamp) -> Finding {
     let check = format!("source {}", spec.name);
     let environment = spec.environment.name();
-    let (secrets, is_rotating) = match &spec.secrets {
-        Secrets::Any(list) => (list.iter().collect::<Vec<_>>(), list.len() > 1),
-        // Each has a name of its own, so several of them are nothing special.
-        Secrets::ById(table) => (table.values().collect(), false),
-    };
-    if let Some(weakness) = secrets.iter().find_map(|secret| weakness(secret)) {
+    let secrets = spec.secrets.named();
+    if let Some(weakness) = secrets.iter().find_map(|(_, dated)| weakness(&dated.secret)) {
         let advice = "ask the provider for a better one: whoever guesses it can make up payments";
         return Finding::warning(check, format!("{environment}, {weakness}"), advice);
     }
@@ -21,8 +22,29 @@ pub(super) fn judge(spec: &SourceSpec) -> Finding {
         1 => format!("{environment}, 1 secret"),
         count => format!("{environment}, {count} secrets"),
     };
-    if is_rotating {
-        found.push_str("; a rotation is under way: take the old one out when its use ends (chaski_edge_signature_verified_total{key=\"previous\"})");
+    let good = || secrets.iter().map(|(_, dated)| dated.validity).filter(|validity| validity.covers(now));
+    if good().next().is_none() {
+        found.push_str(", none of which is good now: callbacks are answered 401");
+        return Finding::bad(check, found, "mend not_before and not_after, or list the secret in use");
+    }
+    // The end of the last of them; there is none if one of them has none.
+    let ends = good().map(|validity| validity.not_after).collect::<Option<Vec<_>>>();
+    if let Some(end) = ends.and_then(|ends| ends.into_iter().max())
+        && end.duration_since(now) < ENDS_SOON
+        && !secrets
+            .iter()
+            .any(|(_, dated)| dated.validity.not_before.is_some_and(|from| now < from && from <= end))
+    {
+        found.push_str(&format!(", the last of which ends at {end}"));
+        return Finding::warning(check, found, "list the secret that takes over");
+    }
+    if let Some((name, _)) = secrets.iter().find(|(_, dated)| dated.validity.is_over(now)) {
+        found.push_str(&format!("; {name} is over"));
+        return Finding::warning(check, found, "take it out");
+    }
+    // Of secrets with names of their own several are nothing special.
+    if matches!(&spec.secrets, Secrets::Any(list) if list.len() > 1) {
+        found.push_str("; a rotation is under way");
     }
     Finding::good(check, found)
 }
@@ -44,7 +66,7 @@ mod tests {
             _ => Some("short".to_owned()),
         };
         let config = Config::parse(&text, Path::new("chaski.toml"), &env).unwrap();
-        judge(&config.sources[0])
+        judge(&config.sources[0], "2026-11-22T00:00:00Z".parse().unwrap())
     }
 
     #[test]
@@ -54,5 +76,37 @@ mod tests {
         assert_eq!(rotating.verdict, Verdict::Good);
         assert!(rotating.found.contains("rotation"), "{rotating:?}");
         assert_eq!(found("['env:GOOD', 'env:WEAK']").verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn a_source_without_a_good_secret_now_or_soon_is_told_of() {
+        let good = |span: &str| format!("{{ secret = 'env:GOOD', {span} }}");
+        let other = |span: &str| format!("{{ secret = 'env:OTHER', {span} }}");
+        let verdict = |list: &[String]| found(&format!("[{}]", list.join(", "))).verdict;
+        for (list, expected) in [
+            (vec![good("not_after = '2027-11-22T00:00:00Z'")], Verdict::Good),
+            (vec![good("not_after = '2026-12-01T00:00:00Z'")], Verdict::Warning),
+            (vec![good("not_after = '2026-11-21T23:59:59Z'")], Verdict::Bad),
+            (vec![good("not_before = '2026-11-22T00:00:01Z'")], Verdict::Bad),
+            // The next one takes over, in time and too late.
+            (
+                vec![
+                    other("not_before = '2026-11-30T00:00:00Z'"),
+                    good("not_after = '2026-12-01T00:00:00Z'"),
+                ],
+                Verdict::Good,
+            ),
+            (
+                vec![
+                    other("not_before = '2026-12-02T00:00:00Z'"),
+                    good("not_after = '2026-12-01T00:00:00Z'"),
+                ],
+                Verdict::Warning,
+            ),
+            (vec!["'env:OTHER'".to_owned(), good("not_after = '2026-11-01T00:00:00Z'")], Verdict::Warning),
+            (vec!["'env:OTHER'".to_owned(), good("not_after = '2026-12-01T00:00:00Z'")], Verdict::Good),
+        ] {
+            assert_eq!(verdict(&list), expected, "{list:?}");
+        }
     }
 }
