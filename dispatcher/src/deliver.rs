@@ -6,7 +6,7 @@
 //! it was idle is replaced at once, because nobody has failed.
 
 pub(crate) mod client;
-mod egress;
+pub(crate) mod egress;
 pub(crate) mod notice;
 pub(crate) mod reach;
 pub(crate) mod sign;

@@ -35,6 +35,7 @@ mod testing;
 #[cfg(test)]
 mod journeys;
 
+pub use deliver::egress::is_never_dialled;
 pub use deliver::notice::{Answer, PostError, Poster};
 pub use deliver::reach::{Reached, Step, Unreachable, reach};
 pub use deliver::sign::Signer;

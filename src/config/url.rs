@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use chaski_dispatcher::is_never_dialled;
+
 /// Most bytes of a URL.
 const URL_BYTES_MAX: usize = 2048;
 /// Ports of well-known services that do not speak HTTP and must not be made to read it.
@@ -111,22 +113,7 @@ const METADATA: Refused =
     ("an address that is never posted to (link-local, metadata, multicast or unspecified)", "");
 
 fn reachable(address: IpAddr) -> Result<IpAddr, Refused> {
-    let never = match address {
-        IpAddr::V4(v4) => {
-            v4.is_link_local()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.octets()[0] == 0
-                || v4.octets() == [100, 100, 100, 200]
-        }
-        IpAddr::V6(v6) => {
-            v6.is_unicast_link_local()
-                || v6.is_multicast()
-                || v6.is_unspecified()
-                || v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
-        }
-    };
-    if never { Err(METADATA) } else { Ok(address) }
+    if is_never_dialled(address) { Err(METADATA) } else { Ok(address) }
 }
 
 #[cfg(test)]
@@ -179,6 +166,36 @@ mod tests {
             "https://metadata.google.internal/",
             "https://a..b/",
             "https://[::1%25lo]/",
+            "https://[::ffff:169.254.169.254]/",
+            "https://[::169.254.169.254]/",
+            "https://[64:ff9b::169.254.169.254]/",
+            "https://[64:ff9b:1:a9fe:a9:fe00::]/",
+            "https://[2002:a9fe:a9fe::]/",
+            "https://[fd00:ec2::254]/",
+            "https://[fe80::1%25eth0]/",
+            "https://[fe80::1%eth0]/",
+            "https://[v1.x]/",
+            "https://[::1",
+            "https://168.63.129.16/",
+            "https://100.100.100.200/",
+            "https://192.0.0.192/",
+            "https://255.255.255.255/",
+            "https://240.0.0.1/",
+            "https://2852039166/",
+            "https://0xa9fea9fe/",
+            "https://0XA9FEA9FE/",
+            "https://0xa9.0xfe.0xa9.0xfe/",
+            "https://0251.0376.0251.0376/",
+            "https://025177524776/",
+            "https://169.254.43518/",
+            "https://169.16689662/",
+            "https://127.0.0.1.5/",
+            "https://127.0.0.0x1/",
+            "https://0x/",
+            "https://１２７.0.0.1/",
+            "https://127。0。0。1/",
+            "https://127.0.0.1%00.erp.test/",
+            "https://erp.test\\@127.0.0.1/",
             "https://é.test/",
             "https://%31/",
             "https://:443/",

@@ -104,3 +104,17 @@ fn the_headers_are_cloud_events_an_idempotency_key_and_the_senders_content_type(
     assert_eq!(receipts.len(), 2);
     gateway.stop();
 }
+
+#[test]
+fn no_proxy_is_taken_from_the_environment() {
+    let (receiver, proxy) = (Receiver::start(), Receiver::start());
+    let site = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
+        .into_iter()
+        .fold(Site::new(&Layout::to([Destination::new("orders", &receiver)])), |site, name| {
+            site.with_env(name, &proxy.url())
+        });
+    let gateway = site.start();
+    receiver.wait_for(&gateway.accept(&payment(1)));
+    gateway.stop();
+    assert_eq!(proxy.arrivals(), 0);
+}

@@ -306,3 +306,52 @@ impl AsyncWrite for Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the resolver makes of a spelling is judged, not the spelling: these are no literals to us.
+    #[tokio::test]
+    async fn an_address_is_vetted_however_it_is_spelled() {
+        let never = [
+            "2852039166",
+            "0xa9fea9fe",
+            "0XA9.0xfe.0xa9.0xfe",
+            "0251.0376.0251.0376",
+            "025177524776",
+            "169.254.43518",
+            "169.16689662",
+            "0",
+            "0x0",
+            "::ffff:169.254.169.254",
+            "::169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "2002:a9fe:a9fe::1",
+            "fe80::1",
+            "fe80::1%1",
+            "fe80::1%lo",
+        ];
+        let private = [
+            "2130706433",
+            "0x7f.1",
+            "0x7f000001",
+            "0177.0.0.1",
+            "127.1",
+            "localhost",
+            "::1",
+            "::ffff:127.0.0.1",
+        ];
+        let dialer = Dialer::new(&[]);
+        for (allow_private, hosts) in [(true, &never[..]), (false, &never[..]), (false, &private[..])] {
+            let connector = Connector::new(&dialer, allow_private);
+            for host in hosts {
+                let vetted = connector.vetted(host, 80).await;
+                assert!(matches!(vetted, Err(ConnectError::Blocked { .. })), "{host}: {vetted:?}");
+            }
+        }
+        for host in private {
+            Connector::new(&dialer, true).vetted(host, 80).await.unwrap();
+        }
+    }
+}

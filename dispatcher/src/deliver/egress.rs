@@ -31,6 +31,13 @@ pub(crate) const fn permitted(address: IpAddr, allow_private: bool) -> Result<()
     }
 }
 
+/// Whether no destination may have this address, whoever names it: link-local, cloud metadata, multicast, unspecified,
+/// reserved, and every IPv6 address that carries such an IPv4 one.
+#[must_use]
+pub const fn is_never_dialled(address: IpAddr) -> bool {
+    permitted(address, true).is_err()
+}
+
 #[derive(Clone, Copy)]
 enum Reach {
     Public,
@@ -42,10 +49,11 @@ enum Reach {
 /// outside of link-local.
 const fn v4(address: Ipv4Addr) -> Reach {
     match address.octets() {
-        // "This network", link-local with the common metadata service, protocol assignments with Oracle's.
-        [0, ..] | [169, 254, ..] | [192, 0, 0, _] => Reach::Never,
-        // Alibaba's metadata service, inside the shared address space; Azure's, inside the public one.
-        [100, 100, 100, 200] | [168, 63, 129, 16] => Reach::Never,
+        _ if is_machinery(address) => Reach::Never,
+        // "This network".
+        [0, ..] => Reach::Never,
+        // Where 6to4 relays were (RFC 7526).
+        [192, 88, 99, _] => Reach::Never,
         // Multicast, reserved, broadcast.
         [224..=255, ..] => Reach::Never,
         [10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18..=19, ..] => {
@@ -53,6 +61,12 @@ const fn v4(address: Ipv4Addr) -> Reach {
         }
         _ => Reach::Public,
     }
+}
+
+/// Link-local with the common metadata service, protocol assignments with Oracle's; Alibaba's, inside the shared address
+/// space; Azure's, inside the public one.
+const fn is_machinery(address: Ipv4Addr) -> bool {
+    matches!(address.octets(), [169, 254, ..] | [192, 0, 0, _] | [100, 100, 100, 200] | [168, 63, 129, 16])
 }
 
 /// The same for IPv6.
@@ -66,11 +80,19 @@ const fn v6(address: Ipv6Addr) -> Reach {
         | [0, 0, 0, 0, 0, 0xffff, ..]
         | [0, 0, 0, 0, 0xffff, 0, ..]
         | [0x64, 0xff9b, 0, 0, 0, 0, ..] => carried(s[6], s[7]),
-        // NAT64 with a prefix of somebody's own (RFC 8215): where the IPv4 address stands is theirs to know.
-        [0x64, 0xff9b, 1, ..] => match carried(s[6], s[7]) {
-            Reach::Never => Reach::Never,
-            _ => Reach::Private,
-        },
+        // NAT64 with a prefix of somebody's own (RFC 8215): how long it is, and so where the IPv4 address stands, is
+        // theirs to know.
+        [0x64, 0xff9b, 1, ..] => {
+            let bits = address.to_bits();
+            let machinery = is_machinery(translated(bits, 48))
+                || is_machinery(translated(bits, 56))
+                || is_machinery(translated(bits, 64));
+            match carried(s[6], s[7]) {
+                Reach::Never => Reach::Never,
+                _ if machinery => Reach::Never,
+                _ => Reach::Private,
+            }
+        }
         // 6to4 (RFC 3056).
         [0x2002, high, low, ..] => carried(high, low),
         // Teredo (RFC 4380), the client's address inverted.
@@ -88,6 +110,15 @@ const fn v6(address: Ipv6Addr) -> Reach {
         [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => carried(high, low),
         _ => Reach::Public,
     }
+}
+
+/// What an IPv4 address would be behind a prefix of 48, 56 or 64 bits: bits 64 to 71 are passed over (RFC 6052,
+/// section 2.2).
+const fn translated(bits: u128, prefix_bits: u32) -> Ipv4Addr {
+    let before = 64 - prefix_bits;
+    let first = (bits >> 64) as u64 & ((1 << before) - 1);
+    let rest = (bits as u64 & ((1 << 56) - 1)) >> (24 + before);
+    Ipv4Addr::from_bits(((first << (32 - before)) | rest) as u32)
 }
 
 const fn carried(high: u16, low: u16) -> Reach {
@@ -136,6 +167,7 @@ mod tests {
             "192.0.0.192",
             "100.100.100.200",
             "168.63.129.16",
+            "192.88.99.1",
         ] {
             for address in spellings(text.parse().unwrap()) {
                 // `::` has a meaning of its own, and `::1` is not 0.0.0.1.
@@ -145,6 +177,25 @@ mod tests {
         for text in ["::", "fe80::1", "febf::1", "fec0::1", "ff02::1", "fd00:ec2::254", "100::1"] {
             assert_eq!(permitted(text.parse().unwrap(), true), Err(Blocked::Never), "{text}");
         }
+    }
+
+    #[test]
+    fn a_local_translator_is_no_way_to_the_machinery_wherever_its_prefix_ends() {
+        for text in ["169.254.169.254", "192.0.0.192", "100.100.100.200", "168.63.129.16"] {
+            let [a, b, c, d] = text.parse::<Ipv4Addr>().unwrap().octets();
+            let join = |high, low| u16::from_be_bytes([high, low]);
+            for segments in [
+                [0x64, 0xff9b, 1, join(a, b), join(0, c), join(d, 0), 0, 0],
+                [0x64, 0xff9b, 1, join(7, a), join(0, b), join(c, d), 0, 0],
+                [0x64, 0xff9b, 1, 0x0707, join(0, a), join(b, c), join(d, 0), 0],
+                [0x64, 0xff9b, 1, 0x0707, 0, 0, join(a, b), join(c, d)],
+            ] {
+                let address = IpAddr::V6(segments.into());
+                assert_eq!(permitted(address, true), Err(Blocked::Never), "{text} as {address}");
+            }
+        }
+        let receiver = "64:ff9b:1:707::10.0.0.5".parse().unwrap();
+        assert_eq!((permitted(receiver, true), permitted(receiver, false)), (Ok(()), Err(Blocked::Private)));
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn profile(name: &str) -> SourceSpec {
                 if name == "dated" { "unix" } else { "rfc3339" }.into();
         }
         "standard_webhooks" => {
-            secrets = Secrets::Any(vec![Secret::new("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").into()])
+            secrets = Secrets::Any(vec![Secret::new("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").into()]);
         }
         "key_id" => {
             spec.signature.key.select = Some("header:x-key-id".into());
