@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What the files under deploy/ say of each other: every alert has a test that it fires and one that it is silent, and a section in
-the runbook; the chart's copies are the originals; the dashboards are what their code makes."""
+the runbook; the chart's copies are the originals; the dashboards are what their code makes. And that every test that SECURITY.md
+names is there."""
 
 import filecmp
 import pathlib
@@ -9,7 +10,10 @@ import subprocess
 import sys
 import tempfile
 
-DEPLOY = pathlib.Path(__file__).resolve().parents[2] / "deploy"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+# Where tests are.
+ROOMS = ("common", "ingest", "dispatcher", "src", "tests/it")
 
 
 def wrong():
@@ -30,6 +34,15 @@ def wrong():
         there = DEPLOY / "helm/chaski/files" / copy
         if not there.exists() or not filecmp.cmp(DEPLOY / original, there, shallow=False):
             yield f"{there.relative_to(DEPLOY.parent)} is not {original}: copy it"
+    code = "".join(path.read_text(encoding="utf-8") for room in ROOMS for path in (ROOT / room).rglob("*.rs"))
+    rows = re.findall(r"^\|.*\|(.*)\|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.M)
+    for row in rows[2:]:
+        tests = re.findall(r"`(\w+)`", row)
+        if not tests:
+            yield f"SECURITY.md: no test in {row}"
+        for test in tests:
+            if not re.search(rf"fn {test}\(", code):
+                yield f"SECURITY.md names {test}, and there is no such test"
     with tempfile.TemporaryDirectory() as made:
         subprocess.run([sys.executable, DEPLOY / "grafana/dashboards.py", made], check=True)
         kept = DEPLOY / "grafana/dashboards"
