@@ -30,6 +30,7 @@ use crate::alerts::{AlertsConfig, Watch};
 use crate::api::Operations;
 use crate::config::{Config, StorageConfig, StorageKind};
 use crate::gauges::{Gauges, Instruments};
+use crate::timekeeper;
 
 /// How long attempts under way may take when the process stops.
 const DISPATCH_DRAIN: Duration = Duration::from_secs(26);
@@ -93,6 +94,7 @@ pub struct App {
     watch: Watch,
     control: Control,
     drain: Duration,
+    registry: Registry,
 }
 
 impl App {
@@ -191,7 +193,7 @@ impl App {
             store: store.unwrap_or_default(),
         };
         let admin = bind_admin(admin_config.listen, shared, &role).await?;
-        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, control, drain })
+        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, control, drain, registry })
     }
 
     /// Where senders post to, if they do so here.
@@ -230,6 +232,7 @@ impl App {
             tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()))
         });
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
+        let timekeeper = tokio::spawn(timekeeper::watch(self.registry, admin_stop.clone()));
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
         let unready = shutdown.clone();
@@ -253,6 +256,7 @@ impl App {
         admin_stop.cancel();
         let _ = admin.await;
         let _ = watch.await;
+        let _ = timekeeper.await;
         self.storage.events.close().await;
     }
 }

@@ -121,7 +121,14 @@ class Rig:
         self.binary = binary
         self.stack = stack
         self.folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaski-expressions-")))
+        # Whoever keeps the clock of this machine, it is kept there.
+        programs = self.folder / "programs"
+        programs.mkdir()
+        chronyc = programs / "chronyc"
+        chronyc.write_text("#!/bin/sh\necho A9FEA97B,10.0.0.1,4,1.5,0.001,0.1,0.2,-3.1,0.0,0.02,0.0003,0.0004,16.2,Normal\n", encoding="utf-8")
+        chronyc.chmod(0o755)
         self.environment = os.environ | {
+            "PATH": f"{programs}:{os.environ['PATH']}",
             "PE_SECRET": "a-secret-of-this-test-alone", "PE_OLD": "the-secret-of-the-year-before",
             "ST_SECRET": "another-secret-of-this-test",
         }

@@ -7,8 +7,8 @@ use chaski_common::storage::kafka::testing::{RedisServer, options};
 use serde_json::Value;
 
 use crate::harness::{
-    Destination, Layout, PE_SECRET, Receiver, Reply, Site, Storage, certificate, eventually, expire, payment,
-    tool,
+    Destination, Layout, PE_SECRET, Receiver, Reply, Site, Storage, certificate, eventually, expire, get,
+    payment, text, tool,
 };
 
 /// What depends on the machine.
@@ -282,4 +282,31 @@ fn topics_that_are_missing_are_bad_and_a_redis_that_evicts_is_told() {
     drop(redis);
     Report::of(&site).exits(1).says("redis", "bad", "");
     assert!(!site.path("spool").exists(), "a look makes nothing");
+}
+
+#[test]
+fn a_clock_that_is_off_is_told_of_by_whoever_keeps_it() {
+    let receiver = Receiver::start();
+    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let programs = site.path("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let said = "A9FEA97B,10.0.0.1,4,1795326000.1,-40.5,0.1,0.2,-3.1,0.0,0.02,0.0003,0.0004,16.2,Normal";
+    // Written by another process: what this one has open for writing, a child of another test may have, too.
+    let chronyc = text(&programs.join("chronyc")).to_owned();
+    let write = format!("printf '#!/bin/sh\\necho {said}\\n' > {chronyc} && chmod 755 {chronyc}");
+    tool("sh", &["-c", &write]);
+    let site = site.with_env("PATH", text(&programs));
+    let gateway = site.start();
+    eventually("the metric", || {
+        let metrics = get(gateway.admin, "/metrics").unwrap().body;
+        let metrics = String::from_utf8(metrics).unwrap();
+        (metrics.contains("chaski_clock_offset_seconds -40.5")
+            && metrics.contains("chaski_clock_synchronized 1"))
+        .then_some(())
+    });
+    let told = site.command(&["doctor", "--json"]);
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    let clock = told["checks"].as_array().unwrap().iter().find(|check| check["check"] == "clock").unwrap();
+    assert_eq!(clock["verdict"], "bad", "{clock}");
+    gateway.stop();
 }
