@@ -107,10 +107,11 @@ impl Readers {
     }
 
     /// Whether a file of this mode and owner is a secret still. Its owner may do anything. A group may read it, and
-    /// no more, if it is one of ours and the file is root's, who could read it anyway: so Kubernetes (`fsGroup`) and
-    /// package managers hand a secret to a process that is not its owner. Others may nothing.
+    /// no more, if the file is root's, who could read it anyway, and the group is one of ours or root's own: so
+    /// Kubernetes (`fsGroup`), packages and systemd (credentials, by an access list whose mask shows as the group's
+    /// bits) hand a secret to a process that is not its owner. Others may nothing.
     fn are_private(&self, mode: u32, owner: u32, group: u32) -> bool {
-        let handed_down = owner == 0 && self.user != 0 && self.groups.contains(&group);
+        let handed_down = owner == 0 && self.user != 0 && (group == 0 || self.groups.contains(&group));
         match mode & 0o077 {
             0 => true,
             0o040 => handed_down,
@@ -265,6 +266,8 @@ mod tests {
             // What Kubernetes makes of a secret with fsGroup.
             (0o440, root, ours, true),
             (0o640, root, ours, true),
+            // What systemd makes of a credential.
+            (0o440, root, root, true),
             (0o440, root, theirs, false),
             (0o640, us, ours, false),
             (0o660, root, ours, false),
