@@ -15,10 +15,14 @@ DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.tx
 # What journeys read topics with that is not librdkafka.
 TESTS_PYTHON := target/tests-python
 
-.PHONY: help demo build test check check-deploy bench campaign fmt tools-build tools-test
+# A minute of fuzzing of one target, unless it is said otherwise.
+TARGET ?= json
+SECONDS ?= 60
+
+.PHONY: help demo build test check check-deploy bench campaign fuzz forgery constant-time fmt tools-build tools-test
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: tools-build ## build, then show a payment day on loopback: callbacks, repeats, forgeries, an ERP that refuses
 	cargo run --release --bin chaski -- demo
@@ -48,6 +52,19 @@ bench: tools-build tools-test ## what chaski costs beside its own baseline, meas
 campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload or forged; SEED repeats a run
 	cargo build --release --package chaski --package chaski-benches --bins
 	target/release/chaski-bench campaign $(NAME) $(if $(SEED),--seed $(SEED)) --out benches/campaigns/$(NAME).jsonl
+
+fuzz: tools-build ## look for inputs that break a target, guided by coverage: make fuzz TARGET=json SECONDS=60
+	@mkdir -p fuzz/found target/fuzz/$(TARGET)
+	RUSTC_WORKSPACE_WRAPPER=fuzz/instrumented cargo build --package chaski-fuzz --features libfuzzer
+	CHASKI_FUZZ_TARGET=$(TARGET) "$${CARGO_TARGET_DIR:-target}/debug/chaski-fuzz" -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 \
+		-artifact_prefix=fuzz/found/$(TARGET)- target/fuzz/$(TARGET) fuzz/corpus/$(TARGET)
+
+forgery: tools-build ## ten million forged requests against every preset, none may be accepted; one JSON line, SEED repeats a run
+	CARGO_PROFILE_TEST_OPT_LEVEL=3 CHASKI_FORGERIES=$${CHASKI_FORGERIES:-10000000} \
+		$(if $(SEED),CHASKI_TEST_SEED=$(SEED)) cargo test --package chaski-ingest --lib -- fuzzing::forgery --nocapture
+
+constant-time: tools-build ## whether the time of a comparison tells how much of a forged tag is right; one JSON line
+	CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo run --package chaski-ingest --example constant_time
 
 fmt: ## format the code
 	cargo fmt --all

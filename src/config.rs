@@ -23,6 +23,9 @@ mod url;
 mod reference;
 mod schema;
 mod access;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used, clippy::panic, reason = "a panic is what a fuzzer looks for")]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 

@@ -13,3 +13,5 @@ pub mod secret;
 pub mod backoff;
 pub mod clock;
 pub mod metrics;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;

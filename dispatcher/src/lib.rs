@@ -30,6 +30,9 @@ mod rate;
 mod parked;
 mod store;
 mod metrics;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used, clippy::panic, reason = "a panic is what a fuzzer looks for")]
+pub mod fuzzing;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

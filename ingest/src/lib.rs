@@ -23,6 +23,9 @@ mod budget;
 mod accept;
 pub mod respond;
 mod metrics;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used, clippy::panic, reason = "a panic is what a fuzzer looks for")]
+pub mod fuzzing;
 
 pub use server::{Edge, EdgeConfig, EdgeError, EdgeHandle, Limits, Tls, TlsConfig};
 pub use source::SpecError;

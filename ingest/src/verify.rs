@@ -6,9 +6,9 @@
 
 pub mod scheme;
 mod layout;
-mod template;
-mod timestamp;
-mod body_form;
+pub(crate) mod template;
+pub(crate) mod timestamp;
+pub(crate) mod body_form;
 pub mod sign;
 
 use jiff::Timestamp;

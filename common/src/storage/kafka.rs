@@ -51,6 +51,9 @@ mod fates;
 mod deliveries;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::expect_used, reason = "a panic is what a fuzzer looks for")]
+mod fuzzing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -71,6 +74,8 @@ use self::dedup::Dedup;
 use self::dedup::recent::Recent;
 pub use self::dedup::server::{RedisState, redis_state};
 use self::dedup::shared::Shared;
+#[cfg(any(test, feature = "testing"))]
+pub use self::fuzzing::FUZZED;
 use self::opening::Opened;
 use self::producer::Producer;
 use self::progress::{Committed, Group};

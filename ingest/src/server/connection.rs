@@ -141,6 +141,20 @@ impl Connection {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::expect_used, reason = "see the message")]
+impl super::Edge {
+    /// Serves one connection that no socket carries, to its end.
+    pub(crate) async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) {
+        let permits = Arc::new(tokio::sync::Semaphore::new(1));
+        let permit = permits.acquire_owned().await.expect("a new semaphore is open");
+        let connection = Connection::open(self.shared.clone(), self.address.ip(), permit);
+        let (shutdown, cut) = (CancellationToken::new(), CancellationToken::new());
+        let begun = Begun::default();
+        connection.serve_http1(stream, begun, &End { shutdown, cut, tracker: TaskTracker::new() }).await;
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.shared.metrics.connections_open.dec();

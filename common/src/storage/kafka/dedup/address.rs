@@ -6,6 +6,7 @@
 //! them: `?sentinel_password=…`, with `sentinel_username=…`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
@@ -13,10 +14,12 @@ use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisResult, TlsMode};
 
-use super::batch::{ALONE, ANSWER_WITHIN};
+use super::batch::ANSWER_WITHIN;
 use crate::secret::Secret;
 
 const NOT_ONE: &str = "not the URL of a Redis server, of Sentinels or of a cluster";
+/// One step of connecting: a handshake, or a question of the client's own to a node.
+const STEP_WITHIN: Duration = Duration::from_secs(1);
 const SENTINEL_PORT: u16 = 26379;
 const SERVER_PORT: u16 = 6379;
 /// How often a cluster's client turns to another node by itself, and how long it waits before: a batch is short.
@@ -102,8 +105,8 @@ impl Address {
             Self::Cluster(nodes) => {
                 let (wait_min, wait_max) = REDIRECT_WAIT_MS;
                 let client = ClusterClient::builder(nodes.clone())
-                    .connection_timeout(ALONE)
-                    .response_timeout(ALONE)
+                    .connection_timeout(STEP_WITHIN)
+                    .response_timeout(STEP_WITHIN)
                     .retries(REDIRECTS_MAX)
                     .min_retry_wait(wait_min)
                     .max_retry_wait(wait_max)
@@ -117,7 +120,7 @@ impl Address {
 async fn open(client: Client) -> RedisResult<Connection> {
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(ANSWER_WITHIN))
-        .set_connection_timeout(Some(ALONE));
+        .set_connection_timeout(Some(STEP_WITHIN));
     client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Server)
 }
 

@@ -19,7 +19,7 @@ use crate::event::{EventId, Fingerprint};
 /// What one batch may take.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(50);
 /// How long Redis is left alone after it failed.
-pub(super) const ALONE: Duration = Duration::from_secs(1);
+const ALONE: Duration = Duration::from_secs(1);
 /// How long an id stays reserved for somebody who does not come back: longer than an append takes.
 const LEASE: Duration = Duration::from_secs(10);
 /// Questions of one batch, and those that may wait for the next.
