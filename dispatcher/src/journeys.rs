@@ -32,7 +32,7 @@ use crate::status::{BreakerState, DestinationStatus};
 use crate::testing::{event, spec};
 use crate::{Dispatcher, DispatcherConfig};
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A store with a dispatcher on it.
 struct Bench {
