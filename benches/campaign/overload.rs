@@ -14,10 +14,10 @@ use crate::tally::Tally;
 
 /// Of the peak.
 const OVERLOAD: f64 = 3.0;
-/// Connections of the load at its peak, and of the one that waits for nobody: more than there are places.
-const PEAK_CONNECTIONS: usize = 64;
-const CONNECTIONS: usize = 1024;
+/// Places of the gateway, and the connections of the load at its peak: as many.
 const REQUESTS_MAX: usize = 256;
+/// Connections of the load that waits for nobody: more than there are places.
+const CONNECTIONS: usize = 1024;
 /// How long full speed may take to come back, and what counts as such.
 const RECOVERY: Duration = Duration::from_secs(5);
 const FULL_SPEED: f64 = 0.9;
@@ -40,7 +40,7 @@ pub(super) async fn run(plan: &Plan) -> anyhow::Result<Value> {
     let (burst, seconds, offered_max) = plan.pick((60_000, 5, usize::MAX), (400, 1, 2000));
     let target = Target::start(plan, &format!("requests_max = {REQUESTS_MAX}")).await?;
     let (gateway, mut supply) = (&target.gateway, Supply { next: 0, tally: Tally::default() });
-    let mut senders = Senders::connect(gateway.edge, PEAK_CONNECTIONS).await?;
+    let mut senders = Senders::connect(gateway.edge, REQUESTS_MAX).await?;
     let mut at_peak = async |count: usize| {
         let callbacks = supply.render(count)?;
         let seen = senders.post(&callbacks, count, Expected::Accepted).await?;

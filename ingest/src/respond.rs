@@ -232,12 +232,11 @@ impl Outcome {
                 }
                 response
             }
-            Self::Unavailable(why) => {
+            Self::Unavailable(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
-                let mut response = match why {
-                    Unavailable::Overloaded => closing(status),
-                    Unavailable::Storage => empty(status),
-                };
+                // When there is too much to do, another connection would be more of it. If a body is not there yet,
+                // hyper closes instead of waiting for it.
+                let mut response = empty(status);
                 response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
                 response
             }

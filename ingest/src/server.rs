@@ -38,7 +38,7 @@ use crate::accept::Acceptor;
 use crate::metrics::{ConnectionError, EdgeMetrics};
 use crate::peer::{Proxies, Sender};
 use crate::request::check_target;
-use crate::respond::{Outcome, Refusal};
+use crate::respond::{Outcome, Refusal, Unavailable};
 use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
 use connection::{Connection, End};
 use full::Doorman;
@@ -360,6 +360,7 @@ impl Shared {
         let (parts, body) = request.into_parts();
         let is_http2 = parts.version == Version::HTTP_2;
         let peer = self.sender(peer, &parts.headers);
+        let mut is_unread = false;
         let mut response = match self.route(&parts) {
             Ok(source) => {
                 let outcome = self.acceptor.accept(&source, &peer, begun, parts, body, phase).await;
@@ -367,6 +368,7 @@ impl Shared {
                 if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
                     return Err(Gone);
                 }
+                is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
                 outcome.response(&source.reply)
             }
             Err(why) => {
@@ -378,7 +380,7 @@ impl Shared {
             // A connection of many requests does not end with one.
             response.headers_mut().remove(http::header::CONNECTION);
         }
-        phase.end_request(response.headers().contains_key(http::header::CONNECTION));
+        phase.end_request(is_unread || response.headers().contains_key(http::header::CONNECTION));
         Ok(response)
     }
 

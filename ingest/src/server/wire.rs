@@ -117,6 +117,9 @@ pub(super) struct Wire<S> {
     wait: Option<(usize, Instant)>,
     /// Made when something is waited for; rings at the time of an earlier wait, or of this one.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Something was waited for that is no silence; hyper does not ask again before there is something to read, so
+    /// the silence behind the answer has to be begun by the answer.
+    unwatched: bool,
     /// Set while the peer takes nothing of what is written.
     stalled: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
@@ -134,6 +137,7 @@ impl<S> Wire<S> {
             limits,
             wait: None,
             alarm: None,
+            unwatched: false,
             stalled: None,
             linger: None,
             discarded: 0,
@@ -208,6 +212,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         if self.phase.now() == IDLE && buf.filled().len() > filled {
             self.phase.enter(HEAD);
         }
+        if read.is_pending() {
+            self.unwatched = self.phase.now() != IDLE;
+        }
         if read.is_pending() && self.poll_late(cx).is_ready() {
             if self.phase.now() == IDLE {
                 // Nothing is owed to a peer that says nothing: it is as if it had closed.
@@ -240,6 +247,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unwatched && self.phase.now() == IDLE {
+            self.unwatched = false;
+            // It begins now, so it cannot be over.
+            let _ = self.poll_late(cx);
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.or_stalled(cx, flushed)
     }

@@ -231,6 +231,51 @@ async fn who_does_not_read_is_let_go() {
     rig.close().await;
 }
 
+#[tokio::test]
+async fn a_connection_that_says_no_more_is_closed_whatever_it_was_answered() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| {
+        config.limits.idle_timeout = Duration::from_millis(300);
+        // No other wait may be the one that ends it.
+        (config.limits.head_timeout, config.limits.body_timeout) =
+            (Duration::from_secs(600), Duration::from_secs(600));
+    })
+    .await;
+    // The first waits for the store, the second does not, and of the third the body comes later than its head.
+    let mut two_parts = TcpStream::connect(rig.address).await.unwrap();
+    let (head, body) = (valid(2, "expect: 100-continue\r\n"), valid(2, ""));
+    let end = |wire: &[u8]| wire.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    two_parts.write_all(&head[..end(&head)]).await.unwrap();
+    assert_eq!(read_answer(&mut two_parts).await.unwrap().status, 100);
+    two_parts.write_all(&body[end(&body)..]).await.unwrap();
+    let answer = read_answer(&mut two_parts).await;
+    for (stream, answer) in [rig.raw(&valid(1, "")).await, rig.raw(&valid(1, "")).await, (two_parts, answer)]
+    {
+        assert_eq!(status(answer.as_ref()), 200);
+        let closed = tokio::time::timeout(Duration::from_secs(20), is_closed(stream)).await;
+        assert_eq!(closed, Ok(true));
+    }
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn for_a_request_too_many_there_is_an_answer_on_a_connection_that_stays() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| config.limits.inflight_requests_max = 1).await;
+    let mut waiting = TcpStream::connect(rig.address).await.unwrap();
+    let head = valid(1, "expect: 100-continue\r\n");
+    let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    waiting.write_all(&head[..end]).await.unwrap();
+    assert_eq!(read_answer(&mut waiting).await.unwrap().status, 100);
+    let (mut stream, answer) = rig.raw(&valid(2, "")).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("retry-after: 5") && !answer.head.contains("close"), "{answer:?}");
+    waiting.write_all(&head[end..]).await.unwrap();
+    assert_eq!(read_answer(&mut waiting).await.unwrap().status, 200);
+    stream.write_all(&valid(2, "")).await.unwrap();
+    assert_eq!(read_answer(&mut stream).await.unwrap().status, 200);
+    rig.close().await;
+}
+
 const FORGED: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The same request with another signature.
