@@ -20,10 +20,10 @@ use crate::machine;
 
 /// Between two bytes of a peer that drips.
 const DRIP: Duration = Duration::from_secs(1);
-/// How long a peer waits for its end before the campaign gives up.
+/// How long a peer waits for its end, or for a byte to be taken, before the campaign gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What the system keeps for a peer that never reads, each way: little, so that both sides notice soon.
-const KEPT_BYTES: u32 = 4096;
+/// What the system lets a peer that never reads leave unread.
+const UNREAD_BYTES: u32 = 4096;
 /// Beyond its limit, before a peer is to be gone.
 const GRACE: Duration = Duration::from_secs(1);
 /// Connections of the genuine sender.
@@ -137,7 +137,9 @@ pub(super) async fn run(plan: &Plan) -> anyhow::Result<Value> {
         json!({ "manner": format!("{manner:?}"), "ended": late_ms.len(), "p50": of(0.5), "p99": of(0.99), "max": of(1.0) })
     });
     let late: Vec<Value> = late.collect();
-    let are_gone = late.iter().all(|late| late["max"].as_f64() <= Some(GRACE.as_secs_f64() * 1000.0));
+    // When the gateway's own buffers are full, which is when the time of a peer that never reads begins, only it knows.
+    let mut seen = late.iter().filter(|late| late["manner"] != "NeverReads");
+    let are_gone = seen.all(|late| late["max"].as_f64() <= Some(GRACE.as_secs_f64() * 1000.0));
     Ok(json!({
         "slow_peers": peers,
         "ended": ended,
@@ -147,7 +149,7 @@ pub(super) async fn run(plan: &Plan) -> anyhow::Result<Value> {
         "genuine_ms": { "p50": answered.quantile_ms(0.5), "p99": answered.quantile_ms(0.99) },
         "resident_mib": { "before": before.now_mib, "peak": peak_mib },
         "kib_per_slow_peer": (peak_mib - before.now_mib) * 1024.0 / peers as f64,
-        "goals": [goal("each slow peer is gone within its limit and a second", are_gone)],
+        "goals": [goal("each slow peer that waits is gone within its limit and a second", are_gone)],
     }))
 }
 
@@ -163,8 +165,8 @@ async fn repeat(
     let mut late = Vec::new();
     for time in 0.. {
         let cut = random(seed.wrapping_add(time)) as usize;
-        let gone = timeout(PATIENCE, once(manner, to, theirs.request(0), cut)).await;
-        let began = gone.with_context(|| format!("{manner:?} is never let go"))??;
+        let gone = once(manner, to, theirs.request(0), cut).await;
+        let began = gone.with_context(|| format!("a peer that is {manner:?}"))?;
         late.push(began.elapsed().saturating_sub(manner.limit(limits)));
         if Instant::now() >= until {
             break;
@@ -178,8 +180,7 @@ async fn once(manner: Manner, to: SocketAddr, request: &[u8], cut: usize) -> any
     let head = request.windows(4).position(|end| end == b"\r\n\r\n").context("a request has a head")? + 4;
     let socket = TcpSocket::new_v4()?;
     if manner == Manner::NeverReads {
-        socket.set_recv_buffer_size(KEPT_BYTES)?;
-        socket.set_send_buffer_size(KEPT_BYTES)?;
+        socket.set_recv_buffer_size(UNREAD_BYTES)?;
     }
     let mut stream = socket.connect(to).await?;
     match manner {
@@ -201,7 +202,7 @@ async fn once(manner: Manner, to: SocketAddr, request: &[u8], cut: usize) -> any
         }
         Manner::NeverReads => {
             let (mut progress, mut rest) = (Instant::now(), request);
-            while let Ok(written @ 1..) = stream.write(rest).await {
+            while let Ok(written @ 1..) = let_go(stream.write(rest)).await? {
                 progress = Instant::now();
                 rest = if written == rest.len() { request } else { &rest[written..] };
             }
@@ -227,9 +228,16 @@ async fn drip(mut stream: TcpStream, bytes: &[u8]) -> anyhow::Result<Instant> {
         let mut scratch = [0; 1024];
         while let Ok(1..) = read.read(&mut scratch).await {}
     };
-    tokio::select! {
-        () = dripping => {}
-        () = ended => {}
-    }
+    let either = async {
+        tokio::select! {
+            () = dripping => {}
+            () = ended => {}
+        }
+    };
+    let_go(either).await?;
     Ok(began)
+}
+
+async fn let_go<T>(end: impl Future<Output = T>) -> anyhow::Result<T> {
+    timeout(PATIENCE, end).await.context("is never let go")
 }
