@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaski_common::clock::Clock;
 use chaski_common::storage::{Storage, StorageError, embedded, kafka};
+use chaski_common::trace::Tracer;
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::{Edge, EdgeConfig};
@@ -30,6 +31,7 @@ use crate::alerts::{AlertsConfig, Watch};
 use crate::api::Operations;
 use crate::config::{Config, StorageConfig, StorageKind};
 use crate::gauges::{Gauges, Instruments};
+use crate::telemetry::Export;
 use crate::timekeeper;
 
 /// How long attempts under way may take when the process stops.
@@ -92,6 +94,7 @@ pub struct App {
     ready: Arc<AtomicBool>,
     clock: Clock,
     watch: Watch,
+    export: Option<Export>,
     control: Control,
     drain: Duration,
     registry: Registry,
@@ -120,11 +123,15 @@ impl App {
         registry: Registry,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let telemetry = config.telemetry.as_ref().map(|telemetry| Export::new(telemetry, &registry));
+        let (tracer, export) = telemetry.unzip();
+        let tracer = tracer.unwrap_or_default();
         let dispatcher = if role.has_dispatcher() {
             let dispatching = DispatcherConfig {
                 parked_max: config.storage.parked_max,
                 // Brokers come and go; whoever opens a file has it or has not.
                 patient: !config.storage.is_embedded(),
+                tracer: tracer.clone(),
                 ..DispatcherConfig::default()
             };
             let destinations = role.destinations(&config);
@@ -138,7 +145,8 @@ impl App {
             let listen = config.ingest.listen;
             raise_open_files(config.ingest.limits.connections_max);
             let sources = config.sources.clone();
-            let bound = Edge::bind(edge_config(&config), sources, storage.clone(), &registry, clock.clone());
+            let bound =
+                Edge::bind(edge_config(&config, tracer), sources, storage.clone(), &registry, clock.clone());
             Some(bound.with_context(|| format!("listening on {listen} ([ingest] listen)"))?)
         } else {
             None
@@ -193,7 +201,7 @@ impl App {
             store: store.unwrap_or_default(),
         };
         let admin = bind_admin(admin_config.listen, shared, &role).await?;
-        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, control, drain, registry })
+        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, export, control, drain, registry })
     }
 
     /// Where senders post to, if they do so here.
@@ -233,6 +241,7 @@ impl App {
         });
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
         let timekeeper = tokio::spawn(timekeeper::watch(self.registry, admin_stop.clone()));
+        let export = self.export.map(|export| tokio::spawn(export.run(admin_stop.clone())));
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
         let unready = shutdown.clone();
@@ -257,6 +266,9 @@ impl App {
         let _ = admin.await;
         let _ = watch.await;
         let _ = timekeeper.await;
+        if let Some(export) = export {
+            let _ = export.await;
+        }
         self.storage.events.close().await;
     }
 }
@@ -318,7 +330,7 @@ fn raise_open_files(connections_max: usize) {
     }
 }
 
-fn edge_config(config: &Config) -> EdgeConfig {
+fn edge_config(config: &Config, tracer: Tracer) -> EdgeConfig {
     let ingest = &config.ingest;
     EdgeConfig {
         listen: ingest.listen,
@@ -328,6 +340,7 @@ fn edge_config(config: &Config) -> EdgeConfig {
         hosts: ingest.hosts.clone(),
         proxies: ingest.proxies.clone(),
         limits: ingest.limits,
+        tracer,
     }
 }
 

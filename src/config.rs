@@ -18,6 +18,7 @@ mod ingest;
 mod scheme;
 mod source;
 mod destination;
+mod telemetry;
 mod alerts;
 mod url;
 mod reference;
@@ -69,6 +70,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// What is said on stderr.
     pub log: LogConfig,
+    /// Who is sent traces; nobody, if there is none.
+    pub telemetry: Option<TelemetryConfig>,
     /// The senders, in the order of the file.
     pub sources: Vec<SourceSpec>,
     /// What the configuration says about each source beyond its [`SourceSpec`], by name.
@@ -147,6 +150,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// `[telemetry]`, with a collector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TelemetryConfig {
+    /// Where spans are posted to.
+    pub traces: http::Uri,
+    /// The share of traces begun here that are sent, from 0 to 1.
+    pub sampling: f64,
 }
 
 /// What the configuration says about a source beyond its [`SourceSpec`].
@@ -269,6 +281,7 @@ impl Checker<'_> {
             admin,
             storage,
             log: log(file.section("log")),
+            telemetry: self.telemetry(file.section("telemetry")),
             sources,
             source_rules,
             destinations,

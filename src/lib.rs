@@ -14,6 +14,7 @@ pub mod api;
 mod access;
 mod certificate;
 mod gauges;
+mod telemetry;
 mod timekeeper;
 mod logging;
 mod output;

@@ -65,8 +65,8 @@ pub struct Event {
     pub received_at: Timestamp,
     /// As sent, at most [`CONTENT_TYPE_BYTES_MAX`] bytes.
     pub content_type: Option<Arc<str>>,
-    /// W3C trace context, as sent; where none was, one begun by the edge: the trace is the event's id, the span
-    /// its two halves xor-ed, not sampled, so that all copies of an event share one trace.
+    /// W3C trace context: the span of the edge that took it, where that tells spans; else as sent; where none was,
+    /// one begun here, see [`crate::trace::TraceContext::begun`].
     pub traceparent: Option<Arc<str>>,
     /// Tells equal content from other content under the same id.
     pub fingerprint: Fingerprint,

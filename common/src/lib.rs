@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod event;
+pub mod trace;
 pub mod cloudevents;
 pub mod storage;
 pub mod mac;

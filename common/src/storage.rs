@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::event::{Event, EventId};
+use crate::trace::SpanId;
 
 /// Most entries one page of a list holds; a longer list is read page by page.
 pub const PAGE_MAX: usize = 1000;
@@ -528,6 +529,9 @@ pub struct Failure {
     pub result: String,
     /// What a person needs beside that: a status line, an error. Never a payload, never a secret.
     pub detail: String,
+    /// The span that was told of it, so that the next attempt's can name the one it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<SpanId>,
 }
 
 /// Failures remembered per delivery; of a longer history the first and the latest are kept.

@@ -153,6 +153,7 @@ mod tests {
             attempt: 1,
             result: (*result).to_owned(),
             detail: String::new(),
+            span: None,
         };
         labels.iter().map(failure).collect()
     }

@@ -25,6 +25,7 @@ use chaski_common::clock::Clock;
 use chaski_common::storage::{
     Change, Control, Controls, Cursor, Position, Record, Start, Storage, StorageError,
 };
+use chaski_common::trace::Tracer;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -97,6 +98,7 @@ pub(crate) struct Fixed {
     sender: Sender,
     store: Store,
     clock: Clock,
+    tracer: Tracer,
     view: View,
     parked_max: u64,
 }
@@ -108,6 +110,7 @@ impl Fixed {
         dialer: &Dialer,
         metrics: DestinationMetrics,
         clock: Clock,
+        tracer: Tracer,
         parked_max: u64,
     ) -> Self {
         Self {
@@ -117,6 +120,7 @@ impl Fixed {
             store: Store::new(storage, &spec, parked_max),
             spec: Arc::new(spec),
             clock,
+            tracer,
             view: View::new(metrics),
             parked_max,
         }

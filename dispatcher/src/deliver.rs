@@ -85,10 +85,10 @@ impl Sender {
         }
     }
 
-    /// Attempt number `attempt` at delivering this event.
-    pub(crate) async fn attempt(&self, event: &Event, attempt: u32) -> Outcome {
+    /// Attempt number `attempt` at delivering this event. It has the trace context that is given, or else the event's.
+    pub(crate) async fn attempt(&self, event: &Event, attempt: u32, traceparent: Option<&str>) -> Outcome {
         let deadline = Instant::now() + self.timeout;
-        let Ok(sent) = timeout_at(deadline, self.send(event, attempt)).await else {
+        let Ok(sent) = timeout_at(deadline, self.send(event, attempt, traceparent)).await else {
             return Outcome::failure(
                 AttemptResult::Timeout,
                 format!("no answer within {} ms", self.timeout.as_millis()),
@@ -108,18 +108,24 @@ impl Sender {
         }
     }
 
-    async fn send(&self, event: &Event, attempt: u32) -> Result<http::Response<Incoming>, Outcome> {
-        let error = match self.client.request(self.request(event, attempt)).await {
+    async fn send(
+        &self,
+        event: &Event,
+        attempt: u32,
+        traceparent: Option<&str>,
+    ) -> Result<http::Response<Incoming>, Outcome> {
+        let error = match self.client.request(self.request(event, attempt, traceparent)).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         if !seen(&error).is_some_and(|seen| seen.closed_idle()) || is_too_much(&error) {
             return Err(of_error(&error));
         }
-        self.client.request(self.request(event, attempt)).await.map_err(|error| of_error(&error))
+        let again = self.client.request(self.request(event, attempt, traceparent));
+        again.await.map_err(|error| of_error(&error))
     }
 
-    fn request(&self, event: &Event, attempt: u32) -> Request<Full<Bytes>> {
+    fn request(&self, event: &Event, attempt: u32, traceparent: Option<&str>) -> Request<Full<Bytes>> {
         let mut headers = HeaderMap::with_capacity(24);
         headers.extend(self.fixed.iter().cloned());
         let mut put = |name: HeaderName, value: Option<HeaderValue>| match value {
@@ -148,7 +154,7 @@ impl Sender {
         if let Some(content_type) = &event.content_type {
             put(CONTENT_TYPE, HeaderValue::from_str(content_type).ok());
         }
-        if let Some(traceparent) = &event.traceparent {
+        if let Some(traceparent) = traceparent.or(event.traceparent.as_deref()) {
             put(TRACEPARENT, HeaderValue::from_str(traceparent).ok());
         }
         let mut request = Request::new(Full::new(event.body.clone()));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chaski_common::event::Event;
 use chaski_common::storage::{DeadLetter, Delivered, Failure, Parked, Position, Record, remember};
+use chaski_common::trace::SpanId;
 use jiff::Timestamp;
 
 use crate::attempt::{Attempted, Reason};
@@ -21,6 +22,8 @@ pub(crate) struct Delivery {
     pub(crate) waits: u8,
     pub(crate) first_attempt: Option<Timestamp>,
     pub(crate) history: Vec<Failure>,
+    /// The span of its latest attempt, counted or not, if that was told.
+    pub(crate) span: Option<SpanId>,
 }
 
 /// Where a delivery came from, which is where its end must be reported.
@@ -43,12 +46,14 @@ impl Delivery {
             waits: 0,
             first_attempt: None,
             history: Vec::new(),
+            span: None,
         }
     }
 
     pub(crate) fn released(parked: Parked) -> Self {
         let Parked { position, event, attempts, first_attempt, history, .. } = parked;
-        Self { origin: Origin::Parked, position, event, attempts, waits: 0, first_attempt, history }
+        let span = history.last().and_then(|failure| failure.span);
+        Self { origin: Origin::Parked, position, event, attempts, waits: 0, first_attempt, history, span }
     }
 
     /// An attempt begins.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chaski_common::clock::Clock;
 use chaski_common::storage::{Storage, StorageError};
+use chaski_common::trace::Tracer;
 use jiff::Timestamp;
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
@@ -36,11 +37,19 @@ pub struct DispatcherConfig {
     pub patient: bool,
     /// Certificates trusted beside the public roots, for receivers with a CA of their own.
     pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Who is told of each attempt.
+    pub tracer: Tracer,
 }
 
 impl Default for DispatcherConfig {
     fn default() -> Self {
-        Self { parked_max: 10_000, drain: Duration::from_secs(30), patient: false, extra_roots: Vec::new() }
+        Self {
+            parked_max: 10_000,
+            drain: Duration::from_secs(30),
+            patient: false,
+            extra_roots: Vec::new(),
+            tracer: Tracer::default(),
+        }
     }
 }
 
@@ -235,7 +244,8 @@ impl Inner {
     fn fixed(&self, spec: DestinationSpec) -> Fixed {
         let metrics = self.metrics.of(&spec.name);
         let (storage, clock) = (self.storage.clone(), self.clock.clone());
-        Fixed::new(spec, storage, &self.dialer, metrics, clock, self.config.parked_max)
+        let DispatcherConfig { parked_max, ref tracer, .. } = self.config;
+        Fixed::new(spec, storage, &self.dialer, metrics, clock, tracer.clone(), parked_max)
     }
 
     /// Opens all of them, or none.

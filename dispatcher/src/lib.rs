@@ -22,6 +22,7 @@ mod lane;
 mod window;
 mod subjects;
 mod delivery;
+mod span;
 mod deliver;
 mod outcome;
 mod attempt;

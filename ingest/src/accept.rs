@@ -16,6 +16,7 @@ use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::event::{CONTENT_TYPE_BYTES_MAX, Event, EventId, Fingerprint, TYPE_UNKNOWN};
 use chaski_common::storage::{Appended, Storage, StorageError};
+use chaski_common::trace::{TraceContext, Tracer};
 use http::Version;
 use http::header::{CONTENT_TYPE, HeaderName};
 use hyper::body::{Body as _, Incoming};
@@ -34,6 +35,7 @@ use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
 use crate::server::Limits;
 use crate::server::wire::Phase;
 use crate::source::Source;
+use crate::span::Trail;
 use crate::verify::{Verified, scheme::Claim};
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -47,6 +49,7 @@ pub(crate) struct Acceptor {
     in_flight: InFlight,
     budget: Budget,
     body_timeout: Duration,
+    tracer: Tracer,
     /// Whether the storage refused what it was asked the last time.
     failing: AtomicBool,
 }
@@ -58,6 +61,7 @@ impl Acceptor {
         limits: &Limits,
         body_bytes_max: usize,
         metrics: &EdgeMetrics,
+        tracer: Tracer,
     ) -> Self {
         Self {
             storage,
@@ -66,6 +70,7 @@ impl Acceptor {
             in_flight: InFlight::new(limits, metrics),
             budget: Budget::new(limits.failures_per_minute),
             body_timeout: limits.body_timeout,
+            tracer,
             failing: AtomicBool::new(false),
         }
     }
@@ -129,6 +134,7 @@ impl Acceptor {
         let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };
+        let trail = Trail::begin(&self.tracer);
         let now = self.clock.now();
         let head = Head { headers: parts.headers, query: parts.uri.query().map(str::to_owned), peer };
         let claim = match source.scheme.claim_of_head(&head, now) {
@@ -146,7 +152,7 @@ impl Acceptor {
             Err(Outcome::Refused(why)) => return refused(source, why),
             Err(ours) => return ours,
         };
-        self.accept_received(source, claim, &Received { head, body }, now).await
+        self.accept_received(source, claim, &Received { head, body }, now, trail).await
     }
 
     /// The body of a request that shares its connection, which therefore has no wait that is this body's.
@@ -169,7 +175,9 @@ impl Acceptor {
         claim: Option<Claim>,
         received: &Received,
         now: Timestamp,
+        mut trail: Trail<'_>,
     ) -> Outcome {
+        trail.read();
         source.metrics.body(received.body.len());
         let verified = match claim {
             Some(claim) => source.scheme.hold(claim, received, now),
@@ -181,14 +189,23 @@ impl Acceptor {
         };
         source.metrics.verified(&verified, now);
         let outcome = match source.rules.read(&verified, &source.name, now) {
-            Ok(usable) => self.store(source, event(source, &verified, usable, now), now).await,
-            Err(why) => self.quarantine(source, unusable(source, &verified, now), why).await,
+            Ok(usable) => {
+                let mut event = event(source, &verified, usable, now);
+                trail.join(&mut event);
+                self.store(source, event, now).await
+            }
+            Err(why) => {
+                let mut event = unusable(source, &verified, now);
+                trail.join(&mut event);
+                self.quarantine(source, event, why).await
+            }
         };
         let (outcome, error) = match outcome {
             Ok(outcome) => (outcome, None),
             Err(error) => (Outcome::Unavailable(Unavailable::Storage), Some(error)),
         };
         self.watch(error.as_ref());
+        trail.end(outcome);
         outcome
     }
 
@@ -287,7 +304,7 @@ fn bare(
         time: None,
         received_at: now,
         content_type: content_type(received),
-        traceparent: Some(traceparent(received, id)),
+        traceparent: Some(trace_context(received, id).to_string().into()),
         fingerprint,
         body: received.body.clone(),
         environment: Some(source.environment),
@@ -299,64 +316,11 @@ fn content_type(received: &Received) -> Option<Arc<str>> {
     (!text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX).then(|| text.into())
 }
 
-/// The sender's trace context, if it is one of version 00; else one is begun.
-fn traceparent(received: &Received, id: EventId) -> Arc<str> {
-    let sent = received.head.headers.get(&TRACEPARENT).and_then(|value| value.to_str().ok());
-    match sent.filter(|text| is_traceparent(text)) {
-        Some(text) => text.into(),
-        None => begun_traceparent(id),
-    }
-}
-
-fn is_traceparent(text: &str) -> bool {
-    let mut parts = text.split('-');
-    let mut hex = |length: usize| {
-        parts.next().filter(|part| {
-            part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    };
-    let (Some("00"), Some(trace), Some(span), Some(_)) = (hex(2), hex(32), hex(16), hex(2)) else {
-        return false;
-    };
-    let is_zero = |part: &str| part.bytes().all(|byte| byte == b'0');
-    !is_zero(trace) && !is_zero(span) && parts.next().is_none()
-}
-
-/// A trace begun here: its number is the event's id, its first span the two halves of that in one, so that all
-/// copies of an event share one trace. Not sampled, which is for others to decide.
-fn begun_traceparent(id: EventId) -> Arc<str> {
-    let number = u128::from_be_bytes(*id.as_bytes());
-    let span = ((number >> 64) as u64 ^ number as u64).max(1);
-    let (mut trace_digits, mut span_digits) = ([0; 32], [0; 16]);
-    // The buffer has the room, and the digits are ASCII.
-    let _ = hex::encode_to_slice(span.to_be_bytes(), &mut span_digits);
-    let span = std::str::from_utf8(&span_digits).unwrap_or_default();
-    ["00-", id.encode(&mut trace_digits), "-", span, "-00"].concat().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_is_begun_the_same_for_every_copy_of_an_event() {
-        let id = |n: u64| EventId::derive("pe", [n.to_be_bytes().as_slice()]);
-        for n in 0..100 {
-            let begun = begun_traceparent(id(n));
-            assert!(is_traceparent(&begun) && begun.ends_with("-00"), "{begun}");
-            assert_eq!(begun, begun_traceparent(id(n)));
-            assert_ne!(begun, begun_traceparent(id(n + 1)));
-        }
-        assert!(is_traceparent(&begun_traceparent(EventId::from_bytes([7; 16]))), "the halves are the same");
-    }
-
-    #[test]
-    fn only_a_trace_context_of_version_00_is_taken_over() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good));
-        let zero_trace = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
-        for bad in ["", "00-zz-zz-zz", &good[1..], &good.to_uppercase(), &format!("{good}-00"), &zero_trace] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
-    }
+/// The sender's trace context if it sent one, and only one, that can be read; else one is begun. What comes with it as
+/// `tracestate` concerns the sender's own tracing only and goes no further.
+fn trace_context(received: &Received, id: EventId) -> TraceContext {
+    let mut sent = received.head.headers.get_all(&TRACEPARENT).iter();
+    let only = sent.next().filter(|_| sent.next().is_none());
+    let context = only.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    context.unwrap_or_else(|| TraceContext::begun(id))
 }

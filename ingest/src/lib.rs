@@ -20,6 +20,7 @@ mod json;
 pub mod content;
 mod in_flight;
 mod budget;
+mod span;
 mod accept;
 pub mod respond;
 mod metrics;

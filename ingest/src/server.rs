@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::storage::Storage;
+use chaski_common::trace::Tracer;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -68,6 +69,8 @@ pub struct EdgeConfig {
     pub proxies: Proxies,
     /// Every other bound.
     pub limits: Limits,
+    /// Who is told of the way of each event.
+    pub tracer: Tracer,
 }
 
 impl Default for EdgeConfig {
@@ -80,6 +83,7 @@ impl Default for EdgeConfig {
             hosts: Vec::new(),
             proxies: Proxies::default(),
             limits: Limits::default(),
+            tracer: Tracer::default(),
         }
     }
 }
@@ -213,7 +217,7 @@ impl Edge {
         let address = listener.local_addr().map_err(failed)?;
         let limits = config.limits;
         metrics.capacity("connections", limits.connections_max);
-        let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics);
+        let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics, config.tracer);
         let peers = Peers::new(limits.connections_per_peer);
         let tls = tls.map(|tls| tls.offering(config.http2));
         let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));

@@ -85,7 +85,14 @@ impl Running {
         let reloaded =
             Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
         let ingest = reloadable(&new.ingest, old.ingest);
-        let in_force = Config { ingest, admin: old.admin, storage: old.storage, log: old.log, ..new };
+        let in_force = Config {
+            ingest,
+            admin: old.admin,
+            storage: old.storage,
+            log: old.log,
+            telemetry: old.telemetry,
+            ..new
+        };
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = in_force;
         Ok(reloaded)
     }
@@ -186,6 +193,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<String> {
         ("[admin]", old.admin != new.admin),
         ("[storage]", old.storage != new.storage),
         ("[log]", old.log != new.log),
+        ("[telemetry]", old.telemetry != new.telemetry),
     ]
     .into_iter()
     .filter(|(_, differs)| *differs)

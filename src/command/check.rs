@@ -40,6 +40,9 @@ pub struct Explanation {
     pub destinations: Vec<Destination>,
     /// Who is told when something is wrong.
     pub alerts: Vec<AlertReceiver>,
+    /// Where traces are sent, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     /// What is allowed and yet worth knowing.
     pub warnings: Vec<String>,
 }
@@ -62,6 +65,15 @@ pub struct Ingest {
     pub tls: bool,
     /// The largest body taken.
     pub max_body: String,
+}
+
+/// Who is sent traces.
+#[derive(Clone, Debug, Serialize)]
+pub struct Traces {
+    /// Where spans are posted to.
+    pub url: String,
+    /// The share of traces begun here.
+    pub sampling: f64,
 }
 
 /// The admin address.
@@ -209,6 +221,10 @@ pub fn explain(config: &Config) -> Explanation {
         storage: explain_storage(&config.storage),
         sources: config.sources.iter().map(|source| explain_source(config, source)).collect(),
         destinations: config.destinations.iter().map(explain_destination).collect(),
+        traces: config
+            .telemetry
+            .as_ref()
+            .map(|telemetry| Traces { url: telemetry.traces.to_string(), sampling: telemetry.sampling }),
         alerts: config
             .alerts
             .receivers
@@ -359,6 +375,9 @@ impl Explanation {
             self.alerts.iter().map(|receiver| format!("{} ({})", receiver.name, receiver.kind)).collect();
         if !told.is_empty() {
             writeln!(out, "\nalerts   to {}; `chaski alerts test` tries them", told.join(", "))?;
+        }
+        if let Some(Traces { url, sampling }) = &self.traces {
+            writeln!(out, "\ntraces   to {url}, of {}% of the events that bring none", sampling * 100.0)?;
         }
         if !self.warnings.is_empty() {
             writeln!(out, "\nwarnings")?;

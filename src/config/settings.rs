@@ -92,7 +92,7 @@ const ENVIRONMENT: Kind = Kind::Choice(&["production", "sandbox"]);
 
 /// The whole file.
 pub(super) static FILE: Section =
-    section("", "", &[]).with(&[INGEST, ADMIN, STORAGE, LOG, ALERTS, SOURCES, DESTINATIONS]);
+    section("", "", &[]).with(&[INGEST, ADMIN, STORAGE, LOG, TELEMETRY, ALERTS, SOURCES, DESTINATIONS]);
 
 const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
     setting("listen", Kind::Address, "Address and port. A reverse proxy or [ingest.tls] belongs in front of anything but loopback.")
@@ -190,6 +190,13 @@ const LOG: Section = section(
             .default("\"info\""),
     ],
 );
+
+const TELEMETRY: Section = section("telemetry", "Traces: the way of each event, from the request that brought it to every attempt at every destination, for a collector that speaks OTLP. None are sent without one.", &[
+    setting("otlp", Kind::Text, "The collector, over HTTP with protobuf; spans go to its /v1/traces. Without it, a trace that a sender began is only passed on.")
+        .example("\"http://127.0.0.1:4318\""),
+    setting("sampling", Kind::Number { min: 0.0, max: 1.0 }, "The share of events of which traces are sent, where the sender did not begin one; where it did, it has decided.")
+        .default("1.0"),
+]);
 
 const ALERTS: Section = section("alerts", "Who is told when money is at risk, without a monitoring system beside chaski: a message when it begins, again while it lasts, and when it is over. Nobody is, without a receiver.", &[
     setting("group", from_to(Duration::from_millis(100), Duration::from_secs(600)), "What begins within this time goes to a receiver in one message.").default("\"5s\""),

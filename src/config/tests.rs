@@ -53,6 +53,10 @@ fn with_url(url: &str) -> String {
     format!("[destinations.d]\nurl = '{url}'\n")
 }
 
+fn telemetry(rest: &str) -> String {
+    format!("[telemetry]\n{rest}\n")
+}
+
 /// A described source; `rest` is inside its signature.
 fn described(rest: &str) -> String {
     format!(
@@ -70,6 +74,10 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
     for (id, text, reason, line) in [
         ("CF-001", source("secrets = ['env:EMPTY']"), "config_secret_weak", 3),
         ("CF-001 allowed", source("secrets = ['env:EMPTY']\nweak_secret = 'allow'"), "config_secret_weak", 3),
+        ("collector", telemetry("otlp = 'http://collector.example:4318'"), "config_destination", 2),
+        ("collector's path", telemetry("otlp = 'http://127.0.0.1:4318/v1/traces'"), "config_destination", 2),
+        ("collector, no URL", telemetry("otlp = '127.0.0.1:4318'"), "config_destination", 2),
+        ("sampling", telemetry("otlp = 'http://127.0.0.1:4318'\nsampling = 1.5"), "config_range", 3),
         ("CF-002", source("secrets = ['env:SHORT']"), "config_secret_weak", 3),
         ("CF-003", source("secrets = ['env:PLACEHOLDER']"), "config_secret_weak", 3),
         ("CF-004", second("sandbox", "GOOD_AGAIN"), "config_secret_reused", 7),
@@ -347,7 +355,8 @@ fn a_misspelt_key_is_answered_with_the_nearest_or_with_its_place() {
         "chaski.toml:4: sources.a.tolerence: unknown key; did you mean sources.a.signature.timestamp.past and .future?"
     );
     assert!(
-        said("[nobody]\n").contains("known here: ingest, admin, storage, log, alerts, sources, destinations")
+        said("[nobody]\n")
+            .contains("known here: ingest, admin, storage, log, telemetry, alerts, sources, destinations")
     );
 }
 

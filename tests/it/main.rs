@@ -20,6 +20,7 @@ mod isolated;
 mod bounded;
 
 mod outbound;
+mod traces;
 mod patient;
 mod ordered;
 

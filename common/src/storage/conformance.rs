@@ -206,6 +206,7 @@ fn failure() -> Failure {
         attempt: 1,
         result: "http_5xx".to_owned(),
         detail: "503 Service Unavailable".to_owned(),
+        span: "00f067aa0ba902b7".to_owned().try_into().ok(),
     }
 }
 

@@ -114,6 +114,7 @@ impl Courier {
                 attempt: delivery.attempts,
                 result: result.to_owned(),
                 detail,
+                span: delivery.span,
             });
         }
         match (next, delivery.origin) {

@@ -11,6 +11,7 @@ use crate::breaker::Gate;
 use crate::delivery::{Delivery, Origin};
 use crate::metrics::Task;
 use crate::outcome::{AttemptResult, Outcome};
+use crate::span::AttemptSpan;
 use crate::store::Keep;
 
 impl Courier {
@@ -77,13 +78,17 @@ impl Courier {
         let fixed = self.fixed.clone();
         self.spawn(async move {
             let began = Instant::now();
-            let attempt =
-                AssertUnwindSafe(fixed.sender.attempt(&delivery.event, delivery.attempts)).catch_unwind();
-            let outcome = attempt.await.unwrap_or_else(|_| {
+            let span = AttemptSpan::begin(&fixed.tracer, &mut delivery);
+            let traceparent = span.as_ref().map(AttemptSpan::traceparent);
+            let attempt = fixed.sender.attempt(&delivery.event, delivery.attempts, traceparent.as_deref());
+            let outcome = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|_| {
                 fixed.view.metrics.panicked(Task::Attempt);
                 Outcome::failure(AttemptResult::Internal, "the attempt panicked")
             });
             fixed.view.metrics.attempt(outcome.result, began.elapsed());
+            if let Some(span) = span {
+                span.end(&fixed.tracer, (&fixed.spec.name).into(), &delivery, &outcome);
+            }
             Report::Attempted { delivery, outcome, probe }
         });
     }

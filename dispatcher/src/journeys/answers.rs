@@ -9,7 +9,7 @@ async fn attempt(answer: Answer, change: impl FnOnce(&mut DestinationSpec)) -> O
     let mut spec = spec("erp", &receiver.url());
     spec.timeout = Duration::from_millis(700);
     change(&mut spec);
-    sender(&spec).attempt(&event(1), 1).await
+    sender(&spec).attempt(&event(1), 1, None).await
 }
 
 fn sender(spec: &DestinationSpec) -> crate::deliver::Sender {
@@ -97,7 +97,7 @@ async fn an_idle_connection_that_was_closed_is_replaced_uncounted() {
     let receiver = Receiver::start(|_| Answer::Close).await;
     let sender = sender(&spec("erp", &receiver.url()));
     for n in 1..=50 {
-        let outcome = sender.attempt(&event(n), 1).await;
+        let outcome = sender.attempt(&event(n), 1, None).await;
         assert!(outcome.is_success(), "{n}: {outcome:?}");
     }
     assert_eq!(receiver.got().len(), 50);
@@ -114,7 +114,7 @@ async fn a_connection_that_dies_under_a_second_request_is_replaced_uncounted() {
     .await;
     let sender = sender(&spec("erp", &receiver.url()));
     for n in 0..10 {
-        let outcome = sender.attempt(&event(n), 1).await;
+        let outcome = sender.attempt(&event(n), 1, None).await;
         assert!(outcome.is_success(), "{n}: {outcome:?}");
     }
     let got = receiver.got();
@@ -127,7 +127,7 @@ async fn a_connection_is_used_again() {
     let receiver = Receiver::start(|_| Answer::Status(200)).await;
     let sender = sender(&spec("erp", &receiver.url()));
     for n in 0..20 {
-        assert!(sender.attempt(&event(n), 1).await.is_success());
+        assert!(sender.attempt(&event(n), 1, None).await.is_success());
     }
     assert!(receiver.got().iter().all(|got| got.connection == 0));
 }

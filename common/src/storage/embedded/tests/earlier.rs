@@ -62,6 +62,7 @@ fn failures() -> Vec<Failure> {
         attempt: 1,
         result: "http_5xx".to_owned(),
         detail: "503 Service Unavailable".to_owned(),
+        span: None,
     }]
 }
 
