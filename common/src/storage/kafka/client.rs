@@ -34,6 +34,9 @@ const OURS: &[(&str, &str)] = &[
     ("queued.min.messages", "500"),
     ("queued.max.messages.kbytes", "2048"),
     ("fetch.message.max.bytes", "1048576"),
+    // A queue that is full is looked at again this soon: with the client's default, a second, a backlog would be read at
+    // one fetch a second.
+    ("fetch.queue.backoff.ms", "10"),
     ("fetch.wait.max.ms", "100"),
     ("fetch.error.backoff.ms", "100"),
     // Partitions that the topic gains are read this soon.
