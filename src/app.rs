@@ -96,6 +96,8 @@ pub struct App {
     watch: Watch,
     export: Option<Export>,
     control: Control,
+    /// How long the edge goes on when it is told to stop.
+    stop_delay: Duration,
     drain: Duration,
     registry: Registry,
 }
@@ -165,7 +167,7 @@ impl App {
         let ready = Arc::new(AtomicBool::new(false));
         let admin_config = config.admin.clone();
         let store = config.storage.identity();
-        let drain = config.ingest.drain_timeout;
+        let (stop_delay, drain) = (config.ingest.stop_delay, config.ingest.drain_timeout);
         let operations = Operations {
             storage: storage.clone(),
             dispatcher: dispatcher.clone(),
@@ -201,7 +203,20 @@ impl App {
             store: store.unwrap_or_default(),
         };
         let admin = bind_admin(admin_config.listen, shared, &role).await?;
-        Ok(Self { edge, admin, dispatcher, storage, ready, clock, watch, export, control, drain, registry })
+        Ok(Self {
+            edge,
+            admin,
+            dispatcher,
+            storage,
+            ready,
+            clock,
+            watch,
+            export,
+            control,
+            stop_delay,
+            drain,
+            registry,
+        })
     }
 
     /// Where senders post to, if they do so here.
@@ -230,7 +245,7 @@ impl App {
         self.storage.clone()
     }
 
-    /// Serves until `shutdown`, then drains: readiness off, no new connections, what is in flight finishes,
+    /// Serves until `shutdown`, then drains: readiness off, after `stop_delay` no new connections, what is in flight finishes,
     /// everything settled is written, the store is closed.
     pub async fn run(self, shutdown: CancellationToken) {
         let admin_stop = CancellationToken::new();
@@ -244,16 +259,19 @@ impl App {
         let export = self.export.map(|export| tokio::spawn(export.run(admin_stop.clone())));
         self.ready.store(true, Ordering::Relaxed);
         let ready = Arc::clone(&self.ready);
-        let unready = shutdown.clone();
+        let (unready, closing) = (shutdown.clone(), CancellationToken::new());
+        let (close, delay) = (closing.clone(), self.stop_delay);
         let readiness = tokio::spawn(async move {
             unready.cancelled().await;
             ready.store(false, Ordering::Relaxed);
+            tokio::time::sleep(delay).await;
+            close.cancel();
         });
         match self.edge {
-            Some(edge) => edge.run(shutdown, self.drain).await,
+            Some(edge) => edge.run(closing, self.drain).await,
             None => shutdown.cancelled().await,
         }
-        let _ = readiness.await;
+        readiness.abort();
         if let Some(dispatcher) = self.dispatcher {
             // What a store that takes no writes cannot record is begun again after the restart anyhow.
             let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };

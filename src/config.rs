@@ -99,6 +99,8 @@ pub struct IngestConfig {
     pub hosts: Vec<String>,
     /// Who is believed about the address of a sender.
     pub proxies: Proxies,
+    /// How long callbacks are still taken when stopping, after `/readyz` has begun to say no.
+    pub stop_delay: Duration,
     /// How long requests under way are waited for when stopping.
     pub drain_timeout: Duration,
     /// TLS, if chaski speaks it itself.

@@ -31,6 +31,7 @@ impl Checker<'_> {
             },
             http2: node.flag("http2"),
             hosts: self.hosts(node),
+            stop_delay: node.duration("stop_delay"),
             drain_timeout: node.duration("drain_timeout"),
             tls,
         }

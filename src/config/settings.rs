@@ -128,6 +128,8 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
         .example("[\"10.0.0.0/8\"]"),
     setting("forwarded_for_from", Kind::Texts, "Proxies whose X-Forwarded-For is believed: the rightmost address that is none of these is the sender's. It is what allow_ips and the limits per peer go by.")
         .example("[\"10.0.0.0/8\"]"),
+    setting("stop_delay", from_to(Duration::ZERO, Duration::from_secs(600)), "How long callbacks are still taken when stopping, after /readyz has begun to say no: as long as a load balancer takes to notice.")
+        .default("\"0s\""),
     setting("drain_timeout", from_to(SECOND, Duration::from_secs(600)), "How long requests under way are waited for when stopping.")
         .default("\"20s\""),
 ])

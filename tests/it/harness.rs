@@ -1,5 +1,6 @@
 //! What the journeys share: a site with a running gateway, senders, receivers, and waiting for a state.
 
+mod balancer;
 mod certificate;
 mod gateway;
 mod http;
@@ -12,6 +13,7 @@ mod storage;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::balancer::Balancer;
 pub(crate) use self::certificate::{certificate, expire};
 pub(crate) use self::gateway::{Destination, Gateway, Layout, Site, text};
 pub(crate) use self::http::{Answer, connect, exchange, get, post, read_answer};

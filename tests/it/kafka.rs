@@ -11,6 +11,7 @@ mod network;
 mod outage;
 mod readers;
 mod redis;
+mod upgrade;
 
 use std::net::SocketAddr;
 

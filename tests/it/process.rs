@@ -39,6 +39,20 @@ fn an_address_that_is_taken_is_named() {
 }
 
 #[test]
+fn callbacks_are_taken_until_a_load_balancer_has_had_its_time_to_notice() {
+    let receiver = Receiver::start();
+    let layout = Layout { ingest: "stop_delay = \"5m\"".to_owned(), ..Layout::default() };
+    let destinations = vec![Destination::new("orders", &receiver)];
+    let site = Site::new(&Layout { destinations, ..layout });
+    let gateway = site.start();
+    gateway.signal("TERM");
+    eventually("readiness to go", || (gateway.readiness() != 200).then_some(()));
+    receiver.wait_for(&gateway.accept(&payment(1)));
+    assert!(gateway.exited().is_none());
+    gateway.kill();
+}
+
+#[test]
 fn a_request_under_way_at_the_end_is_finished_and_its_event_delivered() {
     let receiver = Receiver::start();
     let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));

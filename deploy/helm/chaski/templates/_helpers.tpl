@@ -18,6 +18,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if not .Values.config.brokers }}{{ fail "config.brokers: name the Kafka brokers" }}{{ end -}}
 [ingest]
 listen = "0.0.0.0:8080"
+# As long as endpoints take to be forgotten.
+stop_delay = "5s"
 
 [admin]
 listen = "0.0.0.0:8081"
