@@ -176,6 +176,7 @@ impl App {
         };
         let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
         let (certificate_until, pruned_at) = (gauges.certificate_until.clone(), gauges.pruned_at.clone());
+        let measured_sources = Arc::clone(&gauges.sources);
         let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
         let (watch, alerts) =
             Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone());
@@ -192,6 +193,7 @@ impl App {
             succeeded_at,
             certificate_until,
             pruned_at,
+            measured_sources,
             alerts,
         }));
         control.0.report(true);

@@ -1,7 +1,7 @@
 //! The metrics of this process, and the gauges among them that are read from the store when somebody asks.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
@@ -39,10 +39,17 @@ impl Instruments {
         }
     }
 
-    /// All families as they stand, never in the middle of a refresh.
+    /// All families as they stand, never in the middle of a refresh. What is measured of a source or a destination
+    /// that a reload has taken out is left out: its open breaker would page for ever.
     pub(crate) async fn gather(&self) -> Vec<MetricFamily> {
-        let _whole = self.gauges.lock().await;
-        self.registry.gather()
+        let gauges = self.gauges.lock().await;
+        let mut families = self.registry.gather();
+        only(&mut families, "source", &gauges.sources());
+        if let Some(dispatcher) = &self.operations.dispatcher {
+            let names: Vec<_> = dispatcher.status().into_iter().map(|status| status.name).collect();
+            only(&mut families, "destination", &names);
+        }
+        families
     }
 }
 
@@ -61,22 +68,30 @@ pub(crate) struct Gauges {
     pub(crate) pruned_at: IntGauge,
     pub(crate) retention: IntGaugeVec,
     disk: Option<Disk>,
-    sources: Vec<Arc<str>>,
+    /// Those that are configured; a reload changes them.
+    pub(crate) sources: Arc<Mutex<Vec<Arc<str>>>>,
 }
 
 /// Where the store, or the spool, is.
 struct Disk {
     folder: PathBuf,
     free: IntGauge,
+    capacity: IntGauge,
 }
 
 impl Disk {
     async fn look(&self) {
         let folder = self.folder.clone();
         // A file system on a network can take its time.
-        let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await;
-        if let Ok(Ok(found)) = found {
-            self.free.set(signed(found.f_bavail.saturating_mul(found.f_frsize)));
+        let found = tokio::task::spawn_blocking(move || {
+            let system = rustix::fs::statvfs(&folder)?;
+            let files = std::fs::read_dir(&folder)?.filter_map(|file| file.ok()?.metadata().ok());
+            let own: u64 = files.filter(std::fs::Metadata::is_file).map(|file| file.len()).sum();
+            std::io::Result::Ok((system.f_bavail.saturating_mul(system.f_frsize), own))
+        });
+        if let Ok(Ok((free, own))) = found.await {
+            self.free.set(signed(free));
+            self.capacity.set(signed(free.saturating_add(own)));
         }
     }
 }
@@ -162,15 +177,23 @@ impl Gauges {
                 folder,
                 free: metrics
                     .gauge("chaski_storage_free_bytes", "What is free where the store or the spool is."),
+                capacity: metrics.gauge(
+                    "chaski_spool_capacity_bytes",
+                    "Bytes that the local store can have on its disk: what it has and what is free.",
+                ),
             }),
-            sources,
+            sources: Arc::new(Mutex::new(sources)),
         };
         gauges.reload_successful.set(1);
-        for source in &gauges.sources {
+        for source in &gauges.sources() {
             gauges.quarantined.with_label_values(&[source]).set(0);
             gauges.quarantine_oldest.with_label_values(&[source]).set(0);
         }
         gauges
+    }
+
+    fn sources(&self) -> Vec<Arc<str>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks the store. What it cannot tell stays as it was.
@@ -198,7 +221,7 @@ impl Gauges {
             }
         }
         let quarantined = storage.deliveries.quarantined().await?;
-        for source in &self.sources {
+        for source in &self.sources() {
             let found = quarantined.iter().find(|found| found.source == *source);
             self.quarantined.with_label_values(&[source]).set(found.map_or(0, |found| signed(found.events)));
             self.quarantine_oldest.with_label_values(&[source]).set(seconds(found.map(|found| found.oldest)));
@@ -210,6 +233,17 @@ impl Gauges {
         }
         Ok(())
     }
+}
+
+/// Leaves out the series whose label says something else, and families that have none left.
+fn only(families: &mut Vec<MetricFamily>, label: &str, values: &[Arc<str>]) {
+    families.retain_mut(|family| {
+        family.mut_metric().retain(|metric| {
+            let found = metric.get_label().iter().find(|pair| pair.name() == label);
+            found.is_none_or(|pair| values.iter().any(|value| **value == *pair.value()))
+        });
+        !family.get_metric().is_empty()
+    });
 }
 
 fn signed(count: u64) -> i64 {

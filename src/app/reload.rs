@@ -36,6 +36,7 @@ pub(super) struct Running {
     pub(super) succeeded_at: prometheus::Gauge,
     pub(super) certificate_until: prometheus::IntGauge,
     pub(super) pruned_at: prometheus::IntGauge,
+    pub(super) measured_sources: Arc<Mutex<Vec<Arc<str>>>>,
     pub(super) alerts: Steering,
 }
 
@@ -115,6 +116,8 @@ impl Running {
             return Err(crate::chain(&error));
         }
         take(new.sources.clone())?;
+        *self.measured_sources.lock().unwrap_or_else(PoisonError::into_inner) =
+            new.sources.iter().map(|source| Arc::clone(&source.name)).collect();
         if let Some(edge) = &self.edge {
             edge.set_max_body(new.ingest.body_bytes_max);
             tls.into_iter().for_each(|tls| edge.set_tls(tls));

@@ -4,7 +4,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, hex_hmac,
+    Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, get, hex_hmac,
     payment, post,
 };
 
@@ -51,6 +51,38 @@ fn a_good_file_takes_effect_by_signal_and_by_command() {
     site.command(&["reload"]).ok();
     assert_eq!(gateway.send(&payment(5)).status, 401, "the previous one is out");
     assert!(successful(&gateway));
+    gateway.stop();
+}
+
+#[test]
+fn what_a_reload_takes_out_is_not_measured_any_more() {
+    let (orders, erp) = (Receiver::start(), Receiver::scripted(|_| Reply::status(410)));
+    let (one, two) = (Destination::new("orders", &orders), Destination::new("erp", &erp));
+    let other = "[sources.other]\nprovider = \"github\"\nsecrets = [\"env:OTHER_SECRET\"]\n".to_owned();
+    let both = Layout { more: other, ..Layout::to([one.clone(), two]) };
+    let site = Site::new(&both).with_env("OTHER_SECRET", NEW_SECRET);
+    let gateway = site.start();
+    let id = gateway.accept(&payment(1));
+    orders.wait_for(&id);
+    eventually("the end of erp", || {
+        (gateway.count("chaski_dispatch_disabled", &["destination=\"erp\""]) == 1).then_some(())
+    });
+    let of = |label: &str| {
+        let metrics = get(gateway.admin, "/metrics").unwrap();
+        String::from_utf8(metrics.body).unwrap().lines().filter(|line| line.contains(label)).count()
+    };
+    let (measured, kept) = (of("destination=\"erp\""), of("destination=\"orders\""));
+    assert_eq!(measured, kept);
+    assert_eq!(of("source=\"other\""), of("source=\"pagoefectivo\"") - 1, "one type of event more");
+
+    site.rewrite(&Layout::to([one]));
+    site.command(&["reload"]).ok();
+    assert_eq!((of("destination=\"erp\""), of("source=\"other\"")), (0, 0));
+    assert_eq!(of("destination=\"orders\""), kept);
+    // One that comes back goes on counting.
+    site.rewrite(&both);
+    site.command(&["reload"]).ok();
+    assert_eq!(of("destination=\"erp\""), measured);
     gateway.stop();
 }
 
