@@ -160,6 +160,7 @@ impl App {
             StorageKind::Kafka { options, .. } => options.spool.clone().filter(|_| role.has_edge()),
         };
         let gauges = Gauges::new(&registry, sources, config.storage.is_embedded(), folder);
+        gauges.look_at_disk().await;
         gauges
             .retention
             .with_label_values(&["events"])

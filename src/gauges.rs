@@ -192,6 +192,13 @@ impl Gauges {
         gauges
     }
 
+    /// What is free at the start: whoever looks before anybody has asked must not find a full disk.
+    pub(crate) async fn look_at_disk(&self) {
+        if let Some(disk) = &self.disk {
+            let _ = tokio::time::timeout(ASK_WITHIN, disk.look()).await;
+        }
+    }
+
     fn sources(&self) -> Vec<Arc<str>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

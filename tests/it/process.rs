@@ -29,6 +29,15 @@ fn a_second_process_on_the_same_store_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
+fn a_process_that_ends_at_once_alarms_nobody() {
+    let layout = Layout { more: "[alerts]\ndisk_free = \"1KiB\"\n".to_owned(), ..Layout::default() };
+    let site = Site::new(&layout);
+    let gateway = site.start();
+    gateway.end();
+    assert_eq!(gateway.logged("alert"), None);
+}
+
+#[test]
 fn an_address_that_is_taken_is_named() {
     let site = Site::new(&Layout::default());
     let taken = std::net::TcpListener::bind(site.edge).unwrap();
