@@ -81,6 +81,7 @@ pub(crate) struct EdgeMetrics {
     quarantined: IntCounterVec,
     conflicts: IntCounterVec,
     keys: KeysInForce,
+    label_overflow: IntCounter,
 }
 
 impl EdgeMetrics {
@@ -184,6 +185,13 @@ impl EdgeMetrics {
                 &["source"],
             ),
             events: make.counters("chaski_edge_events_total", "Events accepted.", &["source", "event_type"]),
+            label_overflow: make
+                .counters(
+                    "chaski_metric_label_overflow_total",
+                    "Events counted as other, because their label has as many values as it may.",
+                    &["label"],
+                )
+                .with_label_values(&["event_type"]),
             quarantined: make.counters(
                 "chaski_quarantine_added_total",
                 "Events put into quarantine.",
@@ -257,6 +265,7 @@ impl EdgeMetrics {
                 known: RwLock::default(),
                 other: self.events.with_label_values(&[name, "other"]),
                 of: self.events.clone(),
+                overflow: self.label_overflow.clone(),
             },
             name: name.to_owned(),
             keys: keys.iter().map(KeyUse::last).collect(),
@@ -323,6 +332,7 @@ struct Types {
     known: RwLock<Vec<(Arc<str>, IntCounter)>>,
     other: IntCounter,
     of: IntCounterVec,
+    overflow: IntCounter,
 }
 
 /// What the storage said.
@@ -387,6 +397,7 @@ impl SourceMetrics {
             known.push((kind.clone(), counter));
         } else {
             self.types.other.inc();
+            self.types.overflow.inc();
         }
     }
 
@@ -410,5 +421,31 @@ impl SourceMetrics {
             outcome if outcome.is_authenticated() => self.consecutive_non_200.set(0),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_beyond_the_bound_are_counted_as_other_and_as_overflow() {
+        let registry = Registry::new();
+        let metrics = EdgeMetrics::new(&registry, Labels { path: Labels::SPOOL, dedup: "local" });
+        let source = metrics.source("pe");
+        for number in 0..TYPES_MAX + 3 {
+            for _ in 0..2 {
+                source.accepted(&format!("type-{number}").into(), Timestamp::UNIX_EPOCH);
+            }
+        }
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for line in [
+            "chaski_edge_events_total{event_type=\"type-15\",source=\"pe\"} 2",
+            "chaski_edge_events_total{event_type=\"other\",source=\"pe\"} 6",
+            "chaski_metric_label_overflow_total{label=\"event_type\"} 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        assert!(!text.contains("type-16"));
     }
 }
