@@ -6,6 +6,8 @@ SHELL := bash
 DENY_VERSION := 0.20.2
 CARGO_HOME ?= $(HOME)/.cargo
 DENY := $(CARGO_HOME)/bin/cargo-deny
+HELM_VERSION := v3.19.2
+HELM := target/go-$(HELM_VERSION)/helm
 KAFKA_VERSION := $(shell sed -n 's:.*<version>\(.*\)</version>.*:\1:p' tests/kafka/pom.xml | head -1)
 KAFKA_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/chaski/kafka-$(KAFKA_VERSION)
 
@@ -19,7 +21,7 @@ TESTS_PYTHON := target/tests-python
 TARGET ?= json
 SECONDS ?= 60
 
-.PHONY: help demo build test check check-deploy bench campaign fuzz forgery constant-time fmt tools-build tools-test
+.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz forgery constant-time fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +46,13 @@ check: tools-build $(DENY) check-deploy ## format, lints, documentation, depende
 
 check-deploy: $(DEPLOY_PYTHON) ## alert rules, dashboards, container, compose, unit
 	@PYTHONPATH=$(DEPLOY_PYTHON) tests/deploy/check
+
+check-chart: $(DEPLOY_PYTHON) $(HELM) ## the chart, by helm and by Kubernetes' schemas; the first time helm is built, which takes Go and some minutes
+	@PATH=$(CURDIR)/$(dir $(HELM)):$$PATH PYTHONPATH=$(DEPLOY_PYTHON) tests/deploy/chart
+
+pictures: tools-build tools-test ## the dashboards as pictures: what they show while chaski runs under traffic and faults, in four minutes
+	cargo build --bin chaski
+	deploy/grafana/pictures.py "$${CARGO_TARGET_DIR:-target}/debug/chaski" deploy/grafana/pictures
 
 bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run
 	cargo build --release --package chaski --package chaski-benches --bins
@@ -95,6 +104,9 @@ $(TESTS_PYTHON)/.requirements.txt: tests/kafka/requirements.txt
 	@rm -rf $(TESTS_PYTHON)
 	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $(TESTS_PYTHON) --requirement $<
 	@cp $< $@
+$(HELM):
+	@tests/tools/need go:golang
+	GOBIN=$(CURDIR)/$(dir $@) go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
 
 $(DENY):
 	cargo install cargo-deny --version $(DENY_VERSION) --locked --quiet
