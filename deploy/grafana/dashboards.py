@@ -184,10 +184,10 @@ DELIVERY = board(
           ('max by (destination) (chaski_dispatch_disabled{job=~"$job"})', "gone {{destination}}")),
     graph("Replayed", "`chaski replay`, `chaski destinations --json`",
           (rate("chaski_replay_events_total", "destination, result"), "{{destination}} {{result}}"), unit="reqps"),
-    graph("Partitions shared out anew in 15 minutes", "By destination: a process came or went.",
-          ('sum by (destination) (increase(chaski_kafka_rebalances_total{job=~"$job"}[15m]))', "{{destination}}"), span=24),
     graph("Headers left out", "Their value may not be sent.",
           (rate("chaski_dispatch_header_dropped_total", "destination"), "{{destination}}"), unit="reqps"),
+    graph("Partitions shared out anew in 15 minutes", "By destination: a process came or went.",
+          ('sum by (destination) (increase(chaski_kafka_rebalances_total{job=~"$job"}[15m]))', "{{destination}}"), span=24),
 )
 
 LOG = board(
