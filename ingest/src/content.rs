@@ -69,7 +69,7 @@ impl Unusable {
             Self::JsonSyntax => "the body is not one JSON document as RFC 8259 has it",
             Self::JsonDepth => "more than 32 containers in one another",
             Self::JsonTooComplex => "more than 10000 values",
-            Self::JsonNumber => "a number longer than 64 characters, or with an exponent past 308",
+            Self::JsonNumber => "a number longer than 128 characters, or with an exponent past 308",
             Self::JsonDuplicateKey => "an object has a name twice",
             Self::SchemaRoot => "the document is not an object",
             Self::SchemaMissing => "a required field is missing",
@@ -219,7 +219,7 @@ impl Rules {
             .headers
             .get_all(CONTENT_ENCODING)
             .iter()
-            .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+            .any(|codings| !codings.as_bytes().split(|byte| *byte == b',').all(is_no_coding))
         {
             return Err(Unusable::ContentEncoding);
         }
@@ -359,6 +359,12 @@ impl<'r> View<'_, 'r> {
     }
 }
 
+/// Of a list of content codings, one that changes nothing.
+fn is_no_coding(coding: &[u8]) -> bool {
+    let coding = coding.trim_ascii();
+    coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+}
+
 fn as_text(bytes: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Unusable> {
     match bytes {
         Cow::Borrowed(bytes) => {
@@ -400,7 +406,7 @@ impl PagoEfectivo {
         {
             return Err(Unusable::SchemaMissing);
         }
-        if !matches!(at(self.event_type), Found::Text(text) if !text.is_empty()) || !is_key(at(self.cip), 1) {
+        if !is_event_type(at(self.event_type)) || !is_key(at(self.cip), 1) {
             return Err(Unusable::SchemaKey);
         }
         if !matches!(at(self.operation), Found::Missing | Found::Null) && !is_key(at(self.operation), 0) {
@@ -425,6 +431,11 @@ impl PagoEfectivo {
     }
 }
 
+/// Any type may come, also one that is not known yet, in characters that can be seen and told from one another.
+fn is_event_type(found: &Found<'_>) -> bool {
+    matches!(found, Found::Text(text) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
+}
+
 /// A CIP or an operation number: text or a whole number.
 fn is_key(found: &Found<'_>, bytes_min: usize) -> bool {
     let in_bounds = |text: &str| (bytes_min..=PAGOEFECTIVO_KEY_BYTES_MAX).contains(&text.len());
@@ -437,9 +448,12 @@ fn is_key(found: &Found<'_>, bytes_min: usize) -> bool {
     }
 }
 
-/// N(18,2): at most sixteen digits and two decimals, more than zero.
+/// N(18,2): at most sixteen digits and two decimals, more than zero, and no other spelling of it.
 fn is_amount(text: &str) -> bool {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    if whole.len() > 1 && whole.starts_with('0') {
+        return false;
+    }
     let digits =
         |text: &str, max| (1..=max).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     digits(whole, 16) && digits(decimals, 2) && text.bytes().any(|byte| matches!(byte, b'1'..=b'9'))
@@ -466,6 +480,8 @@ mod tests {
             "22,05",
             "1e2",
             "12345678901234567.00",
+            "022.05",
+            "00.50",
             "２２.05",
             "1.2.3",
         ] {

@@ -83,14 +83,28 @@ fn host(parts: &http::request::Parts) -> Result<Option<Authority>, Refusal> {
         (Some(host), None) => host,
         (None, _) if parts.version == Version::HTTP_10 => return Ok(authority.cloned()),
         (None, _) if parts.version == Version::HTTP_2 => match authority {
-            Some(authority) if !authority.as_str().contains('@') => return Ok(Some(authority.clone())),
+            Some(authority) if is_plain(authority) => return Ok(Some(authority.clone())),
             _ => return Err(Refusal::BadHost),
         },
         _ => return Err(Refusal::BadHost),
     };
     let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).ok_or(Refusal::BadHost)?;
     let differs = authority.is_some_and(|authority| *authority != host);
-    if host.as_str().contains('@') || differs { Err(Refusal::BadHost) } else { Ok(Some(host)) }
+    if !is_plain(&host) || differs { Err(Refusal::BadHost) } else { Ok(Some(host)) }
+}
+
+/// A name or an address, and a port that is one. The grammar of URLs also takes what no host is called: a comma,
+/// which may be two headers that somebody has joined, user info, any text for a port.
+fn is_plain(host: &Authority) -> bool {
+    let name = host.host();
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let port = host.as_str().strip_prefix(name).and_then(|rest| match rest.strip_prefix(':') {
+        Some(port) => {
+            (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()).then_some(())
+        }
+        None => rest.is_empty().then_some(()),
+    });
+    port.is_some() && (name.starts_with('[') || name.bytes().all(is_name))
 }
 
 /// The method and the framing. `Ok` has the declared length; none means chunks or frames.
@@ -101,18 +115,20 @@ pub(crate) fn check_framing(
     if parts.method != Method::POST {
         return Err(Refusal::MethodNotAllowed);
     }
-    let length = match parts.headers.get_all(TRANSFER_ENCODING).iter().count() {
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    let length = match (codings.next(), codings.next()) {
         // Its frames say where a body ends.
-        0 if parts.version == Version::HTTP_2 && !parts.headers.contains_key(CONTENT_LENGTH) => None,
-        0 => Some(declared_length(&parts.headers)?),
-        1 => None,
+        (None, _) if parts.version == Version::HTTP_2 && !parts.headers.contains_key(CONTENT_LENGTH) => None,
+        (None, _) => Some(declared_length(&parts.headers)?),
+        // hyper looks at the last coding only; any other would be left in the body.
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => None,
         _ => return Err(Refusal::BadFraming),
     };
     if length.is_some_and(|length| length > body_bytes_max as u64) {
         return Err(Refusal::BodyTooLarge);
     }
-    let expects = parts.headers.get(EXPECT);
-    if expects.is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    let mut expectations = parts.headers.get_all(EXPECT).iter();
+    if expectations.any(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Refusal::ExpectationFailed);
     }
     Ok(length.map(|length| length as usize))

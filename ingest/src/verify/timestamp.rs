@@ -71,7 +71,10 @@ fn millis(span: Duration) -> i64 {
 }
 
 fn digits(text: &str) -> Option<i64> {
-    let plain = !text.is_empty() && text.len() <= 18 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = !text.is_empty()
+        && text.len() <= 18
+        && text.bytes().all(|byte| byte.is_ascii_digit())
+        && (text.len() == 1 || !text.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten()
 }
 
@@ -107,7 +110,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<Timestamp> {
     let offset_bytes = offset.as_bytes();
     let numeric = match offset_bytes {
         [b'+' | b'-', a, b, b':', c, d] | [b'+' | b'-', a, b, c, d] => {
-            [a, b, c, d].iter().all(|byte| byte.is_ascii_digit())
+            [a, b, c, d].iter().all(|byte| byte.is_ascii_digit()) && [*a, *b] < *b"24" && *c < b'6'
         }
         _ => false,
     };
@@ -125,7 +128,9 @@ mod tests {
 
     #[test]
     fn only_the_configured_spelling_is_a_timestamp() {
-        for wrong in ["", "abc", "-1", "1.5", "99999999999999999999", "1772031600000", "1 1", "+1", "٢"] {
+        for wrong in
+            ["", "abc", "-1", "1.5", "99999999999999999999", "1772031600000", "1 1", "+1", "٢", "01772031600"]
+        {
             assert_eq!(Format::Unix.parse(wrong), None, "{wrong}");
         }
         for wrong in [
@@ -135,6 +140,8 @@ mod tests {
             "2026-02-30T00:00:00Z",
             "+010000-01-01T00:00:00Z",
             "2026-02-25T10:00:00-05",
+            "2026-02-25T10:00:00+24:00",
+            "2026-02-25T10:00:00-05:60",
             "2026-02-25T10:00:00[America/Lima]",
             "2026-02-25T10:00:00-05:00[America/Lima]",
             "1772031600",
