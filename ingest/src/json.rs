@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 32;
 /// Values in one document, containers and scalars together.
 const NODES_MAX: usize = 10_000;
 /// Bytes of one number.
-const NUMBER_BYTES_MAX: usize = 64;
+const NUMBER_BYTES_MAX: usize = 128;
 /// The exponent of a double ends here; nothing that is money comes near.
 const EXPONENT_MAX: u32 = 308;
 /// Names of one object that are compared one by one; past this a set is made.
@@ -427,6 +427,8 @@ fn exponent_is_sane(number: &str) -> bool {
     })
 }
 
+#[cfg(test)]
+mod suite;
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
