@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use chaski_common::storage::StorageError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,17 @@ pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     }
     let mut signals = Signals::new()?;
     let (sources, destinations) = (config.sources.len(), config.destinations.len());
-    let app = App::open(config, file, role).await?;
+    let app = match App::open(config, file, role).await {
+        Err(error) if is_locked(&error) => {
+            output::say(format_args!(
+                "{}: storage.path: {}; stop that process, or name another folder",
+                file.display(),
+                error.root_cause()
+            ));
+            return Ok(ExitCode::from(super::EXIT_CONFIG));
+        }
+        opened => opened?,
+    };
     tracing::info!(
         edge = app.edge_addr().map(tracing::field::display),
         admin = %app.admin_addr()?,
@@ -48,6 +59,11 @@ pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     watcher.abort();
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether another process has the folder: trying again does not mend it.
+fn is_locked(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StorageError::Locked { .. }))
 }
 
 /// One half of chaski needs a storage that the other half can share, and destinations that exist.

@@ -32,6 +32,9 @@ pub(super) fn check_url(text: &str, allow_http: bool) -> Result<http::Uri, Refus
     if text.contains('#') {
         return Err(("a URL to post to has no fragment", "leave out # and what follows"));
     }
+    if text.contains('\\') {
+        return Err(("a backslash, which some read as a slash", EXAMPLE));
+    }
     let url: http::Uri = text.parse().map_err(|_| ("not a URL", EXAMPLE))?;
     let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
         return Err(("not a whole URL", EXAMPLE));
@@ -145,6 +148,7 @@ mod tests {
             "http://203.0.113.9/",
             "https://u:p@erp.test/x",
             "https://u@erp.test/",
+            "https://erp.test/\\x",
             "ftp://erp.test/",
             "https://erp.test/#x",
             "https://erp.test:6379/",

@@ -17,9 +17,9 @@ fn a_second_process_on_the_same_store_is_refused_and_the_first_goes_on() {
     let other = text.replace(&site.edge.port().to_string(), "0").replace(&site.admin.port().to_string(), "0");
     std::fs::write(site.path("other.toml"), other).unwrap();
     let told = site.bare(&["run", "-c", "other.toml"]);
-    assert!(told.exits(1).stderr.contains("in use by another process"), "{told:?}");
+    assert!(told.exits(78).stderr.contains("in use by another process"), "{told:?}");
     // The same addresses as well.
-    site.command(&["run"]).exits(1);
+    site.command(&["run"]).exits(78);
     receiver.wait_for(&gateway.accept(&payment(1)));
     gateway.stop();
     // Free again.
