@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn labels_are_of_the_published_closed_set() {
         let published: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/bad_inputs.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/it/corpus/bad_inputs.json")).unwrap();
         let published: Vec<&str> =
             published["reasons"].as_array().unwrap().iter().map(|label| label.as_str().unwrap()).collect();
         for label in

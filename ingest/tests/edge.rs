@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-#[path = "edge/bad_inputs.rs"]
-mod bad_inputs;
 #[path = "edge/gates.rs"]
 mod gates;
 #[path = "edge/http2.rs"]

@@ -18,6 +18,8 @@ mod authentic;
 mod once;
 mod isolated;
 mod bounded;
+mod secrets;
+mod series;
 
 mod outbound;
 mod traces;
@@ -37,3 +39,4 @@ mod upgrade;
 mod disk;
 mod crash;
 mod kafka;
+mod corpus;
