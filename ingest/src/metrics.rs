@@ -432,7 +432,7 @@ mod tests {
     fn types_beyond_the_bound_are_counted_as_other_and_as_overflow() {
         let registry = Registry::new();
         let metrics = EdgeMetrics::new(&registry, Labels { path: Labels::SPOOL, dedup: "local" });
-        let source = metrics.source("pe");
+        let source = metrics.source("pe", &[]);
         for number in 0..TYPES_MAX + 3 {
             for _ in 0..2 {
                 source.accepted(&format!("type-{number}").into(), Timestamp::UNIX_EPOCH);
