@@ -4,8 +4,8 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, get, hex_hmac,
-    payment, post,
+    Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, get,
+    hex_hmac, payment, post,
 };
 
 const NEW_SECRET: &str = "Vb6kP1zQw8RtY3uJh5NsXc9LmD2fGaEo7iUxKrTe";
