@@ -104,13 +104,13 @@ impl Json {
         }
     }
 
-    /// Whether every number is within its bounds: 64 bytes, and an exponent up to 308.
+    /// Whether every number is within its bounds: 128 bytes, and an exponent up to 308.
     pub(super) fn has_sane_numbers(&self) -> bool {
         match self {
             Self::Number(text) => {
                 let exponent = text.to_ascii_lowercase();
                 let exponent = exponent.split_once('e').map_or("0", |(_, digits)| digits);
-                text.len() <= 64
+                text.len() <= 128
                     && exponent.trim_start_matches(['+', '-']).parse().is_ok_and(|e: u128| e <= 308)
             }
             Self::Array(items) => items.iter().all(Self::has_sane_numbers),
@@ -153,7 +153,9 @@ pub(super) fn nanoseconds(format: &str, text: &str) -> Option<i128> {
     // The last second of the last year that every zone has.
     const MILLIS_MAX: i128 = 253_402_207_200_000;
     let number = || {
-        let is_plain = (1..=18).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_plain = (1..=18).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_digit())
+            && (text == "0" || !text.starts_with('0'));
         is_plain.then(|| text.parse::<i128>().ok()).flatten()
     };
     let nanos = match format {
@@ -208,8 +210,8 @@ fn rfc3339(text: &str) -> Option<i128> {
             5 => (digits(at + 1, 2)?, digits(at + 3, 2)?),
             _ => return None,
         };
-        // The widest zone the library knows is 25:59.
-        if hours > 25 || minutes > 59 {
+        // RFC 3339 has the hours of a zone like those of a day.
+        if hours > 23 || minutes > 59 {
             return None;
         }
         sign * (hours * 3600 + minutes * 60)
