@@ -104,6 +104,7 @@ $(TESTS_PYTHON)/.requirements.txt: tests/kafka/requirements.txt
 	@rm -rf $(TESTS_PYTHON)
 	pip3 install --quiet --disable-pip-version-check --root-user-action ignore --target $(TESTS_PYTHON) --requirement $<
 	@cp $< $@
+
 $(HELM):
 	@tests/tools/need go:golang
 	GOBIN=$(CURDIR)/$(dir $@) go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
