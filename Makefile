@@ -54,9 +54,10 @@ pictures: tools-build tools-test ## the dashboards as pictures: what they show w
 	cargo build --bin chaski
 	deploy/grafana/pictures.py "$${CARGO_TARGET_DIR:-target}/debug/chaski" deploy/grafana/pictures
 
-bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run
+bench: tools-build tools-test ## what chaski costs beside its own baseline, measured in one run: benches/README.md, with plots
 	cargo build --release --package chaski --package chaski-benches --bins
-	target/release/chaski-bench --json benches/results.json
+	$${CARGO_TARGET_DIR:-target}/release/chaski-bench --json benches/results.json
+	$${CARGO_TARGET_DIR:-target}/release/chaski-bench page
 
 campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload or forged; SEED repeats a run
 	cargo build --release --package chaski --package chaski-benches --bins

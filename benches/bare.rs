@@ -33,10 +33,10 @@ pub(crate) async fn post_all(
     let url: Uri = format!("http://{to}/hooks").parse()?;
     let next = Arc::new(AtomicUsize::new(0));
     post_until(warm_up, &callbacks, &next, &client, &url, concurrency).await?;
-    let (begun, cpu) = (Instant::now(), machine::cpu_of("self")?);
+    let (begun, cpu) = (Instant::now(), machine::cpu_of(std::process::id())?);
     next.store(warm_up, Ordering::Relaxed);
     post_until(warm_up + count, &callbacks, &next, &client, &url, concurrency).await?;
-    let (elapsed, cpu) = (begun.elapsed(), machine::cpu_of("self")? - cpu);
+    let (elapsed, cpu) = (begun.elapsed(), machine::cpu_of(std::process::id())? - cpu);
     Ok(Sample::new(count, elapsed, cpu))
 }
 

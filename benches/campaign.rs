@@ -17,7 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::gateway::Gateway;
+use crate::gateway::{Extra, Gateway};
 use crate::machine::{self, Machine};
 use crate::say;
 use crate::scenario::Size;
@@ -69,7 +69,7 @@ impl Campaign {
             "size": plan.size,
             "seed": plan.seed,
             "unix_seconds": machine::now_us() / 1_000_000,
-            "machine": Machine::look(&plan.folder)?,
+            "machine": Machine::look(&plan.folder).await?,
             "seen": seen,
         }))
     }
@@ -94,7 +94,8 @@ impl Target {
     async fn start(plan: &Plan, ingest: &str) -> anyhow::Result<Self> {
         let site = tempfile::Builder::new().prefix("chaski-campaign-").tempdir_in(&plan.folder)?;
         let store = Store::new(site.path(), None);
-        let gateway = Gateway::start_with(site.path(), &store, &[], 1, ingest).await?;
+        let gateway =
+            Gateway::start_with(site.path(), &store, &[], Extra { ingest, ..Extra::default() }).await?;
         Ok(Self { gateway, _site: site })
     }
 }

@@ -15,60 +15,98 @@ use tokio::time::{Instant, sleep};
 use crate::callback::SECRET;
 use crate::process::{LOOK, Process};
 use crate::store::{Books, Store};
+use crate::wire::Connection;
 
 /// How long a start may take.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
+/// Deliveries under way at once to each destination, as to the bare client's; chaski's default.
+pub(crate) const CONCURRENCY: usize = 32;
+
+/// One destination of a gateway.
+#[derive(Clone)]
+pub(crate) struct Destination {
+    to: SocketAddr,
+    /// Lines of its section.
+    settings: &'static str,
+}
+
+impl Destination {
+    /// With chaski's defaults.
+    pub(crate) const fn to(to: SocketAddr) -> Self {
+        Self { to, settings: "" }
+    }
+
+    /// With these lines in its section.
+    pub(crate) const fn with(to: SocketAddr, settings: &'static str) -> Self {
+        Self { to, settings }
+    }
+}
+
+/// What only some runs have.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Extra<'a> {
+    /// More lines of `[ingest]`.
+    pub(crate) ingest: &'a str,
+    /// A library in front of the system's.
+    pub(crate) preload: Option<&'a Path>,
+}
 
 /// A gateway that runs.
 pub(crate) struct Gateway {
     pub(crate) process: Process,
     pub(crate) edge: SocketAddr,
+    /// From its start until it said that it runs.
+    pub(crate) started_in: Duration,
+    admin: SocketAddr,
     store: Store,
 }
 
 impl Gateway {
-    /// Starts in `site`, a folder, on a store; delivers everything from the beginning to each receiver.
+    /// Starts in `site`, a folder, on a store; delivers everything from the beginning to each destination.
     pub(crate) async fn start(
         site: &Path,
         store: &Store,
-        receivers: &[SocketAddr],
-        concurrency: usize,
+        destinations: &[Destination],
     ) -> anyhow::Result<Self> {
-        Self::start_with(site, store, receivers, concurrency, "").await
+        Self::start_with(site, store, destinations, Extra::default()).await
     }
 
-    /// The same with more lines of `[ingest]`.
+    /// With what else there is to it.
     pub(crate) async fn start_with(
         site: &Path,
         store: &Store,
-        receivers: &[SocketAddr],
-        concurrency: usize,
-        ingest: &str,
+        destinations: &[Destination],
+        extra: Extra<'_>,
     ) -> anyhow::Result<Self> {
         store.prepare()?;
         let mut configuration = format!(
-            "[ingest]\nlisten = \"127.0.0.1:0\"\n{ingest}\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{}\
+            "[ingest]\nlisten = \"127.0.0.1:0\"\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n[storage]\n{}\
              [log]\nformat = \"json\"\nlevel = \"info\"\n\
              [sources.pagoefectivo]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:PE_SECRET\"]\n",
+            extra.ingest,
             store.section()?
         );
-        for (number, address) in receivers.iter().enumerate() {
+        for (number, Destination { to, settings }) in destinations.iter().enumerate() {
             write!(
                 configuration,
-                "[destinations.receiver-{number}]\nurl = \"http://{address}/hooks\"\nsecret = \"env:PE_SECRET\"\n\
-                 concurrency = {concurrency}\nstart = \"beginning\"\n"
+                "[destinations.receiver-{number}]\nurl = \"http://{to}/hooks\"\nsecret = \"env:PE_SECRET\"\n\
+                 concurrency = {CONCURRENCY}\nstart = \"beginning\"\n{settings}"
             )?;
         }
         let (file, log) = (site.join("chaski.toml"), site.join("log"));
         fs::write(&file, configuration)?;
         let mut command = Command::new(binary()?);
         command.arg("run").arg("-c").arg(&file).env("PE_SECRET", SECRET).env_remove("RUST_LOG");
+        if let Some(library) = extra.preload {
+            command.env("LD_PRELOAD", library);
+        }
+        let begun = Instant::now();
         let mut process = Process::start(command.stderr(File::create(&log)?))?;
-        let deadline = Instant::now() + START;
+        let deadline = begun + START;
         loop {
             let said = fs::read_to_string(&log)?;
-            if let Some(edge) = said.lines().find_map(address) {
-                return Ok(Self { process, edge, store: store.clone() });
+            if let Some((edge, admin)) = said.lines().find_map(addresses) {
+                return Ok(Self { process, edge, started_in: begun.elapsed(), admin, store: store.clone() });
             }
             if process.has_ended()? || Instant::now() > deadline {
                 bail!("chaski did not start; it said: {said}");
@@ -77,17 +115,37 @@ impl Gateway {
         }
     }
 
+    /// A figure of its own: the sum over the series of this name with all these labels.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> anyhow::Result<f64> {
+        let mut connection = Connection::open(self.admin).await?;
+        let answer = connection.exchange(b"GET /metrics HTTP/1.1\r\nhost: chaski\r\n\r\n").await?;
+        let mut sum = 0.0;
+        for line in std::str::from_utf8(answer.body)?.lines() {
+            let Some(series) = line.strip_prefix(name) else { continue };
+            if series.starts_with(['{', ' ']) && labels.iter().all(|label| series.contains(label)) {
+                sum += series.rsplit_once(' ').context("a series has a value")?.1.parse::<f64>()?;
+            }
+        }
+        Ok(sum)
+    }
+
     /// Ends it in order, and reads what it has stored.
     pub(crate) async fn stop(self) -> anyhow::Result<Books> {
         self.process.stop().await?;
         self.store.books()
     }
+
+    /// Ends it in order; nothing is read.
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
+        self.process.stop().await
+    }
 }
 
-/// The edge's address, if this line of the log tells it.
-fn address(line: &str) -> Option<SocketAddr> {
+/// Where the edge and the admin API are, if this line of the log tells it.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let line: Value = serde_json::from_str(line).ok()?;
-    if line["message"] == "chaski is running" { line["edge"].as_str()?.parse().ok() } else { None }
+    let address = |name: &str| line[name].as_str()?.parse().ok();
+    if line["message"] == "chaski is running" { Some((address("edge")?, address("admin")?)) } else { None }
 }
 
 /// The `chaski` that was built together with this program.

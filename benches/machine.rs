@@ -6,21 +6,24 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use serde::Serialize;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 
-/// `/proc` counts in these: USER_HZ is 100 on every Linux that chaski is built for.
-const TICK: Duration = Duration::from_millis(10);
-/// Syncs that are timed.
-const SYNCS: usize = 200;
+use crate::load::Seen;
 
-/// User and system time of a process (a pid, or "self") since its start.
-pub(crate) fn cpu_of(process: &str) -> anyhow::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name stands in parentheses and may hold anything; behind it come state and ten more fields.
-    let (_, fields) = stat.rsplit_once(')').context("a process has a name")?;
-    let ticks =
-        fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
-    Ok(TICK * ticks)
+/// Syncs that are timed, and for how long at most on a busy disk.
+const SYNCS: usize = 500;
+const SYNCS_TIME: Duration = Duration::from_secs(2);
+/// What lies between two of them, so that they see more than one moment of the machine.
+const BETWEEN_SYNCS: Duration = Duration::from_millis(1);
+
+/// User and system time of a process since its start: of all its threads, to the nanosecond, where `/proc` counts
+/// hundredths of a second.
+pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?;
+    Ok(clock_gettime(clock)?.into())
 }
 
 /// Microseconds since 1970, as every process here reads them.
@@ -35,7 +38,7 @@ pub(crate) fn threads_of(process: &str) -> anyhow::Result<usize> {
 }
 
 /// What a process has in memory.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Resident {
     pub(crate) now_mib: f64,
     pub(crate) peak_mib: f64,
@@ -75,7 +78,7 @@ impl Times {
 }
 
 /// What the figures were measured on.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
@@ -85,29 +88,31 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn look(folder: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn look(folder: &Path) -> anyhow::Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         Ok(Self {
             cpu: model.map_or("unknown", |(_, model)| model).to_owned(),
             cores: std::thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            fsync_us: sync_time(folder)?.as_secs_f64() * 1e6,
+            fsync_us: sync_times(folder).await?.quantile_ms(0.5) * 1e3,
         })
     }
 }
 
-fn sync_time(folder: &Path) -> anyhow::Result<Duration> {
+/// What one append of 4 KiB with `fdatasync` takes in this folder, many times.
+pub(crate) async fn sync_times(folder: &Path) -> anyhow::Result<Seen> {
     let path = folder.join("sync");
     let mut file = File::create(&path)?;
-    let mut times = Vec::with_capacity(SYNCS);
-    for _ in 0..SYNCS {
+    let mut times_us = Vec::with_capacity(SYNCS);
+    let all = Instant::now();
+    while times_us.len() < SYNCS && all.elapsed() < SYNCS_TIME {
         let begun = Instant::now();
         file.write_all(&[0x5a; 4096])?;
         file.sync_data()?;
-        times.push(begun.elapsed());
+        times_us.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
+        sleep(BETWEEN_SYNCS).await;
     }
     fs::remove_file(path)?;
-    times.sort_unstable();
-    Ok(times[SYNCS / 2])
+    Ok(Seen::new(all.elapsed(), times_us))
 }

@@ -15,6 +15,7 @@ mod load;
 mod null;
 mod bare;
 mod process;
+mod topic;
 mod store;
 mod gateway;
 mod machine;
@@ -63,9 +64,21 @@ struct Cli {
     part: Option<Part>,
 }
 
-/// Campaigns, and the processes of a run, which `chaski-bench` starts itself.
+/// Campaigns, the pages, and the processes of a run, which `chaski-bench` starts itself.
 #[derive(Subcommand)]
 enum Part {
+    /// Writes the page, the plots and the capacity plan again, without measuring.
+    Page {
+        /// The figures.
+        #[arg(long, default_value = "benches/results.json")]
+        results: PathBuf,
+        /// Where the pages go.
+        #[arg(long, default_value = "benches")]
+        to: PathBuf,
+        /// The README that has a place for a table and a plot.
+        #[arg(long, default_value = "README.md")]
+        readme: PathBuf,
+    },
     /// A server that reads the body and answers 200.
     #[command(hide = true)]
     NullServer {
@@ -115,6 +128,7 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<()> {
     match cli.part {
+        Some(Part::Page { results, to, readme }) => Report::read(&results)?.publish(&to, &readme),
         // As chaski does it: one worker per core.
         Some(Part::NullServer { manner }) => tokio::runtime::Runtime::new()?.block_on(null::serve(manner)),
         Some(Part::BareClient { to, count, warm_up, concurrency }) => {
@@ -138,12 +152,12 @@ fn start(cli: Cli) -> anyhow::Result<()> {
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let size = if cli.quick { Size::Quick } else { cli.size };
     let bench = Bench::new(size, cli.rounds, cli.dir)?;
-    let mut report = Report::new(size, bench.folder())?;
+    let mut report = Report::new(size, bench.folder()).await?;
     bench.run(&cli.only, cli.on, &mut report).await?;
     report.finish()?;
     print(&report.markdown());
     if let Some(file) = cli.json {
-        std::fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
+        report.write(&file)?;
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ impl Process {
 
     /// CPU time it has used.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        machine::cpu_of(&self.0.id().to_string())
+        machine::cpu_of(self.0.id())
     }
 
     pub(crate) fn memory(&self) -> anyhow::Result<Resident> {
@@ -95,14 +95,34 @@ impl Null {
         Ok(Self { process, address })
     }
 
-    /// What it has received.
+    /// What it has taken.
     pub(crate) async fn tally(&self) -> anyhow::Result<Tally> {
+        self.tell("/").await
+    }
+
+    /// From now on it answers 500, with so many seconds of `Retry-After`.
+    pub(crate) async fn refuse_for(&self, seconds: u32) -> anyhow::Result<Tally> {
+        self.tell(&format!("/refuse/{seconds}")).await
+    }
+
+    /// From now on it takes everything.
+    pub(crate) async fn take(&self) -> anyhow::Result<Tally> {
+        self.tell("/take").await
+    }
+
+    /// It finishes what it is answering, and then nobody listens for a while.
+    pub(crate) async fn be_away_for(&self, duration: Duration) -> anyhow::Result<Tally> {
+        self.tell(&format!("/away/{}", duration.as_millis())).await
+    }
+
+    async fn tell(&self, path: &str) -> anyhow::Result<Tally> {
         let mut connection = Connection::open(self.address).await?;
-        let answer = connection.exchange(b"GET / HTTP/1.1\r\nhost: null\r\n\r\n").await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: null\r\n\r\n");
+        let answer = connection.exchange(request.as_bytes()).await?;
         Tally::read(std::str::from_utf8(answer.body)?)
     }
 
-    /// How late each body came that says when it was to be sent.
+    /// How late each body came that says when it was to be sent; of those since the last question.
     pub(crate) async fn latencies(&self) -> anyhow::Result<Seen> {
         let mut connection = Connection::open(self.address).await?;
         let answer = connection.exchange(b"GET /latencies HTTP/1.1\r\nhost: null\r\n\r\n").await?;

@@ -1,59 +1,163 @@
 //! What is measured, how much of it, and in which order.
 //!
-//! Every case of a round stands between two runs of its baseline. Each run has processes and a store of its
-//! own, and a warm-up that is not counted.
+//! What has a baseline stands between two runs of it, or beside it in the same round. Each run has processes and a
+//! store of its own, and a warm-up that is not counted.
 
+mod schedule;
 mod edge;
 mod deliver;
 mod publish;
 mod latency;
+mod sick;
+mod outage;
+mod parked;
+mod growth;
 mod memory;
+
+pub(crate) use self::growth::{NORMALISED, STORED};
+pub(crate) use self::latency::{CLOSED_LOOP, QUANTILES, SHARES, case as at_share};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use self::edge::{EDGES, Edge};
 use crate::callback::{Callbacks, Signature};
-use crate::report::Report;
+use crate::machine;
+use crate::report::{Figure, Report, SYNC, Unit};
 use crate::say;
 use crate::store::{On, Servers, Store};
 
-/// Deliveries under way at once, here and in the bare client; chaski's default.
-const CONCURRENCY: usize = 32;
 /// How long deliveries may take.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Connections of the load where only what becomes of it matters.
-const MEMORY_CONNECTIONS: usize = 64;
-/// Destinations of a process on Kafka whose memory is watched.
-const FANS: [usize; 2] = [5, 50];
+/// Connections of a load that keeps to a schedule, or of which only the result matters.
+const CONNECTIONS: usize = 256;
+/// Callbacks rendered at once where there are very many.
+const BATCH: usize = 50_000;
 
 /// What can be measured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Scenario {
     /// New callbacks: signature, dedup, synced commit, 200.
     Accept,
+    /// The same on a disk whose syncs take a millisecond more.
+    SlowSync,
     /// Callbacks that were stored before.
     Duplicate,
     /// Callbacks whose signature is wrong.
     Forge,
-    /// From the store to a receiver.
+    /// From the store to 1, 3 and 8 destinations.
     Deliver,
     /// Callbacks through the edge onto Kafka, beside Kafka's own load generator.
     Publish,
-    /// From the time a callback was to be sent to its answer, and to its delivery, at a fixed rate.
+    /// Capacity from edge to receiver; answers and deliveries by a schedule at 20, 50 and 80 % of it.
     Latency,
-    /// Resident memory, idle and after many events.
+    /// Seven healthy destinations beside one that never answers.
+    Sick,
+    /// Receivers go away and come back while callbacks arrive.
+    Outage,
+    /// Very many parked deliveries.
+    Parked,
+    /// A store that grows, and its start.
+    Growth,
+    /// Resident memory, idle, after many events, with many destinations.
     Memory,
 }
 
+impl Scenario {
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Accept,
+        Self::SlowSync,
+        Self::Duplicate,
+        Self::Forge,
+        Self::Deliver,
+        Self::Publish,
+        Self::Latency,
+        Self::Sick,
+        Self::Outage,
+        Self::Parked,
+        Self::Growth,
+        Self::Memory,
+    ];
+
+    /// For people.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Accept => "Callbacks at the edge: verified, deduplicated, made durable, answered",
+            Self::SlowSync => "The same on a disk whose syncs take 1 ms more",
+            Self::Duplicate => "Duplicates, recognised",
+            Self::Forge => "Forged callbacks, refused",
+            Self::Deliver => "Deliveries to 1, 3 and 8 destinations",
+            Self::Publish => "Onto Kafka",
+            Self::Latency => "Latency at 20, 50 and 80 % of capacity",
+            Self::Sick => "One of eight destinations never answers",
+            Self::Outage => "Receivers are away and come back",
+            Self::Parked => "Parked deliveries",
+            Self::Growth => "A store that grows",
+            Self::Memory => "Memory",
+        }
+    }
+
+    /// What is done, for the page.
+    pub(crate) const fn explained(self) -> &'static str {
+        match self {
+            Self::Accept => {
+                "New callbacks of 350 bytes, PagoEfectivo's scheme, as fast as answers come. The 200 comes after the sync, or after acks=all."
+            }
+            Self::SlowSync => {
+                "A library in front of the system's adds 1 ms to each fdatasync and fsync (`slowsync.c`): about what a disk in a cloud takes."
+            }
+            Self::Duplicate => {
+                "Callbacks that were stored before, again and again: answered 200, stored once."
+            }
+            Self::Forge => {
+                "Signatures that are wrong by one bit. A forgery costs its sender the connection, which is why connections are counted in."
+            }
+            Self::Deliver => {
+                "A store is filled with nobody to deliver to; then chaski starts with its destinations and works it off. As many deliveries in all, whatever their number."
+            }
+            Self::Publish => {
+                "Callbacks through the edge, and Kafka's own load generator into the same broker."
+            }
+            Self::Latency => {
+                "Capacity is found in each round: closed loop, from the edge until the receiver has everything. Then callbacks come by a schedule at a share of it."
+            }
+            Self::Sick => {
+                "Callbacks by a schedule to eight destinations. One takes requests and never answers; its attempts end after a second. The others are measured."
+            }
+            Self::Outage => {
+                "Nobody listens at the receiver's address for a while, and then again. Callbacks arrive by the same schedule before, meanwhile and afterwards."
+            }
+            Self::Parked => {
+                "The receiver answers every delivery with 500 and `Retry-After`, until all are parked. Then it is well again, all are due, and chaski starts anew."
+            }
+            Self::Growth => {
+                "One store, filled further and further. At each fill callbacks are measured beside an empty server; in the end chaski is started on it."
+            }
+            Self::Memory => {
+                "Resident memory of the process: at rest, after many events from edge to receiver, and on Kafka with many destinations."
+            }
+        }
+    }
+
+    /// Whether it is measured on Kafka and Redis, too.
+    const fn is_on(self, on: On) -> bool {
+        match self {
+            Self::Accept | Self::Deliver | Self::Latency | Self::Memory => true,
+            Self::Publish => matches!(on, On::Kafka),
+            _ => matches!(on, On::Embedded),
+        }
+    }
+}
+
 /// How much of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Size {
     Full,
@@ -67,8 +171,16 @@ struct Counts {
     requests: usize,
     deliveries: usize,
     through_memory: usize,
-    /// Per second, and for how long.
+    /// Seconds at each share of the capacity, and the greatest rate there.
     steady: (usize, usize),
+    /// Callbacks per second, and for how many seconds, beside a sick destination.
+    sick: (usize, usize),
+    /// Callbacks per second, and the seconds before, during and after an outage.
+    outage: (usize, [usize; 3]),
+    /// Deliveries that are parked, and for how many seconds.
+    parked: (usize, u32),
+    /// Events a store is filled to.
+    fills: [usize; 3],
 }
 
 impl Size {
@@ -76,21 +188,39 @@ impl Size {
         match self {
             Self::Full => Counts {
                 rounds: 5,
-                requests: 150_000,
+                requests: 100_000,
                 deliveries: 60_000,
                 through_memory: 1_000_000,
-                steady: (2_000, 20),
+                steady: (4, 50_000),
+                sick: (1_000, 6),
+                outage: (4_000, [4, 6, 8]),
+                // As many as chaski keeps parked by default.
+                parked: (100_000, 60),
+                fills: [100_000, 1_000_000, 10_000_000],
             },
             Self::Quick => Counts {
                 rounds: 2,
                 requests: 40_000,
-                deliveries: 20_000,
+                deliveries: 16_000,
                 through_memory: 100_000,
-                steady: (1_000, 5),
+                steady: (2, 50_000),
+                sick: (400, 4),
+                outage: (1_000, [2, 4, 5]),
+                parked: (10_000, 20),
+                fills: [10_000, 50_000, 250_000],
             },
-            Self::Tiny => {
-                Counts { rounds: 1, requests: 400, deliveries: 400, through_memory: 500, steady: (100, 2) }
-            }
+            Self::Tiny => Counts {
+                rounds: 1,
+                requests: 400,
+                deliveries: 400,
+                through_memory: 500,
+                steady: (1, 100),
+                sick: (50, 1),
+                outage: (100, [1, 1, 1]),
+                // Longer than what an attempt waits for in its lane.
+                parked: (100, 11),
+                fills: [100, 200, 400],
+            },
         }
     }
 }
@@ -116,6 +246,7 @@ impl Bench {
         let scratch = tempfile::Builder::new().prefix("chaski-bench-").tempdir_in(folder)?;
         let counts = size.counts();
         let counts = Counts { rounds: rounds.unwrap_or(counts.rounds), ..counts };
+        ensure!(counts.rounds > 0, "--rounds: at least one");
         Ok(Self { counts, scratch, servers: OnceLock::new() })
     }
 
@@ -131,41 +262,54 @@ impl Bench {
         on: Option<On>,
         report: &mut Report,
     ) -> anyhow::Result<()> {
-        let wanted = |scenario| only.is_empty() || only.contains(&scenario);
-        let stores =
-            || [On::Embedded, On::Kafka].into_iter().filter(move |store| on.is_none_or(|on| on == *store));
-        let is_there = |edge: &Edge| wanted(edge.scenario) && on.is_none_or(|on| on == edge.on);
-        let edges: Vec<Edge> = EDGES.into_iter().filter(is_there).collect();
-        let callbacks = Callbacks::render(0, self.counts.requests, Signature::Right)?;
-        let before = self.counts.requests;
-        let warm_up = Callbacks::render(before, Counts::warm_up(before), Signature::Right)?;
-        let load = Loads { callbacks: Arc::new(callbacks), warm_up: Arc::new(warm_up) };
+        let is_there = |scenario: Scenario, store| {
+            (only.is_empty() || only.contains(&scenario))
+                && scenario.is_on(store)
+                && on.is_none_or(|on| on == store)
+        };
+        let edges: Vec<Edge> = EDGES.into_iter().filter(|edge| is_there(edge.scenario, edge.on)).collect();
+        let load = Loads::render(self.counts.requests)?;
         for round in 1..=self.counts.rounds {
             say(format_args!("round {round} of {}", self.counts.rounds));
             self.edges(&edges, &load, report).await?;
-            if wanted(Scenario::Deliver) {
-                for on in stores() {
+            for on in On::BOTH {
+                if is_there(Scenario::Deliver, on) {
                     self.deliver(on, report).await?;
                 }
-            }
-            if wanted(Scenario::Publish) && on != Some(On::Embedded) {
-                self.publish(&load, report).await?;
+                if is_there(Scenario::Publish, on) {
+                    self.publish(&load, report).await?;
+                }
+                if is_there(Scenario::Latency, on) {
+                    self.latency(on, report).await?;
+                }
+                if is_there(Scenario::Sick, on) {
+                    self.sick(report).await?;
+                }
+                if is_there(Scenario::Outage, on) {
+                    self.outage(report).await?;
+                }
             }
         }
-        for on in stores() {
-            if wanted(Scenario::Latency) {
-                report.latencies.push(self.latency(on).await?);
+        // What takes minutes or does not vary is done once.
+        for on in On::BOTH {
+            if is_there(Scenario::Parked, on) {
+                self.parked(report).await?;
             }
-            if wanted(Scenario::Memory) && on == On::Embedded {
-                report.memory = Some(self.memory().await?);
+            if is_there(Scenario::Growth, on) {
+                self.growth(report).await?;
             }
-            if wanted(Scenario::Memory) && on == On::Kafka {
-                for destinations in FANS {
-                    report.seats.push(self.seat(destinations).await?);
-                }
+            if is_there(Scenario::Memory, on) {
+                self.memory(on, report).await?;
             }
         }
         Ok(())
+    }
+
+    /// One sync of this disk, beside figures that rest on it; the p99 in milliseconds.
+    async fn sync(&self, scenario: Scenario, on: On, report: &mut Report) -> anyhow::Result<f64> {
+        let p99_ms = machine::sync_times(self.folder()).await?.quantile_ms(0.99);
+        report.add(Figure::of(scenario, on, "this disk", SYNC, Unit::Milliseconds), p99_ms, None);
+        Ok(p99_ms)
     }
 
     fn servers(&self) -> &Arc<Servers> {
@@ -189,4 +333,12 @@ impl Bench {
 struct Loads {
     callbacks: Arc<Callbacks>,
     warm_up: Arc<Callbacks>,
+}
+
+impl Loads {
+    fn render(count: usize) -> anyhow::Result<Self> {
+        let callbacks = Callbacks::render(0, count, Signature::Right)?;
+        let warm_up = Callbacks::render(count, Counts::warm_up(count), Signature::Right)?;
+        Ok(Self { callbacks: Arc::new(callbacks), warm_up: Arc::new(warm_up) })
+    }
 }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, ensure};
 use chaski_common::storage::kafka::{self, testing};
-use chaski_common::storage::{BatchLimit, Change, Cursor, EventFilter, PAGE_MAX, Start, Storage, embedded};
+use chaski_common::storage::{EventFilter, PAGE_MAX, Storage, embedded};
 use clap::ValueEnum;
 use prometheus::Registry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::load::Seen;
 use crate::tally::Tally;
+use crate::topic;
 
 /// Which storage.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum On {
     /// One SQLite file.
@@ -25,6 +27,8 @@ pub(crate) enum On {
 }
 
 impl On {
+    pub(crate) const BOTH: [Self; 2] = [Self::Embedded, Self::Kafka];
+
     /// For people.
     pub(crate) const fn shown(self) -> &'static str {
         match self {
@@ -40,8 +44,12 @@ pub(crate) struct Servers {
     redis: testing::RedisServer,
 }
 
+/// Bytes of a record as chaski publishes it: the body, and its headers.
+pub(crate) const RECORD_BYTES: usize = 760;
+/// Records that are produced one after the other.
+const PRODUCES: usize = 500;
 /// Partitions of the events topic: what chaski has if nobody says otherwise.
-const PARTITIONS: i32 = 12;
+pub(crate) const PARTITIONS: i32 = 12;
 
 impl Servers {
     pub(crate) fn start() -> Self {
@@ -49,13 +57,13 @@ impl Servers {
     }
 
     /// Publishes records of this size as fast as Kafka's own program does, with the same durability; per second.
-    pub(crate) fn perf_test(&self, records: usize, record_bytes: usize) -> anyhow::Result<f64> {
+    pub(crate) fn perf_test(&self, records: usize) -> anyhow::Result<f64> {
         let options = self.options("bench-perf");
         on_a_runtime(async move { Ok(kafka::apply(&options, kafka::plan(&options).await?).await?) })?;
         let output = Command::new("java")
             .args(["-Xmx512m", "-cp", &format!("{}/*", testing::libraries().display())])
             .args(["org.apache.kafka.tools.ProducerPerformance", "--topic", "bench-perf.events"])
-            .args(["--num-records", &records.to_string(), "--record-size", &record_bytes.to_string()])
+            .args(["--num-records", &records.to_string(), "--record-size", &RECORD_BYTES.to_string()])
             .args(["--throughput", "-1", "--producer-props", "acks=all", "linger.ms=1"])
             .arg(format!("bootstrap.servers={}", self.brokers))
             .stdin(Stdio::null())
@@ -66,6 +74,13 @@ impl Servers {
         let last = told.lines().last().unwrap_or_default();
         let rate = last.split(", ").find_map(|part| part.split(" records/sec").next()?.parse().ok());
         rate.with_context(|| format!("the perf test said: {last}"))
+    }
+
+    /// What one record after the other takes until it is acknowledged as chaski's are, with nothing else under way.
+    pub(crate) fn produce_times(&self) -> anyhow::Result<Seen> {
+        let options = self.options("bench-produce");
+        on_a_runtime(async move { Ok(kafka::apply(&options, kafka::plan(&options).await?).await?) })?;
+        topic::produce(std::slice::from_ref(&self.brokers), "bench-produce.events", PRODUCES, RECORD_BYTES)
     }
 
     fn options(&self, prefix: &str) -> kafka::Options {
@@ -123,6 +138,27 @@ impl Store {
         Ok(())
     }
 
+    /// How many events it holds, when nobody has it open any more.
+    pub(crate) fn events(&self) -> anyhow::Result<u64> {
+        let path = self.folder.join("store");
+        ensure!(self.servers.is_none(), "only the embedded store is counted");
+        on_a_runtime(async move {
+            let storage = embedded::open(&embedded::Options { path }, &Registry::new())?;
+            let census = storage.events.census().await?;
+            storage.events.close().await;
+            Ok(census.events)
+        })
+    }
+
+    /// Bytes of its files; nobody has it open.
+    pub(crate) fn bytes(&self) -> anyhow::Result<u64> {
+        let mut bytes = 0;
+        for file in std::fs::read_dir(self.folder.join("store"))? {
+            bytes += file?.metadata()?.len();
+        }
+        Ok(bytes)
+    }
+
     /// Reads it, when nobody has it open any more.
     pub(crate) fn books(&self) -> anyhow::Result<Books> {
         let (options, path) = (self.options(), self.folder.join("store"));
@@ -135,27 +171,24 @@ impl Store {
                     (storage, stored)
                 }
                 Some(options) => {
-                    let storage = kafka::open(&options, &registry).await?;
-                    let stored = all_tracks(&storage).await?;
-                    (storage, stored)
+                    let topic = format!("{}.events", options.topic_prefix);
+                    let stored = topic::read(&options.brokers, &topic)?;
+                    (kafka::open(&options, &registry).await?, stored)
                 }
             };
             let progress = storage.events.progress().await?;
             let quarantined: u64 = storage.deliveries.quarantined().await?.iter().map(|of| of.events).sum();
-            let of_ours = progress.iter().filter(|progress| &*progress.destination != READER);
             let books = Books {
                 stored,
-                unsettled: of_ours.clone().map(|progress| progress.lag).sum(),
-                failed: quarantined + of_ours.map(|progress| progress.parked + progress.dead).sum::<u64>(),
+                unsettled: progress.iter().map(|progress| progress.lag).sum(),
+                failed: quarantined
+                    + progress.iter().map(|progress| progress.parked + progress.dead).sum::<u64>(),
             };
             storage.events.close().await;
             Ok(books)
         })
     }
 }
-
-/// Who reads the topics here.
-const READER: &str = "bench-reader";
 
 async fn all_pages(storage: &Storage) -> anyhow::Result<Tally> {
     let (mut stored, mut before) = (Tally::default(), None);
@@ -166,33 +199,6 @@ async fn all_pages(storage: &Storage) -> anyhow::Result<Tally> {
         before = Some(last.position);
         page.iter().for_each(|record| stored.add(&record.event.body));
     }
-}
-
-/// Topics are read from their beginning on: a page of the newest would be a scan of its own.
-async fn all_tracks(storage: &Storage) -> anyhow::Result<Tally> {
-    let expected = storage.events.census().await?.events;
-    let limit = BatchLimit { records: PAGE_MAX, bytes: 16 << 20 };
-    let mut subscription = storage.events.subscribe(&Cursor::of(READER), Start::Beginning, limit).await?;
-    let (found, mut batches) = tokio::sync::mpsc::channel(64);
-    tokio::spawn(async move {
-        while let Some(change) = subscription.changes.recv().await {
-            let Change::Gained(mut track) = change else { continue };
-            let found = found.clone();
-            tokio::spawn(async move {
-                while let Some(batch) = track.batches.recv().await {
-                    if found.send(batch).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    let mut stored = Tally::default();
-    while stored.count < expected {
-        let batch = batches.recv().await.context("the reader of the topics has ended")??;
-        batch.iter().for_each(|record| stored.add(&record.event.body));
-    }
-    Ok(stored)
 }
 
 /// What a store holds.

@@ -14,13 +14,22 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn add(&mut self, body: &[u8]) {
+        self.add_digest(digest(body));
+    }
+
+    pub(crate) const fn add_digest(&mut self, digest: u64) {
         self.count += 1;
-        self.sum = self.sum.wrapping_add(digest(body));
+        self.sum = self.sum.wrapping_add(digest);
     }
 
     /// What two receivers have together.
     pub(crate) const fn and(self, other: Self) -> Self {
         Self { count: self.count + other.count, sum: self.sum.wrapping_add(other.sum) }
+    }
+
+    /// What a receiver has who gets each body so many times.
+    pub(crate) const fn times(self, times: u64) -> Self {
+        Self { count: self.count * times, sum: self.sum.wrapping_mul(times) }
     }
 
     /// As [`Tally::write`] wrote it.

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 /// What an answer is read into at first; the latencies of a receiver are longer.
 const ANSWER_BYTES: usize = 16 << 10;
 
-/// A connection to a server; opened anew when the server has closed it behind an answer.
+/// A connection to a server; opened anew when the server has closed it behind an answer or because it was idle.
 pub(crate) struct Connection {
     to: SocketAddr,
     /// What every connection begins with.
@@ -36,9 +36,15 @@ impl Connection {
         Ok(Self { to, hello, stream, closed: false, buffer: vec![0; ANSWER_BYTES] })
     }
 
+    /// Whether the server has ended it while nothing was under way, as servers do with idle ones.
+    fn has_ended(&self) -> bool {
+        let waiting = self.stream.try_read(&mut [0]);
+        !waiting.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
     /// Sends a rendered request and reads its answer to the end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
-        if self.closed {
+        if self.closed || self.has_ended() {
             self.stream = connect(self.to, &self.hello).await?;
         }
         self.stream.write_all(request).await?;

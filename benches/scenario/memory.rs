@@ -5,77 +5,97 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::{Bench, CONCURRENCY, MEMORY_CONNECTIONS, PATIENCE};
+use super::{BATCH, Bench, CONNECTIONS, PATIENCE, Scenario};
 use crate::callback::{Callbacks, Signature};
-use crate::gateway::Gateway;
+use crate::gateway::{Destination, Gateway};
 use crate::load::{Expected, Senders};
 use crate::null::Manner;
 use crate::process::Null;
-use crate::report::{Memory, Seat};
-use crate::say;
+use crate::report::{Figure, Goal, RATE, RESIDENT, Report, Unit};
 use crate::store::On;
 use crate::tally::Tally;
 
 /// Before memory is called idle.
 const IDLE: Duration = Duration::from_secs(1);
-/// Callbacks rendered at once.
-const MEMORY_BATCH: usize = 50_000;
+/// What chaski wants to have in memory at most.
+const IDLE_MIB_MAX: f64 = 40.0;
+const AFTER_MIB_MAX: f64 = 128.0;
+/// And with this many destinations on Kafka.
+const SEATS: [(usize, Option<Goal>); 2] = [(5, Some(Goal::AtMost(300.0))), (50, None)];
 
 impl Bench {
+    pub(super) async fn memory(&self, on: On, report: &mut Report) -> anyhow::Result<()> {
+        match on {
+            On::Embedded => self.through(report).await,
+            On::Kafka => {
+                for (destinations, goal) in SEATS {
+                    self.seat(destinations, goal, report).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// One gateway, first at rest, then with everything going through it, edge to receiver.
-    pub(super) async fn memory(&self) -> anyhow::Result<Memory> {
+    async fn through(&self, report: &mut Report) -> anyhow::Result<()> {
         let site = self.site()?;
         let store = self.store(&site, On::Embedded);
         let receiver = Null::start(Manner::Tally)?;
-        let gateway = Gateway::start(site.path(), &store, &[receiver.address], CONCURRENCY).await?;
+        let gateway = Gateway::start(site.path(), &store, &[Destination::to(receiver.address)]).await?;
         tokio::time::sleep(IDLE).await;
         let idle = gateway.process.memory()?;
-        let mut senders = Senders::connect(gateway.edge, MEMORY_CONNECTIONS).await?;
+        let mut senders = Senders::connect(gateway.edge, CONNECTIONS).await?;
         let (mut sent, mut tally) = (0, Tally::default());
         let begun = Instant::now();
         while sent < self.counts.through_memory {
-            let batch = MEMORY_BATCH.min(self.counts.through_memory - sent);
+            let batch = BATCH.min(self.counts.through_memory - sent);
             let callbacks = Arc::new(Callbacks::render(sent, batch, Signature::Right)?);
             senders.post(&callbacks, batch, Expected::Accepted).await?;
             (sent, tally) = (sent + batch, tally.and(callbacks.tally()));
         }
-        say(format_args!("{sent} events accepted in {:.1} s", begun.elapsed().as_secs_f64()));
         let received = receiver.wait_for(sent as u64, PATIENCE).await?;
         let elapsed = begun.elapsed();
         ensure!(received == tally, "the receiver has {received:?} instead of {tally:?}");
         let after = gateway.process.memory()?;
         drop(senders);
         gateway.stop().await?.must_be(tally)?;
-        say(format_args!("and delivered after {:.1} s", elapsed.as_secs_f64()));
-        Ok(Memory {
-            events: sent,
-            idle_mib: idle.now_mib,
-            after_mib: after.now_mib,
-            peak_mib: after.peak_mib,
-            seconds: elapsed.as_secs_f64(),
-        })
+
+        let figure =
+            |case: &str, what: &str, unit| Figure::of(Scenario::Memory, On::Embedded, case, what, unit);
+        let at_rest = figure("at rest", RESIDENT, Unit::Mebibytes).wants(Goal::AtMost(IDLE_MIB_MAX));
+        report.add(at_rest, idle.now_mib, None);
+        let case = format!("{sent} events from edge to receiver");
+        let full = figure(&case, RESIDENT, Unit::Mebibytes).wants(Goal::AtMost(AFTER_MIB_MAX));
+        report.add(full, after.now_mib, None);
+        report.add(figure(&case, "peak memory", Unit::Mebibytes), after.peak_mib, None);
+        report.add(figure(&case, RATE, Unit::PerSecond), sent as f64 / elapsed.as_secs_f64(), None);
+        Ok(())
     }
 
     /// A process on Kafka with many destinations.
-    pub(super) async fn seat(&self, destinations: usize) -> anyhow::Result<Seat> {
+    async fn seat(&self, destinations: usize, goal: Option<Goal>, report: &mut Report) -> anyhow::Result<()> {
         let site = self.site()?;
         let receiver = Null::start(Manner::Tally)?;
         let store = self.store(&site, On::Kafka);
-        let addresses = vec![receiver.address; destinations];
-        let gateway = Gateway::start(site.path(), &store, &addresses, CONCURRENCY).await?;
+        let all = vec![Destination::to(receiver.address); destinations];
+        let gateway = Gateway::start(site.path(), &store, &all).await?;
         // The work is the same whatever their number.
         let events = self.counts.deliveries / destinations;
         let callbacks = Arc::new(Callbacks::render(0, events, Signature::Right)?);
-        let mut senders = Senders::connect(gateway.edge, MEMORY_CONNECTIONS).await?;
+        let mut senders = Senders::connect(gateway.edge, CONNECTIONS).await?;
         senders.post(&callbacks, events, Expected::Accepted).await?;
-        receiver.wait_for((events * destinations) as u64, PATIENCE).await?;
+        let received = receiver.wait_for((events * destinations) as u64, PATIENCE).await?;
+        let expected = callbacks.tally().times(destinations as u64);
+        ensure!(received == expected, "the receiver has {received:?} instead of {expected:?}");
         let (resident, threads) = (gateway.process.memory()?, gateway.process.threads()?);
         drop(senders);
         gateway.stop().await?.must_be(callbacks.tally())?;
-        say(format_args!(
-            "Memory on Kafka, {destinations} destinations: {:.0} MiB, {threads} threads",
-            resident.now_mib
-        ));
-        Ok(Seat { destinations, events, after_mib: resident.now_mib, peak_mib: resident.peak_mib, threads })
+
+        let case = format!("{destinations} destinations, {events} events to each");
+        let figure = |what: &str, unit| Figure::of(Scenario::Memory, On::Kafka, &case, what, unit);
+        report.add(figure(RESIDENT, Unit::Mebibytes).wants(goal), resident.now_mib, None);
+        report.add(figure("peak memory", Unit::Mebibytes), resident.peak_mib, None);
+        report.add(figure("threads", Unit::Threads), threads as f64, None);
+        Ok(())
     }
 }

@@ -3,56 +3,139 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
-#[test]
-fn every_scenario_does_its_work() {
+use serde_json::Value;
+
+/// Runs all that is measured on a storage; scenario, case and the number of figures of each, in their order.
+fn measured(on: &str) -> Vec<(String, String, usize)> {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("figures.json");
     let output = Command::new(env!("CARGO_BIN_EXE_chaski-bench"))
-        .args(["--size", "tiny", "--json"])
+        .args(["--size", "tiny", "--on", on, "--json"])
         .arg(&json)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
-    let cases: Vec<_> = figures["cases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|case| {
-            let rounds = case["rounds"].as_array().unwrap().len();
-            let number = |key: &str| case[key].as_u64().unwrap();
-            let name = |key: &str| case[key].as_str().unwrap();
-            (name("scenario"), name("on"), number("at_once"), number("events"), rounds)
-        })
-        .collect();
+    let figures: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let mut cases: Vec<(String, String, usize)> = Vec::new();
+    for figure in figures["figures"].as_array().unwrap() {
+        let text = |key: &str| figure[key].as_str().unwrap().to_owned();
+        assert_eq!(text("on"), on);
+        for round in figure["rounds"].as_array().unwrap() {
+            assert!(round["measured"].as_f64().unwrap() >= 0.0, "{figure}");
+        }
+        match cases
+            .iter_mut()
+            .find(|(scenario, case, _)| (scenario, case) == (&text("scenario"), &text("case")))
+        {
+            Some((_, _, figures)) => *figures += 1,
+            None => cases.push((text("scenario"), text("case"), 1)),
+        }
+    }
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("| case | figure |"), "{table}");
+    cases
+}
+
+fn as_text(cases: &[(String, String, usize)]) -> Vec<(&str, &str, usize)> {
+    cases.iter().map(|(scenario, case, figures)| (&**scenario, &**case, *figures)).collect()
+}
+
+#[test]
+fn every_scenario_on_the_embedded_store_does_its_work() {
     assert_eq!(
-        cases,
+        as_text(&measured("embedded")),
         [
-            ("accept", "embedded", 64, 400, 1),
-            ("accept", "kafka", 64, 400, 1),
-            ("accept", "embedded", 256, 400, 1),
-            ("accept", "kafka", 256, 400, 1),
-            ("duplicate", "embedded", 256, 400, 1),
-            ("forge", "embedded", 64, 50, 1),
-            ("deliver", "embedded", 32, 400, 1),
-            ("deliver", "kafka", 32, 400, 1),
+            ("accept", "this disk", 1),
+            ("accept", "64 connections", 5),
+            ("accept", "256 connections", 5),
+            ("slow-sync", "64 connections", 5),
+            ("slow-sync", "256 connections", 5),
+            ("duplicate", "256 connections", 5),
+            ("forge", "64 connections", 5),
+            ("deliver", "1 destination", 2),
+            ("deliver", "3 destinations", 2),
+            ("deliver", "8 destinations", 2),
+            ("latency", "as fast as it goes", 2),
+            ("latency", "this disk", 1),
+            ("latency", "20 % of capacity", 7),
+            ("latency", "50 % of capacity", 7),
+            ("latency", "80 % of capacity", 7),
+            ("sick", "50/s to 8 destinations", 4),
+            ("outage", "100/s, 1 s away", 5),
+            ("parked", "100 parked", 5),
+            ("growth", "100 events stored", 3),
+            ("growth", "200 events stored", 3),
+            ("growth", "400 events stored", 3),
+            ("growth", "500 events stored", 1),
+            ("memory", "at rest", 1),
+            ("memory", "500 events from edge to receiver", 3),
         ]
     );
-    assert_eq!(figures["memory"]["events"], 500);
-    let numbers = |list: &str, key: &str| -> Vec<u64> {
-        figures[list].as_array().unwrap().iter().map(|entry| entry[key].as_u64().unwrap()).collect()
-    };
-    assert_eq!(numbers("latencies", "events"), [200, 200]);
-    assert_eq!(numbers("seats", "destinations"), [5, 50]);
-    assert!(figures["published"][0]["edge_per_second"].as_f64().unwrap() > 0.0);
-    let table = String::from_utf8(output.stdout).unwrap();
-    assert!(table.contains("| deliveries | 32 |"), "{table}");
+}
+
+#[test]
+fn every_scenario_on_kafka_does_its_work() {
+    assert_eq!(
+        as_text(&measured("kafka")),
+        [
+            ("accept", "this disk", 1),
+            ("accept", "64 connections", 5),
+            ("accept", "256 connections", 5),
+            ("deliver", "1 destination", 2),
+            ("deliver", "3 destinations", 2),
+            ("deliver", "8 destinations", 2),
+            ("publish", "256 connections, records of 760 B", 1),
+            ("latency", "as fast as it goes", 2),
+            ("latency", "20 % of capacity", 7),
+            ("latency", "50 % of capacity", 7),
+            ("latency", "80 % of capacity", 7),
+            ("memory", "5 destinations, 80 events to each", 3),
+            ("memory", "50 destinations, 8 events to each", 3),
+        ]
+    );
+}
+
+/// Names of files under a folder, with the folders below it.
+fn files_of(folder: &Path, names: &[&str]) -> BTreeSet<String> {
+    let plots = std::fs::read_dir(folder.join("plots"))
+        .unwrap()
+        .map(|file| format!("plots/{}", file.unwrap().file_name().into_string().unwrap()));
+    plots.chain(names.iter().map(|name| (*name).to_owned())).collect()
+}
+
+#[test]
+fn the_page_in_the_tree_is_what_the_results_in_the_tree_give() {
+    let (tree, made) = (Path::new(env!("CARGO_MANIFEST_DIR")), tempfile::tempdir().unwrap());
+    let (readme, copy) = (tree.parent().unwrap().join("README.md"), made.path().join("copy"));
+    std::fs::copy(&readme, &copy).unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_chaski-bench"))
+        .arg("page")
+        .arg("--readme")
+        .arg(&copy)
+        .arg("--results")
+        .arg(tree.join("results.json"))
+        .arg("--to")
+        .arg(made.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let same = std::fs::read(&readme).unwrap() == std::fs::read(&copy).unwrap();
+    assert!(same, "the figures in the README are not of these results: run chaski-bench page");
+    let names = ["README.md", "CAPACITY.md"];
+    let files = files_of(made.path(), &names);
+    assert_eq!(files, files_of(tree, &names), "run chaski-bench page");
+    for file in files {
+        let read = |folder: &Path| std::fs::read_to_string(folder.join(&file)).unwrap();
+        assert!(read(made.path()) == read(tree), "{file} is not of these results: run chaski-bench page");
+    }
 }
 
 /// A campaign in its tiny size; it fails by itself when a genuine callback does, or a forged one is stored.
-fn campaign(name: &str) -> serde_json::Value {
+fn campaign(name: &str) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("results/lines.jsonl");
     let output = Command::new(env!("CARGO_BIN_EXE_chaski-bench"))
@@ -61,7 +144,7 @@ fn campaign(name: &str) -> serde_json::Value {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let line: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let line: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     assert_eq!((line["campaign"].as_str(), line["seed"].as_u64()), (Some(name), Some(7)));
     line["seen"].clone()
 }
