@@ -170,6 +170,8 @@ struct Counts {
     rounds: u32,
     requests: usize,
     deliveries: usize,
+    /// To how many destinations.
+    destinations: &'static [usize],
     through_memory: usize,
     /// Seconds at each share of the capacity, and the greatest rate there.
     steady: (usize, usize),
@@ -190,11 +192,11 @@ impl Size {
                 rounds: 5,
                 requests: 100_000,
                 deliveries: 60_000,
+                destinations: &[1, 3, 8],
                 through_memory: 1_000_000,
                 steady: (4, 50_000),
                 sick: (1_000, 6),
                 outage: (4_000, [4, 6, 8]),
-                // As many as chaski keeps parked by default.
                 parked: (100_000, 60),
                 fills: [100_000, 1_000_000, 10_000_000],
             },
@@ -202,6 +204,7 @@ impl Size {
                 rounds: 2,
                 requests: 40_000,
                 deliveries: 16_000,
+                destinations: &[1, 3, 8],
                 through_memory: 100_000,
                 steady: (2, 50_000),
                 sick: (400, 4),
@@ -213,6 +216,7 @@ impl Size {
                 rounds: 1,
                 requests: 400,
                 deliveries: 400,
+                destinations: &[1, 8],
                 through_memory: 500,
                 steady: (1, 100),
                 sick: (50, 1),

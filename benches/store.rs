@@ -46,6 +46,8 @@ pub(crate) struct Servers {
 
 /// Bytes of a record as chaski publishes it: the body, and its headers.
 pub(crate) const RECORD_BYTES: usize = 760;
+/// Above the default, whose last places a destination does not fill: it stops before.
+const PARKED_MAX: usize = 200_000;
 /// Records that are produced one after the other.
 const PRODUCES: usize = 500;
 /// Partitions of the events topic: what chaski has if nobody says otherwise.
@@ -117,7 +119,7 @@ impl Store {
     /// What stands in `[storage]`.
     pub(crate) fn section(&self) -> anyhow::Result<String> {
         let Some(servers) = &self.servers else {
-            return Ok("kind = \"embedded\"\npath = \"store\"\n".to_owned());
+            return Ok(format!("kind = \"embedded\"\npath = \"store\"\nparked_max = {PARKED_MAX}\n"));
         };
         let redis = servers.redis.options();
         Ok(format!(

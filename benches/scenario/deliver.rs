@@ -17,12 +17,10 @@ use crate::store::On;
 
 /// A lane settles every 200 ms; that belongs to the cost of delivering.
 const SETTLED: Duration = Duration::from_millis(250);
-/// To how many destinations.
-const DESTINATIONS: [usize; 3] = [1, 3, 8];
 
 impl Bench {
     pub(super) async fn deliver(&self, on: On, report: &mut Report) -> anyhow::Result<()> {
-        for destinations in DESTINATIONS {
+        for &destinations in self.counts.destinations {
             // The work is the same whatever their number.
             let events = self.counts.deliveries / destinations;
             let before = self.bare(events, destinations).await?;
