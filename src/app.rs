@@ -30,7 +30,7 @@ use crate::admin::{Admin, Shared};
 use crate::alerts::{AlertsConfig, Watch};
 use crate::api::Operations;
 use crate::config::{Config, StorageConfig, StorageKind};
-use crate::gauges::{Gauges, Instruments};
+use crate::gauges::{Configured, Gauges, Instruments};
 use crate::telemetry::Export;
 use crate::timekeeper;
 
@@ -76,6 +76,13 @@ impl Role {
             _ => true,
         };
         config.destinations.iter().filter(mine).cloned().collect()
+    }
+
+    fn measured(&self, config: &Config) -> Configured {
+        Configured {
+            sources: config.sources.iter().map(|source| Arc::clone(&source.name)).collect(),
+            destinations: self.destinations(config).into_iter().map(|destination| destination.name).collect(),
+        }
     }
 
     /// What this process can see.
@@ -154,12 +161,11 @@ impl App {
             None
         };
 
-        let sources = config.sources.iter().map(|source| Arc::clone(&source.name)).collect();
         let folder = match &config.storage.kind {
             StorageKind::Embedded { path } => Some(path.clone()),
             StorageKind::Kafka { options, .. } => options.spool.clone().filter(|_| role.has_edge()),
         };
-        let gauges = Gauges::new(&registry, sources, config.storage.is_embedded(), folder);
+        let gauges = Gauges::new(&registry, role.measured(&config), config.storage.is_embedded(), folder);
         gauges.look_at_disk().await;
         gauges
             .retention
@@ -177,7 +183,7 @@ impl App {
         };
         let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
         let (certificate_until, pruned_at) = (gauges.certificate_until.clone(), gauges.pruned_at.clone());
-        let measured_sources = Arc::clone(&gauges.sources);
+        let measured = Arc::clone(&gauges.configured);
         let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
         let (watch, alerts) =
             Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone());
@@ -194,7 +200,7 @@ impl App {
             succeeded_at,
             certificate_until,
             pruned_at,
-            measured_sources,
+            measured,
             alerts,
         }));
         control.0.report(true);

@@ -44,11 +44,9 @@ impl Instruments {
     pub(crate) async fn gather(&self) -> Vec<MetricFamily> {
         let gauges = self.gauges.lock().await;
         let mut families = self.registry.gather();
-        only(&mut families, "source", &gauges.sources());
-        if let Some(dispatcher) = &self.operations.dispatcher {
-            let names: Vec<_> = dispatcher.status().into_iter().map(|status| status.name).collect();
-            only(&mut families, "destination", &names);
-        }
+        let configured = gauges.configured();
+        only(&mut families, "source", &configured.sources);
+        only(&mut families, "destination", &configured.destinations);
         families
     }
 }
@@ -68,8 +66,16 @@ pub(crate) struct Gauges {
     pub(crate) pruned_at: IntGauge,
     pub(crate) retention: IntGaugeVec,
     disk: Option<Disk>,
-    /// Those that are configured; a reload changes them.
-    pub(crate) sources: Arc<Mutex<Vec<Arc<str>>>>,
+    /// A reload changes it.
+    pub(crate) configured: Arc<Mutex<Configured>>,
+}
+
+/// The names of what is measured.
+#[derive(Clone)]
+pub(crate) struct Configured {
+    pub(crate) sources: Vec<Arc<str>>,
+    /// Those that this process delivers to, or may.
+    pub(crate) destinations: Vec<Arc<str>>,
 }
 
 /// Where the store, or the spool, is.
@@ -117,7 +123,7 @@ impl Gauges {
     /// `folder` is where the store or the spool is, if there is one.
     pub(crate) fn new(
         registry: &Registry,
-        sources: Vec<Arc<str>>,
+        configured: Configured,
         is_embedded: bool,
         folder: Option<PathBuf>,
     ) -> Self {
@@ -182,10 +188,10 @@ impl Gauges {
                     "Bytes that the local store can have on its disk: what it has and what is free.",
                 ),
             }),
-            sources: Arc::new(Mutex::new(sources)),
+            configured: Arc::new(Mutex::new(configured)),
         };
         gauges.reload_successful.set(1);
-        for source in &gauges.sources() {
+        for source in &gauges.configured().sources {
             gauges.quarantined.with_label_values(&[source]).set(0);
             gauges.quarantine_oldest.with_label_values(&[source]).set(0);
         }
@@ -199,8 +205,8 @@ impl Gauges {
         }
     }
 
-    fn sources(&self) -> Vec<Arc<str>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn configured(&self) -> Configured {
+        self.configured.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks the store. What it cannot tell stays as it was.
@@ -228,7 +234,7 @@ impl Gauges {
             }
         }
         let quarantined = storage.deliveries.quarantined().await?;
-        for source in &self.sources() {
+        for source in &self.configured().sources {
             let found = quarantined.iter().find(|found| found.source == *source);
             self.quarantined.with_label_values(&[source]).set(found.map_or(0, |found| signed(found.events)));
             self.quarantine_oldest.with_label_values(&[source]).set(seconds(found.map(|found| found.oldest)));

@@ -16,6 +16,7 @@ use crate::alerts::Steering;
 use crate::api::{Reload, Reloaded};
 use crate::certificate;
 use crate::config::{Config, IngestConfig};
+use crate::gauges::Configured;
 
 /// Changes a running process. Cloning gives another hand on the same one.
 #[derive(Clone)]
@@ -36,7 +37,7 @@ pub(super) struct Running {
     pub(super) succeeded_at: prometheus::Gauge,
     pub(super) certificate_until: prometheus::IntGauge,
     pub(super) pruned_at: prometheus::IntGauge,
-    pub(super) measured_sources: Arc<Mutex<Vec<Arc<str>>>>,
+    pub(super) measured: Arc<Mutex<Configured>>,
     pub(super) alerts: Steering,
 }
 
@@ -116,8 +117,7 @@ impl Running {
             return Err(crate::chain(&error));
         }
         take(new.sources.clone())?;
-        *self.measured_sources.lock().unwrap_or_else(PoisonError::into_inner) =
-            new.sources.iter().map(|source| Arc::clone(&source.name)).collect();
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = self.role.measured(new);
         if let Some(edge) = &self.edge {
             edge.set_max_body(new.ingest.body_bytes_max);
             tls.into_iter().for_each(|tls| edge.set_tls(tls));
