@@ -153,12 +153,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let size = if cli.quick { Size::Quick } else { cli.size };
     let bench = Bench::new(size, cli.rounds, cli.dir)?;
     let mut report = Report::new(size, bench.folder()).await?;
-    bench.run(&cli.only, cli.on, &mut report).await?;
-    report.finish()?;
+    let save = |report: &mut Report| {
+        report.finish()?;
+        cli.json.as_deref().map_or(Ok(()), |file| report.write(file))
+    };
+    bench.run(&cli.only, cli.on, &mut report, &save).await?;
     print(&report.markdown());
-    if let Some(file) = cli.json {
-        report.write(&file)?;
-    }
     Ok(())
 }
 

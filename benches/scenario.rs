@@ -259,12 +259,14 @@ impl Bench {
         self.scratch.path()
     }
 
-    /// Measures these scenarios, or all, on this storage, or on both.
+    /// Measures these scenarios, or all, on this storage, or on both. What is measured is saved as it comes: a run
+    /// that fails after half an hour has half an hour's figures.
     pub(crate) async fn run(
         &self,
         only: &[Scenario],
         on: Option<On>,
         report: &mut Report,
+        save: &dyn Fn(&mut Report) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let is_there = |scenario: Scenario, store| {
             (only.is_empty() || only.contains(&scenario))
@@ -293,6 +295,7 @@ impl Bench {
                     self.outage(report).await?;
                 }
             }
+            save(report)?;
         }
         // What takes minutes or does not vary is done once.
         for on in On::BOTH {
@@ -305,6 +308,7 @@ impl Bench {
             if is_there(Scenario::Memory, on) {
                 self.memory(on, report).await?;
             }
+            save(report)?;
         }
         Ok(())
     }
