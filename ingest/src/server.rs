@@ -9,10 +9,11 @@ mod peers;
 mod proxy_protocol;
 mod connection;
 mod http2;
+mod threads;
 pub(crate) mod wire;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,7 @@ use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
 use connection::{Connection, End};
 use full::Doorman;
 use peers::Peers;
+use threads::Threads;
 pub use tls::{Tls, TlsConfig};
 use wire::Phase;
 
@@ -165,6 +167,9 @@ pub enum EdgeError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The system gives no thread for connections.
+    #[error("cannot start the threads that serve connections")]
+    Threads(#[source] io::Error),
     /// Certificate and key do not go together.
     #[error("ingest.tls: the certificate and the key cannot be used together")]
     Tls(#[source] rustls::Error),
@@ -195,6 +200,7 @@ struct Shared {
     acceptor: Acceptor,
     metrics: EdgeMetrics,
     peers: Arc<Peers>,
+    threads: Threads,
 }
 
 impl Edge {
@@ -231,6 +237,7 @@ impl Edge {
             acceptor,
             metrics,
             peers,
+            threads: Threads::start().map_err(EdgeError::Threads)?,
         };
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
@@ -321,10 +328,10 @@ async fn accept_connections(
     let doorman = Doorman::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(listener) => accepted,
             () = shutdown.cancelled() => return,
         };
-        let Ok((stream, peer)) = accepted else {
+        let (Ok((stream, peer)), Some(thread)) = (accepted, shared.threads.least_busy()) else {
             shared.metrics.connection_error(ConnectionError::Accept);
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
@@ -338,8 +345,15 @@ async fn accept_connections(
         let connection = Connection::open(shared.clone(), peer, permit);
         // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
         let end = End { shutdown: shutdown.child_token(), cut: cut.clone(), tracker: tracker.clone() };
-        tracker.spawn(async move { connection.serve(stream, tls, &end).await });
+        let serving = async move { connection.serve(stream, tls, &end).await };
+        tracker.spawn_on(serving, thread);
     }
+}
+
+/// A connection that no runtime has yet.
+async fn accept(listener: &tokio::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream.into_std()?, peer))
 }
 
 /// The peer closed in the middle of its request: there is nobody to answer.

@@ -57,7 +57,11 @@ impl Connection {
         Self { shared, peer, _permit: permit }
     }
 
-    pub(super) async fn serve(mut self, mut stream: TcpStream, tls: Option<TlsAcceptor>, end: &End) {
+    /// On the runtime of whoever asks.
+    pub(super) async fn serve(mut self, stream: std::net::TcpStream, tls: Option<TlsAcceptor>, end: &End) {
+        let Ok(mut stream) = TcpStream::from_std(stream) else {
+            return self.shared.metrics.connection_error(ConnectionError::Accept);
+        };
         // Answers are small and whole; waiting to fill a segment only adds to the time to 200.
         let _ = stream.set_nodelay(true);
         let shared = self.shared.clone();
