@@ -224,7 +224,7 @@ async fn who_does_not_read_is_let_go() {
         () = writing => rig.wait_for(&closed, 1.0).await,
         () = rig.wait_for(&closed, 1.0) => {}
     }
-    assert_eq!(rig.metric("chaski_edge_connections_open{listener=\"edge\"}"), 0.0);
+    rig.wait_for("chaski_edge_connections_open{listener=\"edge\"}", 0.0).await;
     assert_eq!(rig.events().await, 1);
     let (_, answer) = rig.raw(&valid(2, "")).await;
     assert_eq!(status(answer.as_ref()), 200);
