@@ -281,6 +281,8 @@ impl App {
             None => shutdown.cancelled().await,
         }
         readiness.abort();
+        // It may not have come to that: without an edge nothing waits for it.
+        self.ready.store(false, Ordering::Relaxed);
         if let Some(dispatcher) = self.dispatcher {
             // What a store that takes no writes cannot record is begun again after the restart anyhow.
             let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };
