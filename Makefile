@@ -61,7 +61,7 @@ bench: tools-build tools-test ## what chaski costs beside its own baseline, meas
 
 campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload or forged; SEED repeats a run
 	cargo build --release --package chaski --package chaski-benches --bins
-	target/release/chaski-bench campaign $(NAME) $(if $(SEED),--seed $(SEED)) --out benches/campaigns/$(NAME).jsonl
+	$${CARGO_TARGET_DIR:-target}/release/chaski-bench campaign $(NAME) $(if $(SEED),--seed $(SEED)) --out benches/campaigns/$(NAME).jsonl
 
 fuzz: tools-build ## look for inputs that break a target, guided by coverage: make fuzz TARGET=json SECONDS=60
 	@mkdir -p fuzz/found target/fuzz/$(TARGET)
