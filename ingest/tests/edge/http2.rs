@@ -6,6 +6,7 @@ use h2::client::SendRequest;
 use http::{Request, Version};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::*;
 
@@ -22,7 +23,7 @@ async fn speaking(change: impl FnOnce(&mut EdgeConfig)) -> Rig {
 
 /// A client on a connection that is driven until it ends.
 async fn client(
-    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> SendRequest<Bytes> {
     let (client, connection) =
         h2::client::Builder::new().max_send_buffer_size(1 << 20).handshake(stream).await.unwrap();
@@ -230,14 +231,10 @@ async fn flood(rig: &Rig, frames: impl Iterator<Item = Vec<u8>>) {
         let _ = write.write_all(&pending).await;
         std::future::pending::<()>().await;
     };
-    let ended = async {
-        let mut scratch = vec![0; 16 * 1024];
-        while matches!(read.read(&mut scratch).await, Ok(1..)) {}
-    };
     let either = async {
         tokio::select! {
             () = writing => {}
-            () = ended => {}
+            () = end_of(&mut read) => {}
         }
     };
     assert!(tokio::time::timeout(PATIENCE, either).await.is_ok(), "the connection stays open");
@@ -348,14 +345,10 @@ async fn a_connection_that_asks_for_nothing_ends_whatever_else_it_says() {
             }
             std::future::pending::<()>().await;
         };
-        let ended = async {
-            let mut scratch = vec![0; 16 * 1024];
-            while matches!(read.read(&mut scratch).await, Ok(1..)) {}
-        };
         let either = async {
             tokio::select! {
                 () = pinging => {}
-                () = ended => {}
+                () = end_of(&mut read) => {}
             }
         };
         assert!(tokio::time::timeout(PATIENCE, either).await.is_ok(), "{} bytes, {pings}", begun.len());
@@ -388,4 +381,10 @@ async fn a_body_that_is_taken_back_is_none() {
     let answer = exchange(&mut rig.h2().await, request("/in/culqi", &headers), Some(body)).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     rig.close().await;
+}
+
+/// Reads whatever comes until the other side has ended.
+async fn end_of(read: &mut (impl AsyncRead + Unpin)) {
+    let mut scratch = vec![0; 16 * 1024];
+    while matches!(read.read(&mut scratch).await, Ok(1..)) {}
 }
