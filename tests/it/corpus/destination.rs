@@ -11,7 +11,7 @@ use super::case::Case;
 use super::stub::{Request, Stub};
 use crate::harness::{
     Destination, Gateway, LOOK, Layout, PE_SECRET, Receiver, Site, Storage, eventually, hex_hmac, paid,
-    pause, payment, post, text, tool,
+    pause, payment, post, text,
 };
 
 pub(super) const GROUP: &str = "destination_response";
@@ -64,14 +64,12 @@ impl Rig {
             ..Layout::to(cases.iter().map(|(case, stub)| Self::destination(case, stub)))
         };
         let site = Site::on(Storage::File, &layout).with_env("CANARY", CANARY);
-        let (library, folder) = (site.path("names.so"), site.path("names"));
+        let folder = site.path("names");
         fs::create_dir(&folder).unwrap();
         for (case, _) in cases.iter().filter(|(case, _)| is_named(case)) {
             fs::write(folder.join(format!("{}.test", name(case))), answers(&case.build["stub"])).unwrap();
         }
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/corpus/names.c");
-        tool("cc", &["-shared", "-fPIC", "-O1", "-o", text(&library), source, "-ldl"]);
-        let site = site.with_env("LD_PRELOAD", text(&library)).with_env("NAMES_FOLDER", text(&folder));
+        let site = site.in_front_of_the_system("corpus/names.c").with_env("NAMES_FOLDER", text(&folder));
         let gateway = site.start();
         Self { site, gateway, cases }
     }

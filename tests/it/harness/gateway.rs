@@ -143,12 +143,19 @@ impl Site {
     /// Puts the store on a disk that can be made to fail, see `faultfs.c`.
     #[track_caller]
     pub(crate) fn on_faulty_disk(self) -> Self {
-        let (shim, store, control) = (self.path("faultfs.so"), self.store(), self.path("fault"));
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/faultfs.c");
-        super::tool("cc", &["-shared", "-fPIC", "-O1", "-o", text(&shim), source, "-ldl"]);
-        self.with_env("LD_PRELOAD", text(&shim))
+        let (store, control) = (self.store(), self.path("fault"));
+        self.in_front_of_the_system("faultfs.c")
             .with_env("FAULTFS_FOLDER", text(&store))
             .with_env("FAULTFS_CONTROL", text(&control))
+    }
+
+    /// Lets a library answer some of the system's calls: its source, beside the journeys.
+    #[track_caller]
+    pub(crate) fn in_front_of_the_system(self, source: &str) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source);
+        let library = self.path("library.so");
+        super::tool("cc", &["-shared", "-fPIC", "-O1", "-o", text(&library), text(&source), "-ldl"]);
+        self.with_env("LD_PRELOAD", text(&library))
     }
 
     /// `full`, `write`, `sync` or `slow`.
