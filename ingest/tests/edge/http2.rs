@@ -22,9 +22,7 @@ async fn speaking(change: impl FnOnce(&mut EdgeConfig)) -> Rig {
 }
 
 /// A client on a connection that is driven until it ends.
-async fn client(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> SendRequest<Bytes> {
+async fn client(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> SendRequest<Bytes> {
     let (client, connection) =
         h2::client::Builder::new().max_send_buffer_size(1 << 20).handshake(stream).await.unwrap();
     tokio::spawn(async move {
