@@ -23,7 +23,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use rusqlite::Connection;
@@ -43,6 +43,11 @@ use super::{Position, Storage, StorageError};
 pub const FILE: &str = "chaski.db";
 /// The file whose lock says that a process has the store.
 const LOCK_FILE: &str = "chaski.lock";
+/// How long the folder of another process is waited for: a process that was killed while it started a program leaves
+/// the lock to that program until it runs, which takes a busy machine a moment.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// How often the lock is tried in that time.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// How long the writer waits for a checkpoint that holds it.
 const WRITER_WAIT: Duration = Duration::from_secs(10);
 /// How long a checkpoint waits for readers before it lets the writer go on.
@@ -58,7 +63,7 @@ pub struct Options {
 /// Opens the store, or says why not. Blocks on the disk; must be called inside a tokio runtime.
 ///
 /// # Errors
-/// [`StorageError::Locked`] when another process has it, [`StorageError::Newer`] when a newer chaski wrote it,
+/// [`StorageError::Locked`] when another process has it and keeps it for two seconds, [`StorageError::Newer`] when a newer chaski wrote it,
 /// [`StorageError::Engine`] for what else the disk or the file can come up with.
 pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageError> {
     let telemetry = Arc::new(Telemetry::new(registry));
@@ -158,12 +163,16 @@ fn lock(folder: &Path) -> Result<File, StorageError> {
     make_folder(folder).map_err(failed)?;
     private().open(folder.join(FILE)).map_err(failed)?;
     let mut file = private().open(folder.join(LOCK_FILE)).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(StorageError::Locked { path: folder.display().to_string() });
+    let asked = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StorageError::Locked { path: folder.display().to_string() });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
     }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     file.set_len(0)

@@ -1,11 +1,13 @@
 mod earlier;
 
+use std::fs::File;
+
 use prometheus::Registry;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::schema::VERSION;
-use super::{FILE, Options, open};
+use super::{FILE, LOCK_FILE, LOCK_RETRY, Options, lock, open};
 use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
@@ -43,6 +45,21 @@ async fn a_second_process_on_the_same_folder_is_refused() {
     assert!(matches!(open(&folder.options(), &Registry::new()), Err(StorageError::Locked { .. })));
     storage.events.close().await;
     folder.open().await.events.close().await;
+}
+
+#[tokio::test]
+async fn a_folder_whose_process_is_about_to_be_gone_is_waited_for() {
+    let folder = InFolder::new();
+    folder.open().await.events.close().await;
+    let left_behind = File::open(folder.0.path().join(LOCK_FILE)).unwrap();
+    left_behind.lock().unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| lock(folder.0.path()));
+        std::thread::sleep(10 * LOCK_RETRY);
+        assert!(!opened.is_finished());
+        drop(left_behind);
+        opened.join().unwrap().unwrap();
+    });
 }
 
 #[tokio::test]
