@@ -35,6 +35,7 @@ mod telemetry;
 mod written;
 mod topics;
 mod record;
+mod wakes;
 mod producer;
 mod dedup;
 mod append;

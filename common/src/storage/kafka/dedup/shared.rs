@@ -23,6 +23,7 @@ use crate::event::{EventId, Fingerprint};
 use crate::metrics::Metrics;
 use crate::storage::StorageError;
 use crate::storage::kafka::Redis;
+use crate::storage::kafka::wakes::relayed;
 
 /// How long the last questions may take when the storage closes.
 const FLUSH_WITHIN: Duration = Duration::from_millis(200);
@@ -70,7 +71,7 @@ impl Shared {
         if self.asks.try_send(Ask::Reserve { id, token, found }).is_err() {
             return Claim::Alone;
         }
-        match answer.await {
+        match relayed(answer).await {
             Ok(Found::Nothing) => {
                 self.tokens().insert(id, token);
                 Claim::Mine
