@@ -110,9 +110,7 @@ impl EventId {
     /// The digits, into a buffer of the caller's: what `Display` prints, where that is asked for often.
     #[must_use]
     pub fn encode<'b>(&self, buffer: &'b mut [u8; 32]) -> &'b str {
-        // The buffer has the room, and the digits are ASCII.
-        let _ = hex::encode_to_slice(self.0, buffer);
-        std::str::from_utf8(buffer).unwrap_or_default()
+        digits(&self.0, buffer)
     }
 
     /// An id read back from storage.
@@ -179,11 +177,23 @@ impl Fingerprint {
         &self.0
     }
 
+    /// Its 32 hexadecimal digits, into a buffer of the caller's.
+    #[must_use]
+    pub fn encode<'b>(&self, buffer: &'b mut [u8; 32]) -> &'b str {
+        digits(&self.0, buffer)
+    }
+
     /// A fingerprint read back from storage.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
+}
+
+fn digits<'b>(bytes: &[u8; 16], buffer: &'b mut [u8; 32]) -> &'b str {
+    // The buffer has the room, and the digits are ASCII.
+    let _ = hex::encode_to_slice(bytes, buffer);
+    std::str::from_utf8(buffer).unwrap_or_default()
 }
 
 fn first_half(digest: &[u8; 32]) -> [u8; 16] {

@@ -120,16 +120,16 @@ impl Kafka {
             record = record.deduplicated_alone();
         }
         let Some(spool) = &self.spool else {
-            return self.in_log(self.producer.append(DOING, &record).await);
+            return self.in_log(self.producer.append(DOING, record).await);
         };
         if let Some(writing) = spool.enter_first() {
             match spool.append(writing, event.clone(), on_conflict).await {
                 Ok(appended) => return Ok(appended),
                 // The spool is broken, and tells so itself: Kafka may be there all the same.
-                Err(_) => return self.in_log(self.publish_unspooled(spool, &record).await),
+                Err(_) => return self.in_log(self.publish_unspooled(spool, record).await),
             }
         }
-        let mut report = match self.producer.hand_over(DOING, &record) {
+        let mut report = match self.producer.hand_over(DOING, record) {
             Ok(report) => report,
             Err(error) if is_unfit(&error) => return Err(error),
             Err(error) => {
@@ -183,7 +183,7 @@ impl Kafka {
     async fn publish_unspooled(
         self: &Arc<Self>,
         spool: &Arc<Spool>,
-        record: &Outgoing,
+        record: Outgoing,
     ) -> Result<Place, StorageError> {
         let report = self.producer.hand_over(DOING, record)?;
         settled(&mut self.watch(spool, report, Instant::now())).await

@@ -22,13 +22,13 @@ pub(super) struct Ends(pub(super) Arc<Kafka>);
 
 impl Kafka {
     /// Appends to the parked topic and waits until the view has it.
-    async fn to_parked(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+    async fn to_parked(&self, doing: &'static str, record: Outgoing) -> Result<(), StorageError> {
         let view = self.view()?;
         let (_, offset) = self.producer.append(doing, record).await?;
         view.reached(PARKED, offset + 1).await
     }
 
-    async fn to_dead(&self, doing: &'static str, record: &Outgoing) -> Result<(), StorageError> {
+    async fn to_dead(&self, doing: &'static str, record: Outgoing) -> Result<(), StorageError> {
         let view = self.view()?;
         let (_, offset) = self.producer.append(doing, record).await?;
         view.reached(DEAD, offset + 1).await
@@ -36,11 +36,11 @@ impl Kafka {
 
     async fn park_by_hand(&self, parked: &Parked) -> Result<(), StorageError> {
         let record = Outgoing::parked(&self.topics.parked, parked).by_hand();
-        self.to_parked("changing a parked delivery", &record).await
+        self.to_parked("changing a parked delivery", record).await
     }
 
     async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), StorageError> {
-        self.to_dead("keeping a dead letter", &Outgoing::letter(&self.topics.dead, letter)).await
+        self.to_dead("keeping a dead letter", Outgoing::letter(&self.topics.dead, letter)).await
     }
 
     /// The letter first: should this process end in between, the delivery is attempted once more.
@@ -51,7 +51,7 @@ impl Kafka {
             return Ok(());
         }
         let gone = Outgoing::unparked(&self.topics.parked, destination, letter.event.id, None);
-        self.to_parked("ending a parked delivery", &gone).await
+        self.to_parked("ending a parked delivery", gone).await
     }
 
     async fn parked_of(&self, id: EventId, destination: Option<&str>) -> Result<Vec<Parked>, StorageError> {
@@ -99,7 +99,7 @@ impl Kafka {
             history: Vec::new(),
             event,
         };
-        self.to_dead("keeping a quarantined event", &Outgoing::letter(&self.topics.dead, &letter)).await?;
+        self.to_dead("keeping a quarantined event", Outgoing::letter(&self.topics.dead, &letter)).await?;
         Ok(true)
     }
 
@@ -121,7 +121,7 @@ impl Kafka {
             }
             None => self.admit(letter.event, now).await?,
         }
-        self.to_dead("ending a dead letter", &gone).await
+        self.to_dead("ending a dead letter", gone).await
     }
 
     /// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
@@ -142,7 +142,7 @@ impl Kafka {
 impl Deliveries for Ends {
     async fn park(&self, parked: Parked) -> Result<(), StorageError> {
         let record = Outgoing::parked(&self.0.topics.parked, &parked);
-        self.0.to_parked("parking a delivery", &record).await
+        self.0.to_parked("parking a delivery", record).await
     }
 
     async fn due(
@@ -167,7 +167,7 @@ impl Deliveries for Ends {
         delivered: Delivered,
     ) -> Result<(), StorageError> {
         let gone = Outgoing::unparked(&self.0.topics.parked, destination, id, Some(&delivered));
-        self.0.to_parked("completing a parked delivery", &gone).await
+        self.0.to_parked("completing a parked delivery", gone).await
     }
 
     async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
@@ -209,7 +209,7 @@ impl Deliveries for Ends {
         for parked in &found {
             self.0.keep_letter(&dropped(parked, now)).await?;
             let gone = Outgoing::unparked(&self.0.topics.parked, &parked.destination, id, None).by_hand();
-            self.0.to_parked("dropping a parked delivery", &gone).await?;
+            self.0.to_parked("dropping a parked delivery", gone).await?;
         }
         Ok(found.len())
     }
@@ -238,7 +238,7 @@ impl Deliveries for Ends {
         for number in numbers {
             if let Some(letter) = self.0.letter(*number).await? {
                 let gone = Outgoing::no_letter(&self.0.topics.dead, &letter);
-                self.0.to_dead("dropping a dead letter", &gone).await?;
+                self.0.to_dead("dropping a dead letter", gone).await?;
                 found += 1;
             }
         }

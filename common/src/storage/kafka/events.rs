@@ -221,7 +221,7 @@ impl Kafka {
         let view = self.view()?;
         let doing = "writing a control record";
         let record = Outgoing::control(&self.topics.parked, key, state);
-        let appended = tokio::time::timeout(CONTROL_WITHIN, self.producer.append(doing, &record));
+        let appended = tokio::time::timeout(CONTROL_WITHIN, self.producer.append(doing, record));
         let (_, offset) =
             appended.await.unwrap_or(Err(StorageError::Late { doing, within: CONTROL_WITHIN }))?;
         view.reached(PARKED, offset + 1).await

@@ -190,7 +190,7 @@ impl Opened {
     /// ready, so that the first event need not wait for its preparations.
     async fn probe(&self, kafka: &Kafka) -> Result<(), StorageError> {
         let record = Outgoing::control(&kafka.topics.parked, &ControlKey::Probe, None::<&DestinationControl>);
-        let (_, offset) = kafka.producer.append("writing to the brokers", &record).await?;
+        let (_, offset) = kafka.producer.append("writing to the brokers", record).await?;
         self.view.reached(PARKED, offset + 1).await
     }
 }

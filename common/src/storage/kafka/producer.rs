@@ -5,7 +5,7 @@
 
 mod telemetry;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
@@ -33,7 +33,7 @@ pub(super) type Report = Result<Place, KafkaError>;
 pub(super) struct Producer {
     connect: Connect,
     /// None once closed. Replaced when it has failed for good.
-    current: Mutex<Option<ThreadedProducer<Reports>>>,
+    current: RwLock<Option<ThreadedProducer<Reports>>>,
     telemetry: Telemetry,
 }
 
@@ -83,12 +83,12 @@ impl ProducerContext for Reports {
 impl Producer {
     pub(super) fn new(connect: Connect, registry: &Registry) -> Result<Self, StorageError> {
         let telemetry = Telemetry::new(registry);
-        let current = Mutex::new(Some(connect.producer(Reports(telemetry.clone()))?));
+        let current = RwLock::new(Some(connect.producer(Reports(telemetry.clone()))?));
         Ok(Self { connect, current, telemetry })
     }
 
     /// Appends a record; `Ok` means that it is durable, and where.
-    pub(super) async fn append(&self, doing: &'static str, record: &Outgoing) -> Result<Place, StorageError> {
+    pub(super) async fn append(&self, doing: &'static str, record: Outgoing) -> Result<Place, StorageError> {
         let report = self.hand_over(doing, record)?;
         relayed(report).await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
     }
@@ -97,39 +97,43 @@ impl Producer {
     pub(super) fn hand_over(
         &self,
         doing: &'static str,
-        outgoing: &Outgoing,
+        outgoing: Outgoing,
     ) -> Result<oneshot::Receiver<Report>, StorageError> {
+        let Outgoing { topic, key, value, headers, timestamp } = outgoing;
         let (answer, report) = oneshot::channel();
         let waiting = Waiting { answer, since: Instant::now() };
-        let mut record = BaseRecord::with_opaque_to(&outgoing.topic, Box::new(waiting))
-            .key(&outgoing.key)
-            .headers(outgoing.headers.clone());
-        if let Some(value) = &outgoing.value {
+        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(waiting)).key(&key).headers(headers);
+        if let Some(value) = &value {
             record = record.payload(&**value);
         }
-        if let Some(timestamp) = outgoing.timestamp {
+        if let Some(timestamp) = timestamp {
             record = record.timestamp(timestamp);
         }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let producer = current.as_ref().ok_or(StorageError::Closed)?;
-        let Err((error, record)) = producer.send(record) else { return Ok(report) };
+        let sent = {
+            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+            current.as_ref().ok_or(StorageError::Closed)?.send(record)
+        };
+        let Err((error, record)) = sent else { return Ok(report) };
         self.telemetry.refused(&error);
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) {
             return Err(failed(doing, error));
         }
-        // The idempotent producer lost count and will never send again; what it still holds is reported as
-        // failed. A new one begins a new count.
-        tracing::warn!(%error, "the kafka producer has failed for good; a new one takes over");
-        producer.purge(PurgeConfig::default().queue().inflight());
-        let fresh = self.connect.producer(Reports(self.telemetry.clone()))?;
-        let sent = fresh.send(record);
-        *current = Some(fresh);
-        sent.map(|()| report).map_err(|(error, _)| failed(doing, error))
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = current.as_ref().ok_or(StorageError::Closed)?;
+        // Another thread may have been here meanwhile.
+        if producer.client().fatal_error().is_some() {
+            // The idempotent producer lost count and will never send again; what it still holds is reported as
+            // failed. A new one begins a new count.
+            tracing::warn!(%error, "the kafka producer has failed for good; a new one takes over");
+            producer.purge(PurgeConfig::default().queue().inflight());
+            producer = current.insert(self.connect.producer(Reports(self.telemetry.clone()))?);
+        }
+        producer.send(record).map(|()| report).map_err(|(error, _)| failed(doing, error))
     }
 
     /// Waits for the reports that are out, then refuses everything. Blocks.
     pub(super) fn close(&self) {
-        let last = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let last = self.current.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(producer) = last
             && let Err(error) = producer.flush(FLUSH_WITHIN)
         {

@@ -302,21 +302,22 @@ pub(super) fn read_delivered(message: &impl Message) -> Option<Delivered> {
 
 fn headers(event: &Event) -> OwnedHeaders {
     let time = event.time.map(|time| time.to_string());
-    let id = event.id.to_string();
-    let source = format!("{SOURCE_PREFIX}{}", event.source);
+    let (mut id, mut fingerprint) = ([0; 32], [0; 32]);
+    let id = event.id.encode(&mut id);
+    let fingerprint = event.fingerprint.encode(&mut fingerprint);
+    let source = [SOURCE_PREFIX, &event.source].concat();
     let received = event.received_at.as_millisecond().to_string();
-    let fingerprint = hex::encode(event.fingerprint.as_bytes());
     [
         (CONTENT_TYPE, event.content_type.as_deref()),
         ("ce_specversion", Some("1.0")),
-        ("ce_id", Some(&*id)),
+        ("ce_id", Some(id)),
         ("ce_source", Some(&*source)),
         ("ce_type", Some(&*event.kind)),
         ("ce_subject", event.subject.as_deref()),
         ("ce_time", time.as_deref()),
         (TRACEPARENT, event.traceparent.as_deref()),
         (RECEIVED, Some(&*received)),
-        (FINGERPRINT, Some(&*fingerprint)),
+        (FINGERPRINT, Some(fingerprint)),
         (ENVIRONMENT, event.environment.map(Environment::name)),
     ]
     .into_iter()
