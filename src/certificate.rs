@@ -39,9 +39,9 @@ pub(crate) fn read(der: &[u8]) -> Option<Certificate> {
     })
 }
 
-/// When a certificate expires.
-pub(crate) fn not_after(der: &[u8]) -> Option<Timestamp> {
-    Some(read(der)?.until)
+/// When a certificate expires, in Unix seconds; 0 if there is none, or it cannot be read.
+pub(crate) fn expiry_seconds(der: Option<&CertificateDer<'_>>) -> i64 {
+    der.and_then(|der| read(der)).map_or(0, |certificate| certificate.until.as_second())
 }
 
 /// The place of the first certificate of a chain that the next one has not signed; none if all are.

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
+use chaski_dispatcher::Dispatcher;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::Operations;
+use crate::certificate;
 
 /// How long the store may take to answer. What it cannot tell in time stays as it was: a scrape must not fail because
 /// brokers are away, that is when it is needed.
@@ -63,6 +65,7 @@ pub(crate) struct Gauges {
     pub(crate) reload_successful: IntGauge,
     pub(crate) reload_timestamp: Gauge,
     pub(crate) certificate_until: IntGauge,
+    destination_certificate_until: IntGaugeVec,
     pub(crate) pruned_at: IntGauge,
     pub(crate) retention: IntGaugeVec,
     disk: Option<Disk>,
@@ -170,6 +173,10 @@ impl Gauges {
                     &["listener"],
                 )
                 .with_label_values(&["edge"]),
+            destination_certificate_until: by_destination(
+                "chaski_destination_certificate_not_after_timestamp_seconds",
+                "When the certificate expires that an https destination showed at the last connection of its deliveries; 0 before the first.",
+            ),
             pruned_at: metrics.gauge(
                 "chaski_purge_last_success_timestamp_seconds",
                 "When everything that was past its retention had last been deleted.",
@@ -209,8 +216,20 @@ impl Gauges {
         self.configured.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What deliveries have seen since this was last asked.
+    fn look_at_certificates(&self, dispatcher: &Dispatcher) {
+        self.destination_certificate_until.reset();
+        for (destination, shown) in dispatcher.certificates() {
+            let until = certificate::expiry_seconds(shown.as_ref());
+            self.destination_certificate_until.with_label_values(&[&*destination]).set(until);
+        }
+    }
+
     /// Asks the store. What it cannot tell stays as it was.
     async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
+        if let Some(dispatcher) = &operations.dispatcher {
+            self.look_at_certificates(dispatcher);
+        }
         if let Some(disk) = &self.disk {
             disk.look().await;
         }

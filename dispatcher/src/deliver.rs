@@ -25,9 +25,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use prometheus::IntCounter;
+use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout_at};
 
-use self::client::{ConnectError, Dialer, HttpClient, Seen, TooMuch};
+use self::client::{ConnectError, Dialer, HttpClient, PeerCertificate, Seen, TooMuch};
 use self::sign::Signer;
 use crate::destination::{Auth, DestinationSpec};
 use crate::outcome::{AttemptResult, Outcome};
@@ -47,6 +48,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Makes attempts at one destination.
 pub(crate) struct Sender {
     client: HttpClient,
+    certificate: PeerCertificate,
     uri: Uri,
     /// The headers that every request carries.
     fixed: Vec<(HeaderName, HeaderValue)>,
@@ -74,8 +76,10 @@ impl Sender {
                 None => header_dropped.inc(),
             }
         }
+        let (client, certificate) = dialer.client(spec.allow_private, spec.concurrency);
         Self {
-            client: dialer.client(spec.allow_private, spec.concurrency),
+            client,
+            certificate,
             uri: spec.url.clone(),
             fixed,
             signer: Signer::new(&spec.signing),
@@ -83,6 +87,11 @@ impl Sender {
             clock,
             header_dropped,
         }
+    }
+
+    /// What the receiver has shown last; none in clear text.
+    pub(crate) fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.certificate.last()
     }
 
     /// Attempt number `attempt` at delivering this event. It has the trace context that is given, or else the event's.

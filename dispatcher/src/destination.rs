@@ -51,6 +51,11 @@ pub struct DestinationSpec {
 }
 
 impl DestinationSpec {
+    /// Whether it is spoken to in TLS.
+    pub(crate) fn is_https(&self) -> bool {
+        self.url.scheme() == Some(&http::uri::Scheme::HTTPS)
+    }
+
     /// Where it is posted to, for people: without the query, which may carry a credential.
     #[must_use]
     pub fn shown_url(&self) -> String {

@@ -148,6 +148,16 @@ impl Dispatcher {
         self.0.couriers().values().map(courier::Handle::status).collect()
     }
 
+    /// The certificate of each destination on https: what its receiver showed at the last connection that deliveries
+    /// opened, without those that signed it. None before the first one, in this process or since a reload that changed
+    /// the destination.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<(Arc<str>, Option<CertificateDer<'static>>)> {
+        let couriers = self.0.couriers();
+        let on_https = couriers.values().filter(|handle| handle.spec().is_https());
+        on_https.map(|handle| (handle.name(), handle.certificate())).collect()
+    }
+
     /// Keeps a destination from being delivered to until it is resumed; attempts in flight end as they end.
     /// Durable when this returns. `false` if it was paused already.
     ///

@@ -4,6 +4,7 @@
 
 mod receiver;
 mod answers;
+mod certificates;
 mod failing;
 mod order;
 mod steering;

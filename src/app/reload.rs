@@ -9,7 +9,6 @@ use chaski_common::storage::{EventFilter, Progress, Storage};
 use chaski_dispatcher::Dispatcher;
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::{EdgeHandle, Tls, TlsConfig};
-use jiff::Timestamp;
 
 use super::Role;
 use crate::alerts::Steering;
@@ -175,10 +174,8 @@ impl Running {
         self.successful.set(i64::from(successful));
         if successful {
             self.succeeded_at.set(self.clock.now().as_duration().as_secs_f64());
-            let certificate = self.edge.as_ref().and_then(EdgeHandle::certificate);
-            self.certificate_until.set(
-                certificate.and_then(|der| certificate::not_after(&der)).map_or(0, Timestamp::as_second),
-            );
+            let shown = self.edge.as_ref().and_then(EdgeHandle::certificate);
+            self.certificate_until.set(certificate::expiry_seconds(shown.as_ref()));
         }
     }
 }

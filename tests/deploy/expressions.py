@@ -53,6 +53,7 @@ SLOW = {"ChaskiAckSlow", "ChaskiFsyncSlow"}
 # Panels without data, and why.
 EMPTY = {
     "Spool: age of the oldest event": "Kafka is well: nothing waits in the spool",
+    "Certificates: time left": "no TLS at the edge, and no connection to the destination that has it",
 }
 EMPTY_EMBEDDED = EMPTY | {
     "In the spool": "Kafka only", "Records handed to Kafka": "Kafka only", "Kafka's acknowledgement": "Kafka only",
@@ -185,6 +186,9 @@ timeout = "1s"
 [destinations.old]
 url = "{receiver}/gone"
 sources = ["stripe"]
+[destinations.secure]
+url = "https://127.0.0.1:1/take"
+events = ["nothing"]
 """
         self.file.write_text(self.text, encoding="utf-8")
 

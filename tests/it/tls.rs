@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
 use crate::harness::{
-    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, certificate, eventually, payment, text,
-    tool, tool_output,
+    Callback, Destination, Gateway, Layout, PE_PATH, Receiver, Site, certificate, eventually, get, payment,
+    text, tool, tool_output,
 };
 
 fn site(tls: &str) -> (Site, Receiver) {
@@ -158,5 +158,33 @@ fn an_edge_in_clear_text_speaks_tls_after_a_restart_only() {
     let told = site.command(&["reload", "--json"]).json();
     assert_eq!(told["needs_restart"], serde_json::json!(["[ingest]"]), "{told}");
     gateway.accept(&payment(1));
+    gateway.stop();
+}
+
+/// What is said of destinations' certificates.
+fn of_destinations(gateway: &Gateway) -> Vec<String> {
+    const METRIC: &str = "chaski_destination_certificate_not_after_timestamp_seconds{";
+    let metrics = String::from_utf8(get(gateway.admin, "/metrics").unwrap().body).unwrap();
+    metrics.lines().filter_map(|line| line.strip_prefix(METRIC)).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_destination_on_https_has_an_expiry_from_the_start_until_a_reload_takes_it_out() {
+    let receiver = Receiver::start();
+    let on_https = |name| {
+        let mut destination = Destination::new(name, &receiver);
+        destination.url = destination.url.replace("http:", "https:");
+        destination
+    };
+    let (orders, erp, shop) = (Destination::new("orders", &receiver), on_https("erp"), on_https("shop"));
+    let site = Site::new(&Layout::to([orders.clone(), erp]));
+    let gateway = site.start();
+    assert_eq!(of_destinations(&gateway), ["destination=\"erp\"} 0"]);
+    site.rewrite(&Layout::to([orders.clone(), shop]));
+    site.command(&["reload"]).ok();
+    assert_eq!(of_destinations(&gateway), ["destination=\"shop\"} 0"]);
+    site.rewrite(&Layout::to([orders]));
+    site.command(&["reload"]).ok();
+    assert!(of_destinations(&gateway).is_empty());
     gateway.stop();
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chaski_common::event::Event;
 use jiff::Timestamp;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -38,6 +39,10 @@ impl Handle {
 
     pub(crate) fn spec(&self) -> &DestinationSpec {
         &self.fixed.spec
+    }
+
+    pub(crate) fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.fixed.sender.certificate()
     }
 
     pub(crate) fn is_paused(&self) -> bool {

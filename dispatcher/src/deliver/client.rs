@@ -8,8 +8,8 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -61,15 +61,36 @@ impl Dialer {
         Self(Arc::new(config))
     }
 
-    pub(crate) fn client(&self, allow_private: bool, idle_max: usize) -> HttpClient {
-        Client::builder(TokioExecutor::new())
+    /// A client, and the certificate that it is shown.
+    pub(crate) fn client(&self, allow_private: bool, idle_max: usize) -> (HttpClient, PeerCertificate) {
+        let connector = Connector::new(self, allow_private);
+        let certificate = connector.certificate.clone();
+        let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(idle_max)
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .retry_canceled_requests(true)
-            .build(Connector::new(self, allow_private))
+            .build(connector);
+        (client, certificate)
+    }
+}
+
+/// The certificate of whoever answered the last handshake, without those that signed it; shared with whoever asks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerCertificate(Arc<Mutex<Option<CertificateDer<'static>>>>);
+
+impl PeerCertificate {
+    /// None before the first handshake that succeeded.
+    pub(crate) fn last(&self) -> Option<CertificateDer<'static>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A session that is resumed has the certificate of the handshake that began it.
+    fn seen(&self, stream: &TlsStream<TcpStream>) {
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 }
 
@@ -78,6 +99,7 @@ impl Dialer {
 pub(crate) struct Connector {
     tls: TlsConnector,
     allow_private: bool,
+    certificate: PeerCertificate,
 }
 
 /// Why there is no connection.
@@ -95,7 +117,11 @@ pub(crate) enum ConnectError {
 
 impl Connector {
     pub(super) fn new(dialer: &Dialer, allow_private: bool) -> Self {
-        Self { tls: TlsConnector::from(dialer.0.clone()), allow_private }
+        Self {
+            tls: TlsConnector::from(dialer.0.clone()),
+            allow_private,
+            certificate: PeerCertificate::default(),
+        }
     }
 
     /// The host and the port of a URL, and whether TLS is spoken there.
@@ -120,7 +146,9 @@ impl Connector {
         tcp: TcpStream,
     ) -> Result<TlsStream<TcpStream>, ConnectError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| nowhere())?;
-        within_step(self.tls.connect(name, tcp)).await.map_err(ConnectError::Tls)
+        let stream = within_step(self.tls.connect(name, tcp)).await.map_err(ConnectError::Tls)?;
+        self.certificate.seen(&stream);
+        Ok(stream)
     }
 
     /// The addresses of a host, unless any one of them may not be connected to.
