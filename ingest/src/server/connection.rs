@@ -1,7 +1,10 @@
 //! One connection, from its first byte to its last: what a proxy says of it, TLS if asked for, and HTTP.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -40,6 +43,25 @@ impl End {
             () = self.cut.cancelled() => None,
         }
     }
+}
+
+/// What comes of a connection; none when it has to end before. That is asked for once, and not whenever something
+/// else wakes the connection's task, which stays the same.
+async fn before_shutdown<T>(http: impl Future<Output = T>, shutdown: &CancellationToken) -> Option<T> {
+    let (mut http, mut cancelled) = (pin!(http), pin!(shutdown.cancelled()));
+    let mut asked: Option<Waker> = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(ended) = http.as_mut().poll(cx) {
+            return Poll::Ready(Some(ended));
+        }
+        let is_asked = asked.as_ref().is_some_and(|asked| asked.will_wake(cx.waker()));
+        if is_asked && !shutdown.is_cancelled() {
+            return Poll::Pending;
+        }
+        asked = Some(cx.waker().clone());
+        cancelled.as_mut().poll(cx).map(|()| None)
+    })
+    .await
 }
 
 /// One open connection: its permit, and its part of the gauge.
@@ -124,12 +146,13 @@ impl Connection {
         let http = http1::Builder::new()
             .max_headers(limits.headers_max)
             .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
+            // An answer is short: to copy it behind its head is less than to write two pieces.
+            .writev(false)
             .serve_connection(TokioIo::new(wire), service);
-        let mut http = std::pin::pin!(http);
-        let ended = tokio::select! {
-            biased;
-            ended = http.as_mut() => ended,
-            () = end.shutdown.cancelled() => {
+        let mut http = pin!(http);
+        let ended = match before_shutdown(http.as_mut(), &end.shutdown).await {
+            Some(ended) => ended,
+            None => {
                 http.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = http => ended,
