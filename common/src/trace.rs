@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::event::EventId;
 
 /// Length of a `traceparent` of version 00; those of later versions begin like one.
-const TRACEPARENT_BYTES: usize = 55;
+pub const TRACEPARENT_BYTES: usize = 55;
 /// Whoever is called further on should record, too.
 const SAMPLED: u8 = 0b01;
 /// The flags that are defined; others must be sent on as zero.
@@ -107,6 +107,23 @@ impl TraceContext {
     pub const fn recorded(self, span: SpanId) -> Self {
         Self { span, flags: self.flags | SAMPLED, ..self }
     }
+
+    /// The text, into a buffer of the caller's: what `Display` prints, where that is asked for often.
+    #[must_use]
+    pub fn encode(self, buffer: &mut [u8; TRACEPARENT_BYTES]) -> &str {
+        *buffer = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let parts = [
+            (3..35, &self.trace.to_bytes()[..]),
+            (36..52, &self.span.to_bytes()[..]),
+            (53..55, &[self.flags][..]),
+        ];
+        for (place, bytes) in parts {
+            // Each place has the room for its digits.
+            let _ = hex::encode_to_slice(bytes, &mut buffer[place]);
+        }
+        // The digits are ASCII.
+        std::str::from_utf8(buffer).unwrap_or_default()
+    }
 }
 
 /// Not a `traceparent`.
@@ -135,18 +152,7 @@ impl FromStr for TraceContext {
 
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Written once per event: without the machinery of the formatter.
-        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        let parts = [
-            (3..35, &self.trace.to_bytes()[..]),
-            (36..52, &self.span.to_bytes()[..]),
-            (53..55, &[self.flags][..]),
-        ];
-        for (place, bytes) in parts {
-            // Each place has the room for its digits.
-            let _ = hex::encode_to_slice(bytes, &mut text[place]);
-        }
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        f.write_str(self.encode(&mut [0; TRACEPARENT_BYTES]))
     }
 }
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use chaski_common::clock::Clock;
 use chaski_common::event::{CONTENT_TYPE_BYTES_MAX, Event, EventId, Fingerprint, TYPE_UNKNOWN};
 use chaski_common::storage::{Appended, Storage, StorageError};
-use chaski_common::trace::{TraceContext, Tracer};
+use chaski_common::trace::{TRACEPARENT_BYTES, TraceContext, Tracer};
 use http::Version;
 use http::header::{CONTENT_TYPE, HeaderName};
 use hyper::body::{Body as _, Incoming};
@@ -304,7 +304,7 @@ fn bare(
         time: None,
         received_at: now,
         content_type: content_type(received),
-        traceparent: Some(trace_context(received, id).to_string().into()),
+        traceparent: Some(trace_context(received, id).encode(&mut [0; TRACEPARENT_BYTES]).into()),
         fingerprint,
         body: received.body.clone(),
         environment: Some(source.environment),

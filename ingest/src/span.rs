@@ -6,7 +6,7 @@
 use std::time::SystemTime;
 
 use chaski_common::event::Event;
-use chaski_common::trace::{Span, SpanId, SpanKind, TraceContext, Tracer, Value};
+use chaski_common::trace::{Span, SpanId, SpanKind, TRACEPARENT_BYTES, TraceContext, Tracer, Value};
 
 use crate::respond::Outcome;
 
@@ -53,7 +53,7 @@ impl<'a> Trail<'a> {
             return;
         }
         let context = sent.unwrap_or(begun).recorded(span);
-        event.traceparent = Some(context.to_string().into());
+        event.traceparent = Some(context.encode(&mut [0; TRACEPARENT_BYTES]).into());
         let attributes = vec![
             ("chaski.source", Value::from(&event.source)),
             ("chaski.event.id", Value::Text(event.id.to_string().into())),
