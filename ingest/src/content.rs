@@ -237,17 +237,19 @@ impl Rules {
         if !is_rooted {
             return Err(Unusable::SchemaRoot);
         }
-        if let (Grammar::PagoEfectivo(grammar), Some(document)) = (&self.grammar, &document) {
-            grammar.check(document)?;
-        }
+        let checked = match (&self.grammar, &document) {
+            (Grammar::PagoEfectivo(grammar), Some(document)) => grammar.check(document)?,
+            _ => None,
+        };
         let comparable = document.as_ref().map_or(&*received.body, |document| &document.comparable);
         let fingerprint = Fingerprint::of(comparable);
         let view = View { verified, document: document.as_ref() };
-        let time = self
-            .time
-            .as_ref()
-            .and_then(|field| view.text(field).ok().flatten())
-            .and_then(|text| read_time(&text));
+        let time = match (&self.time, checked) {
+            (Some(field), Some((slot, time))) if field.is_slot(slot) => Some(time),
+            (Some(field), _) => view.text(field).ok().flatten().and_then(|text| read_time(&text)),
+            (None, _) => None,
+        };
+        let time = time.filter(is_time);
         if let (Some(time), Some(max_age)) = (time, self.max_age)
             && now.duration_since(time)
                 > jiff::SignedDuration::try_from(max_age).unwrap_or(jiff::SignedDuration::MAX)
@@ -300,6 +302,11 @@ impl Field {
         let slot = pointer.map(|pointer| slot(pointer.clone(), pointers));
         Ok(Self { place, slot })
     }
+
+    /// Whether it is the value of this slot, whole.
+    fn is_slot(&self, slot: usize) -> bool {
+        self.slot == Some(slot) && matches!(self.place, Location::Json(_))
+    }
 }
 
 fn slot(pointer: Pointer, pointers: &mut Vec<Pointer>) -> usize {
@@ -351,11 +358,18 @@ impl<'r> View<'_, 'r> {
         let Some(field) = field else { return Ok(None) };
         let text = self.text(field)?.filter(|text| !text.is_empty());
         match text {
-            Some(text) if text.len() > bytes_max || text.contains(char::is_control) => {
-                Err(Unusable::SchemaKey)
-            }
+            Some(text) if text.len() > bytes_max || has_control(&text) => Err(Unusable::SchemaKey),
             text => Ok(text),
         }
+    }
+}
+
+fn has_control(text: &str) -> bool {
+    // Mostly ASCII, of which bytes do.
+    if text.is_ascii() {
+        text.bytes().any(|byte| byte.is_ascii_control())
+    } else {
+        text.contains(char::is_control)
     }
 }
 
@@ -374,10 +388,14 @@ fn as_text(bytes: Cow<'_, [u8]>) -> Result<Cow<'_, str>, Unusable> {
     }
 }
 
-/// A time of a provider; none when it is not one, or when it is from before there were webhooks (1900 is how
-/// PagoEfectivo says "not yet").
+/// A time as providers spell it.
 fn read_time(text: &str) -> Option<Timestamp> {
-    parse_rfc3339(text).or_else(|| parse_unix_auto(text)).filter(|time| *time > Timestamp::UNIX_EPOCH)
+    parse_rfc3339(text).or_else(|| parse_unix_auto(text))
+}
+
+/// Whether there were webhooks by then; 1900 is how PagoEfectivo says "not yet".
+fn is_time(time: &Timestamp) -> bool {
+    *time > Timestamp::UNIX_EPOCH
 }
 
 impl PagoEfectivo {
@@ -397,8 +415,9 @@ impl PagoEfectivo {
         })
     }
 
-    /// The guide's rules for the fields that are used; everything else may be anything.
-    fn check(&self, document: &Document<'_>) -> Result<(), Unusable> {
+    /// The guide's rules for the fields that are used; everything else may be anything. `Ok` has the slot that holds
+    /// a time, and the time.
+    fn check(&self, document: &Document<'_>) -> Result<Option<(usize, Timestamp)>, Unusable> {
         let at = |slot: usize| &document.found[slot];
         if [self.event_type, self.cip, self.currency, self.amount]
             .iter()
@@ -424,8 +443,11 @@ impl PagoEfectivo {
             return Err(Unusable::SchemaAmount);
         }
         match at(self.payment_date) {
-            Found::Missing | Found::Null => Ok(()),
-            Found::Text(text) if parse_rfc3339(text).is_some() => Ok(()),
+            Found::Missing | Found::Null => Ok(None),
+            Found::Text(text) => {
+                let time = parse_rfc3339(text).ok_or(Unusable::SchemaTime)?;
+                Ok(Some((self.payment_date, time)))
+            }
             _ => Err(Unusable::SchemaTime),
         }
     }
@@ -517,7 +539,7 @@ mod tests {
     fn times_are_read_leniently_and_1900_is_no_time() {
         assert!(read_time("2026-02-25T10:00:00-05:00").is_some());
         assert_eq!(read_time("1772031600"), read_time("1772031600000"));
-        assert_eq!(read_time("1900-01-01T00:00:00-05:00"), None);
+        assert!(read_time("1900-01-01T00:00:00-05:00").is_some_and(|time| !is_time(&time)));
         assert_eq!(read_time("yesterday"), None);
     }
 }
