@@ -10,7 +10,7 @@ use chaski_common::event::{EventId, Fingerprint, SUBJECT_BYTES_MAX, TYPE_BYTES_M
 use http::header::CONTENT_ENCODING;
 use jiff::Timestamp;
 
-use crate::json::{self, Document, Fault, Found, Root};
+use crate::json::{self, Document, Fault, Found, Places, Root};
 use crate::location::{Location, Pointer};
 use crate::respond::labelled;
 use crate::source::{EventSpec, SpecError};
@@ -116,7 +116,7 @@ pub(crate) struct Rules {
     time: Option<Field>,
     max_age: Option<Duration>,
     /// What one pass over the body collects; a [`Field`] knows its place here.
-    pointers: Vec<Pointer>,
+    places: Places,
 }
 
 #[derive(Debug)]
@@ -203,7 +203,8 @@ impl Rules {
                 "json, or other places",
             ));
         }
-        Ok(Self { grammar, id, fallback, kind, subject, time, max_age: spec.max_age, pointers })
+        let places = Places::of(pointers.iter().map(Pointer::steps));
+        Ok(Self { grammar, id, fallback, kind, subject, time, max_age: spec.max_age, places })
     }
 
     /// Reads a verified request, in one pass where it is JSON.
@@ -228,7 +229,7 @@ impl Rules {
         }
         let document = match self.grammar {
             Grammar::Form | Grammar::Any => None,
-            Grammar::Json | Grammar::PagoEfectivo(_) => Some(json::read(&received.body, &self.pointers)?),
+            Grammar::Json | Grammar::PagoEfectivo(_) => Some(json::read(&received.body, &self.places)?),
         };
         let is_rooted = match (&self.grammar, &document) {
             (Grammar::PagoEfectivo(_), Some(document)) => document.root == Root::Object,
@@ -342,7 +343,7 @@ impl<'r> View<'_, 'r> {
         };
         match &field.place {
             Location::Nested(_, inner) => {
-                let mut document = json::read(text.as_bytes(), std::slice::from_ref(inner))?;
+                let mut document = json::read(text.as_bytes(), inner.places())?;
                 Ok(match document.found.pop() {
                     Some(Found::Number(text)) => Some(Cow::Owned(text.to_owned())),
                     Some(Found::Text(text)) => Some(Cow::Owned(text.into_owned())),

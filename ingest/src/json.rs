@@ -8,8 +8,6 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::location::Pointer;
-
 /// Containers inside one another.
 const DEPTH_MAX: usize = 32;
 /// Values in one document, containers and scalars together.
@@ -20,7 +18,7 @@ const NUMBER_BYTES_MAX: usize = 128;
 const EXPONENT_MAX: u32 = 308;
 /// Names of one object that are compared one by one; past this a set is made.
 const NAMES_LINEAR_MAX: usize = 24;
-/// Pointers per pass: one bit each.
+/// Pointers per pass.
 pub(crate) const POINTERS_MAX: usize = 32;
 
 /// Why a document is refused.
@@ -65,30 +63,62 @@ pub(crate) enum Root {
     Scalar,
 }
 
-/// Reads a whole document. At most [`POINTERS_MAX`] pointers are followed.
-pub(crate) fn read<'a>(body: &'a [u8], pointers: &[Pointer]) -> Result<Document<'a>, Fault> {
+/// Where to look: pointers as a tree of their steps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// The pointers that end here, by their numbers.
+    here: Vec<usize>,
+    /// What leads on from here.
+    steps: Vec<(String, Places)>,
+    /// How many pointers the tree has; at its root.
+    count: usize,
+}
+
+impl Places {
+    /// Of pointers by their steps, numbered in their order.
+    pub(crate) fn of<'p>(pointers: impl IntoIterator<Item = &'p [String]>) -> Self {
+        let mut places = Self::default();
+        for (number, pointer) in pointers.into_iter().enumerate() {
+            places.count += 1;
+            let mut place = &mut places;
+            for step in pointer {
+                let known = place.steps.iter().position(|(known, _)| known == step);
+                let index = known.unwrap_or_else(|| {
+                    place.steps.push((step.clone(), Self::default()));
+                    place.steps.len() - 1
+                });
+                place = &mut place.steps[index].1;
+            }
+            place.here.push(number);
+        }
+        places
+    }
+
+    fn find(&self, is_step: impl Fn(&str) -> bool) -> Option<&Self> {
+        self.steps.iter().find(|(step, _)| is_step(step)).map(|(_, place)| place)
+    }
+}
+
+/// Reads a whole document, and what stands at these places.
+pub(crate) fn read<'a>(body: &'a [u8], places: &Places) -> Result<Document<'a>, Fault> {
     let text = std::str::from_utf8(body).map_err(|_| Fault::Utf8)?;
-    debug_assert!(pointers.len() <= POINTERS_MAX, "the compiled rules keep to the bound");
     let mut reader = Reader {
         text,
         at: 0,
         nodes: 0,
-        pointers,
         names: Vec::with_capacity(NAMES_LINEAR_MAX),
-        found: vec![Found::Missing; pointers.len()],
+        found: vec![Found::Missing; places.count],
         comparable: Vec::new(),
         compared: 0,
     };
-    reader.space();
-    let root = match reader.peek() {
+    let first = reader.next();
+    let root = match first {
         Some(b'{') => Root::Object,
         Some(b'[') => Root::Array,
         _ => Root::Scalar,
     };
-    let live = if pointers.len() >= 32 { u32::MAX } else { (1 << pointers.len()) - 1 };
-    reader.value(0, live)?;
-    reader.space();
-    if reader.at != text.len() {
+    reader.value(first, 0, Some(places))?;
+    if reader.next().is_some() {
         return Err(Fault::Syntax);
     }
     let comparable = if reader.compared == 0 {
@@ -100,32 +130,42 @@ pub(crate) fn read<'a>(body: &'a [u8], pointers: &[Pointer]) -> Result<Document<
     Ok(Document { found: reader.found, root, comparable })
 }
 
-struct Reader<'a, 'p> {
+struct Reader<'a> {
     text: &'a str,
     at: usize,
     nodes: usize,
-    pointers: &'p [Pointer],
     /// The names seen so far in every object that is open, the innermost last.
-    names: Vec<Cow<'a, str>>,
+    names: Vec<&'a str>,
     found: Vec<Found<'a>>,
     /// The comparable form of what is in front of `compared`.
     comparable: Vec<u8>,
     compared: usize,
 }
 
-impl<'a> Reader<'a, '_> {
+impl<'a> Reader<'a> {
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    fn space(&mut self) {
+    /// What follows the white space.
+    fn next(&mut self) -> Option<u8> {
+        let next = self.peek()?;
+        if next > b' ' { Some(next) } else { self.space(next) }
+    }
+
+    /// The same where there may be some.
+    #[cold]
+    fn space(&mut self, first: u8) -> Option<u8> {
         let start = self.at;
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
+        let mut next = Some(first);
+        while matches!(next, Some(b' ' | b'\t' | b'\r' | b'\n')) {
             self.at += 1;
+            next = self.peek();
         }
         if self.at > start {
             self.leave_out(start..self.at);
         }
+        next
     }
 
     /// Takes everything up to this span into the comparable form, and the span not.
@@ -137,136 +177,115 @@ impl<'a> Reader<'a, '_> {
         self.compared = span.end;
     }
 
-    /// Takes one byte of structure, or nothing.
-    fn take(&mut self, byte: u8) -> bool {
-        let is = self.peek() == Some(byte);
-        self.at += usize::from(is);
-        is
-    }
-
-    /// `live` has a bit for each pointer whose first `depth` steps led here.
-    fn value(&mut self, depth: usize, live: u32) -> Result<(), Fault> {
+    /// The value that begins here with `first`; `place` is where that is, if any pointer leads here or further.
+    fn value(&mut self, first: Option<u8>, depth: usize, place: Option<&Places>) -> Result<(), Fault> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
             return Err(Fault::TooComplex);
         }
-        let found = match self.peek().ok_or(Fault::Syntax)? {
+        let found = match first.ok_or(Fault::Syntax)? {
             b'{' => {
-                self.object(depth, live)?;
+                self.object(depth, place)?;
                 Found::Container
             }
             b'[' => {
-                self.array(depth, live)?;
+                self.array(depth, place)?;
                 Found::Container
             }
             b'"' => {
                 let start = self.at;
-                let text = self.string()?;
-                if is_number(&text) && text.len() == self.at - start - 2 {
+                let spelled = self.string()?;
+                if is_number(spelled.inner) {
                     self.leave_out(start..start + 1);
                     self.leave_out(self.at - 1..self.at);
                 }
-                Found::Text(text)
+                Found::Text(spelled.meant()?)
             }
             b't' => self.word("true", Found::Bool)?,
             b'f' => self.word("false", Found::Bool)?,
             b'n' => self.word("null", Found::Null)?,
             _ => Found::Number(self.number()?),
         };
-        let mut here = live;
-        while here != 0 {
-            let index = here.trailing_zeros() as usize;
-            here &= here - 1;
-            if self.pointers[index].steps().len() == depth {
-                self.found[index] = found.clone();
-            }
+        if let Some((last, others)) = place.and_then(|place| place.here.split_last()) {
+            others.iter().for_each(|number| self.found[*number] = found.clone());
+            self.found[*last] = found;
         }
         Ok(())
     }
 
-    /// The pointers of `live` whose next step is this one.
-    fn follow(&self, live: u32, depth: usize, step: impl Fn(&str) -> bool) -> u32 {
-        let (mut rest, mut next) = (live, 0);
-        while rest != 0 {
-            let index = rest.trailing_zeros();
-            rest &= rest - 1;
-            if self.pointers[index as usize].steps().get(depth).is_some_and(|wanted| step(wanted)) {
-                next |= 1 << index;
-            }
-        }
-        next
-    }
-
-    fn object(&mut self, depth: usize, live: u32) -> Result<(), Fault> {
-        self.open(depth, b'{')?;
+    fn object(&mut self, depth: usize, place: Option<&Places>) -> Result<(), Fault> {
+        self.open(depth)?;
         let first_name = self.names.len();
         let mut set: Option<HashSet<Cow<'a, str>>> = None;
-        self.space();
-        if self.take(b'}') {
+        if self.next() == Some(b'}') {
+            self.at += 1;
             return Ok(());
         }
         loop {
-            self.space();
-            let name = self.string()?;
+            if self.next() != Some(b'"') {
+                return Err(Fault::Syntax);
+            }
+            let spelled = self.string()?;
+            let name = spelled.meant()?;
+            let next = place.and_then(|place| place.find(|step| step == name));
             let siblings = &self.names[first_name..];
-            let seen = match &mut set {
-                Some(set) => !set.insert(name.clone()),
-                None => siblings.contains(&name),
+            if set.is_none() && (spelled.escaped || siblings.len() == NAMES_LINEAR_MAX) {
+                set = Some(siblings.iter().map(|name| Cow::Borrowed(*name)).collect());
+            }
+            let is_known = match &mut set {
+                Some(set) => !set.insert(name),
+                None => siblings.contains(&spelled.inner),
             };
-            if seen {
+            if is_known {
                 return Err(Fault::DuplicateKey);
             }
-            let next = self.follow(live, depth, |wanted| wanted == name);
             if set.is_none() {
-                self.names.push(name);
-                if self.names.len() - first_name > NAMES_LINEAR_MAX {
-                    set = Some(self.names.drain(first_name..).collect());
-                }
+                self.names.push(spelled.inner);
             }
-            self.space();
-            if !self.take(b':') {
+            if self.next() != Some(b':') {
                 return Err(Fault::Syntax);
             }
-            self.space();
-            self.value(depth + 1, next)?;
-            self.space();
-            if self.take(b'}') {
-                self.names.truncate(first_name);
-                return Ok(());
-            }
-            if !self.take(b',') {
-                return Err(Fault::Syntax);
+            self.at += 1;
+            let first = self.next();
+            self.value(first, depth + 1, next)?;
+            match self.next() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => break,
+                _ => return Err(Fault::Syntax),
             }
         }
-    }
-
-    fn array(&mut self, depth: usize, live: u32) -> Result<(), Fault> {
-        self.open(depth, b'[')?;
-        self.space();
-        if self.take(b']') {
-            return Ok(());
-        }
-        for index in 0_usize.. {
-            let next =
-                if live == 0 { 0 } else { self.follow(live, depth, |wanted| wanted.parse() == Ok(index)) };
-            self.space();
-            self.value(depth + 1, next)?;
-            self.space();
-            if self.take(b']') {
-                break;
-            }
-            if !self.take(b',') {
-                return Err(Fault::Syntax);
-            }
-        }
+        self.at += 1;
+        self.names.truncate(first_name);
         Ok(())
     }
 
-    fn open(&mut self, depth: usize, byte: u8) -> Result<(), Fault> {
+    fn array(&mut self, depth: usize, place: Option<&Places>) -> Result<(), Fault> {
+        self.open(depth)?;
+        let mut first = self.next();
+        if first == Some(b']') {
+            self.at += 1;
+            return Ok(());
+        }
+        for index in 0_usize.. {
+            let next = place.and_then(|place| place.find(|step| step.parse() == Ok(index)));
+            self.value(first, depth + 1, next)?;
+            match self.next() {
+                Some(b',') => self.at += 1,
+                Some(b']') => break,
+                _ => return Err(Fault::Syntax),
+            }
+            first = self.next();
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Goes into a container that stands here.
+    fn open(&mut self, depth: usize) -> Result<(), Fault> {
         if depth >= DEPTH_MAX {
             return Err(Fault::Depth);
         }
-        self.take(byte);
+        self.at += 1;
         Ok(())
     }
 
@@ -280,70 +299,79 @@ impl<'a> Reader<'a, '_> {
 
     fn number(&mut self) -> Result<&'a str, Fault> {
         let rest = &self.text[self.at..];
-        let end = rest
-            .bytes()
-            .position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'))
-            .unwrap_or(rest.len());
-        let number = &rest[..end];
-        if !is_number(number) {
+        let digits = number(rest.as_bytes()).ok_or(Fault::Syntax)?;
+        // What could go on with a number makes another one of it, or none.
+        if matches!(rest.as_bytes().get(digits.end), Some(b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')) {
             return Err(Fault::Syntax);
         }
-        if number.len() > NUMBER_BYTES_MAX || !exponent_is_sane(number) {
+        let number = &rest[..digits.end];
+        if number.len() > NUMBER_BYTES_MAX || !exponent_is_sane(&number[digits.exponent..]) {
             return Err(Fault::Number);
         }
-        self.at += end;
+        self.at += number.len();
         Ok(number)
     }
 
-    /// A string as it is meant.
-    fn string(&mut self) -> Result<Cow<'a, str>, Fault> {
+    /// The string whose quote stands here. Most of a document is strings: a call each would be a tenth of the pass.
+    #[inline(always)]
+    fn string(&mut self) -> Result<Spelled<'a>, Fault> {
         let bytes = self.text.as_bytes();
-        let start = self.at;
-        if self.peek() != Some(b'"') {
-            return Err(Fault::Syntax);
-        }
-        let mut at = start + 1;
+        let start = self.at + 1;
+        let mut end = start;
         let mut escaped = false;
         loop {
-            at += plain_bytes(bytes.get(at..).ok_or(Fault::Syntax)?);
-            match bytes.get(at) {
+            end = plain_end(bytes, end);
+            match bytes.get(end) {
                 Some(b'"') => break,
                 Some(b'\\') => {
                     escaped = true;
-                    at += 2;
+                    end += 2;
                 }
                 _ => return Err(Fault::Syntax),
             }
         }
-        self.at = at + 1;
-        let inner = &self.text[start + 1..at];
-        Ok(if escaped { Cow::Owned(unescape(inner)?) } else { Cow::Borrowed(inner) })
+        self.at = end + 1;
+        Ok(Spelled { inner: &self.text[start..end], escaped })
     }
 }
 
-/// How many bytes at the front are neither a quote, nor a backslash, nor a control character. Eight at a time:
-/// callbacks are mostly strings.
-fn plain_bytes(bytes: &[u8]) -> usize {
+/// A string as it stands between its quotes.
+#[derive(Clone, Copy)]
+struct Spelled<'a> {
+    inner: &'a str,
+    /// Whether it means something else than it says.
+    escaped: bool,
+}
+
+impl<'a> Spelled<'a> {
+    #[inline(always)]
+    fn meant(self) -> Result<Cow<'a, str>, Fault> {
+        Ok(if self.escaped { Cow::Owned(unescape(self.inner)?) } else { Cow::Borrowed(self.inner) })
+    }
+}
+
+/// Where, from `at` on, the first quote, backslash or control character is. Eight bytes at a time: callbacks are mostly
+/// strings.
+#[inline(always)]
+fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = u64::from_le_bytes([0x01; 8]);
     const HIGHS: u64 = u64::from_le_bytes([0x80; 8]);
-    // The high bit of each byte that is below `limit` (at most 0x80); a borrow may mark bytes behind such a one.
-    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & HIGHS;
-    let mut words = bytes.chunks_exact(8);
-    let mut plain = 0;
-    for chunk in &mut words {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(chunk);
-        let word = u64::from_le_bytes(eight);
-        let is_quote = below(word ^ (ONES * u64::from(b'"')), 1);
-        let is_backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
-        let stops = below(word, 0x20) | is_quote | is_backslash;
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*eight);
+        // A byte that is less than what is taken from it borrows, and its high bit is set; so may be those behind it.
+        let control = word.wrapping_sub(ONES * 0x20);
+        let quote = (word ^ (ONES * u64::from(b'"'))).wrapping_sub(ONES);
+        let backslash = (word ^ (ONES * u64::from(b'\\'))).wrapping_sub(ONES);
+        let stops = (control | quote | backslash) & !word & HIGHS;
         if stops != 0 {
-            return plain + (stops.trailing_zeros() / 8) as usize;
+            return at + (stops.trailing_zeros() / 8) as usize;
         }
-        plain += 8;
+        at += 8;
     }
-    let stops = |byte: &u8| matches!(byte, 0..=0x1f | b'"' | b'\\');
-    plain + words.remainder().iter().position(stops).unwrap_or(words.remainder().len())
+    while bytes.get(at).is_some_and(|byte| !matches!(byte, 0..=0x1f | b'"' | b'\\')) {
+        at += 1;
+    }
+    at
 }
 
 fn unescape(inner: &str) -> Result<String, Fault> {
@@ -393,38 +421,45 @@ fn code_unit(rest: &mut &str) -> Result<u32, Fault> {
     u32::from_str_radix(digits, 16).map_err(|_| Fault::Syntax)
 }
 
-/// The grammar of RFC 8259, section 6.
-pub(crate) fn is_number(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let digits = |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let mut at = usize::from(bytes.first() == Some(&b'-'));
-    let whole = digits(at);
-    if whole == 0 || (whole > 1 && bytes[at] == b'0') {
-        return false;
-    }
-    at += whole;
-    if bytes.get(at) == Some(&b'.') {
-        let fraction = digits(at + 1);
-        if fraction == 0 {
-            return false;
-        }
-        at += 1 + fraction;
-    }
-    if matches!(bytes.get(at), Some(b'e' | b'E')) {
-        at += 1 + usize::from(matches!(bytes.get(at + 1), Some(b'+' | b'-')));
-        let exponent = digits(at);
-        if exponent == 0 {
-            return false;
-        }
-        at += exponent;
-    }
-    at == bytes.len()
+/// Where the parts of a number end.
+struct Digits {
+    /// Its exponent begins here; where it has none, this is its end.
+    exponent: usize,
+    end: usize,
 }
 
-fn exponent_is_sane(number: &str) -> bool {
-    number.split_once(['e', 'E']).is_none_or(|(_, exponent)| {
-        exponent.trim_start_matches(['+', '-']).parse::<u32>().is_ok_and(|exponent| exponent <= EXPONENT_MAX)
-    })
+/// The number at the front, by the grammar of RFC 8259, section 6.
+fn number(bytes: &[u8]) -> Option<Digits> {
+    let some_digits = |from: usize| {
+        let rest = bytes.get(from..)?;
+        let count = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+        (count > 0).then_some(from + count)
+    };
+    let start = usize::from(bytes.first() == Some(&b'-'));
+    let mut end = some_digits(start)?;
+    if bytes[start] == b'0' && end > start + 1 {
+        return None;
+    }
+    if bytes.get(end) == Some(&b'.') {
+        end = some_digits(end + 1)?;
+    }
+    let exponent = end;
+    if matches!(bytes.get(end), Some(b'e' | b'E')) {
+        let is_signed = matches!(bytes.get(end + 1), Some(b'+' | b'-'));
+        end = some_digits(end + 1 + usize::from(is_signed))?;
+    }
+    Some(Digits { exponent, end })
+}
+
+/// Whether all of this is one number.
+pub(crate) fn is_number(text: &str) -> bool {
+    number(text.as_bytes()).is_some_and(|number| number.end == text.len())
+}
+
+/// Whether an exponent, from its `e` on, is one that money may have; none is.
+fn exponent_is_sane(exponent: &str) -> bool {
+    let digits = exponent.trim_start_matches(['e', 'E', '+', '-']);
+    exponent.is_empty() || digits.parse::<u32>().is_ok_and(|exponent| exponent <= EXPONENT_MAX)
 }
 
 #[cfg(test)]
@@ -434,13 +469,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::location::Pointer;
 
     fn fault(body: impl AsRef<[u8]>) -> Option<Fault> {
-        read(body.as_ref(), &[]).err()
+        read(body.as_ref(), &Places::default()).err()
     }
 
     fn comparable(body: &str) -> String {
-        String::from_utf8(read(body.as_bytes(), &[]).unwrap().comparable.into_owned()).unwrap()
+        String::from_utf8(read(body.as_bytes(), &Places::default()).unwrap().comparable.into_owned()).unwrap()
     }
 
     #[test]
@@ -523,7 +559,7 @@ mod tests {
             r#" { "a" : { "b" : [ 10 , {"c":"x\ny"} ] } , "a~/b" : 1001.00, "n":null, "t":true, "":"e" } "#;
         let found = |pointer: &str| {
             let pointer = Pointer::parse(pointer).unwrap();
-            read(body.as_bytes(), std::slice::from_ref(&pointer)).unwrap().found.remove(0)
+            read(body.as_bytes(), pointer.places()).unwrap().found.remove(0)
         };
         assert_eq!(found("/a/b/0"), Found::Number("10"));
         assert_eq!(found("/a/b/1/c"), Found::Text("x\ny".into()));
@@ -572,9 +608,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn plain_bytes_end_where_a_byte_by_byte_look_says(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn plain_bytes_end_where_a_byte_by_byte_look_says(
+            bytes in proptest::collection::vec(any::<u8>(), 0..40),
+            from in 0_usize..40,
+        ) {
+            let from = from.min(bytes.len());
             let stops = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
-            prop_assert_eq!(plain_bytes(&bytes), bytes.iter().position(stops).unwrap_or(bytes.len()));
+            let end = bytes[from..].iter().position(stops).map_or(bytes.len(), |count| from + count);
+            prop_assert_eq!(plain_end(&bytes, from), end);
         }
+    }
+
+    #[test]
+    fn several_pointers_are_followed_in_one_pass_also_to_one_place_and_through_one_another() {
+        let pointers = ["/a", "/a/b", "/c/1", "/a/b", "/c", "/c/1/d", "/e"];
+        let pointers: Vec<_> = pointers.iter().map(|text| Pointer::parse(text).unwrap()).collect();
+        let found = |body: &'static str| {
+            read(body.as_bytes(), &Places::of(pointers.iter().map(Pointer::steps))).unwrap().found
+        };
+        use Found::{Container, Missing, Number};
+        assert_eq!(
+            found(r#"{"c":[0,{"d":1}],"a":{"b":2,"e":3}}"#),
+            [Container, Number("2"), Container, Number("2"), Container, Number("1"), Missing]
+        );
+        assert_eq!(
+            found(r#"{"a":4,"c":{"1":5}}"#),
+            [Number("4"), Missing, Number("5"), Missing, Container, Missing, Missing]
+        );
     }
 }

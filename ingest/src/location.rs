@@ -8,6 +8,8 @@ use std::fmt;
 
 use http::HeaderName;
 
+use crate::json::Places;
+
 /// Fields of a form or query that are looked at; further ones are as if they were not there.
 const FIELDS_MAX: usize = 256;
 /// Steps of a pointer.
@@ -73,7 +75,11 @@ impl fmt::Display for Location {
 
 /// An RFC 6901 pointer, split into its steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pointer(Vec<String>);
+pub struct Pointer {
+    steps: Vec<String>,
+    /// Itself, as a pass over a document looks for it.
+    places: Places,
+}
 
 impl Pointer {
     /// Reads `/a/b~1c/0`.
@@ -84,19 +90,28 @@ impl Pointer {
         let steps = text.strip_prefix('/').ok_or_else(|| "a pointer that begins with /".to_owned())?;
         let steps: Vec<String> =
             steps.split('/').map(|step| step.replace("~1", "/").replace("~0", "~")).collect();
-        if steps.len() > STEPS_MAX { Err(format!("at most {STEPS_MAX} steps")) } else { Ok(Self(steps)) }
+        if steps.len() > STEPS_MAX {
+            return Err(format!("at most {STEPS_MAX} steps"));
+        }
+        let places = Places::of([steps.as_slice()]);
+        Ok(Self { steps, places })
     }
 
     /// The steps, unescaped; never none.
     #[must_use]
     pub fn steps(&self) -> &[String] {
-        &self.0
+        &self.steps
+    }
+
+    /// The place it leads to, for a pass that looks for nothing else.
+    pub(crate) const fn places(&self) -> &Places {
+        &self.places
     }
 }
 
 impl fmt::Display for Pointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|step| write!(f, "/{}", step.replace('~', "~0").replace('/', "~1")))
+        self.steps.iter().try_for_each(|step| write!(f, "/{}", step.replace('~', "~0").replace('/', "~1")))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Strict JSON, beside `serde_json` with a look for names that occur twice; and the minified form.
 
 use super::plain::{self, Json, NoJson};
-use crate::json::{Fault, Found, Root, read};
+use crate::json::{Fault, Found, Places, Root, read};
 use crate::location::Pointer;
 use crate::verify::body_form::minify;
 
@@ -15,7 +15,7 @@ pub(super) fn run(body: &[u8]) {
 
     let written = ["/a", "/data/cip", "/0", "/a/1/b", "/", "/a~1b/~0"];
     let pointers: Vec<Pointer> = written.iter().map(|text| Pointer::parse(text).expect("pointers")).collect();
-    let ours = read(body, &pointers);
+    let ours = read(body, &Places::of(pointers.iter().map(Pointer::steps)));
     let theirs = std::str::from_utf8(body).ok().map(plain::json);
     match (&ours, theirs) {
         (Err(fault), None) => assert_eq!(*fault, Fault::Utf8),
@@ -38,7 +38,7 @@ pub(super) fn run(body: &[u8]) {
                 _ => Root::Scalar,
             };
             assert_eq!(ours.root, root);
-            let again = read(&small, &[]).expect("white space says nothing");
+            let again = read(&small, &Places::default()).expect("white space says nothing");
             assert_eq!(again.comparable, ours.comparable, "comparable");
         }
         // One pass stops at the first thing that is wrong; bounds are its own.

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 
-use super::{Fault, read};
+use super::{Fault, Places, read};
 
 const SUITE: &str = include_str!("suite.json");
 
@@ -21,7 +21,7 @@ enum Case {
 const TWICE: [&str; 2] = ["y_object_duplicated_key", "y_object_duplicated_key_and_value"];
 
 fn verdict(body: &[u8]) -> &'static str {
-    match read(body, &[]).err() {
+    match read(body, &Places::default()).err() {
         None => "taken",
         Some(Fault::Utf8) => "utf8",
         Some(Fault::Syntax) => "syntax",

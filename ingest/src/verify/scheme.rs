@@ -509,7 +509,7 @@ pub(crate) fn find<'r>(
 }
 
 pub(super) fn in_json<'r>(document: &'r [u8], pointer: &location::Pointer) -> Option<Cow<'r, [u8]>> {
-    let mut document = json::read(document, std::slice::from_ref(pointer)).ok()?;
+    let mut document = json::read(document, pointer.places()).ok()?;
     match document.found.pop()? {
         json::Found::Text(Cow::Borrowed(text)) | json::Found::Number(text) => {
             Some(Cow::Borrowed(text.as_bytes()))
