@@ -236,6 +236,8 @@ HYGIENE = board(
           ('min by (listener) (chaski_tls_certificate_not_after_timestamp_seconds{job=~"$job"} > 0) - time()', "{{listener}}"),
           ('min by (destination) (chaski_destination_certificate_not_after_timestamp_seconds{job=~"$job"} > 0) - time()', "{{destination}}"),
           unit="s", floor=None),
+    graph("Secrets: age", "Of those in use, where a file or `not_before` tells. Ninety days raise an alert: `chaski check`",
+          ('time() - (min by (source, key) (chaski_secret_created_timestamp_seconds{job=~"$job",key!~"previous.*"}) > 0)', "{{source}} {{key}}"), unit="s"),
     graph("CPU", "Cores.", ('rate(process_cpu_seconds_total{job=~"$job"}[$__rate_interval])', "{{instance}}")),
     graph("Memory", "Resident.", ('process_resident_memory_bytes{job=~"$job"}', "{{instance}}"), unit="bytes"),
     graph("File descriptors", "Share of what is allowed.",

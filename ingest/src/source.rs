@@ -78,12 +78,14 @@ pub struct DatedSecret {
     pub secret: Secret,
     /// Outside of this it verifies nothing.
     pub validity: Validity,
+    /// Since when it exists, as far as anybody has told.
+    pub created: Option<Timestamp>,
 }
 
 impl From<Secret> for DatedSecret {
     /// One that is good at any time.
     fn from(secret: Secret) -> Self {
-        Self { secret, validity: Validity::default() }
+        Self { secret, validity: Validity::default(), created: None }
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use chaski_common::secret::Secret;
+use jiff::Timestamp;
 
 use super::problem::Reason;
 use super::value::Refusal;
@@ -65,6 +66,12 @@ impl<'a> Reference<'a> {
                 read_private(&folder.join(path)).map(strip_line_end).map(Secret::new).map_err(Absent::Refused)
             }
         }
+    }
+
+    /// When the secret's file was last written; none for a variable.
+    pub(super) fn written_at(self, folder: &Path) -> Option<Timestamp> {
+        let Self::File(path) = self else { return None };
+        std::fs::metadata(folder.join(path)).ok()?.modified().ok()?.try_into().ok()
     }
 }
 

@@ -268,7 +268,7 @@ const SOURCES: Section = section("sources", "", &[]).each(&SOURCE);
 
 static SOURCE: Section = section("NAME", "A sender, reached at /in/NAME. Either a preset, of which single fields may be overridden below, or a whole description.", &[
     setting("provider", Kind::Text, "The preset it is built on; `chaski check` prints what it stands for.").example("\"pagoefectivo\""),
-    setting("secrets", Kind::SecretSet, "Secrets, each \"env:NAME\" or \"file:PATH\"; any may match, those after the first may be absent. With signature.key.select a table: { \"key-1\" = \"env:A\" }. While one takes over from another, either may be a table that says when it is good: { secret = \"env:A\", not_before = \"2026-12-01T00:00:00Z\", not_after = \"2026-12-31T00:00:00Z\" }.")
+    setting("secrets", Kind::SecretSet, "Secrets, each \"env:NAME\" or \"file:PATH\"; any may match, those after the first may be absent. With signature.key.select a table: { \"key-1\" = \"env:A\" }. While one takes over from another, either may be a table that says when it is good: { secret = \"env:A\", not_before = \"2026-12-01T00:00:00Z\", not_after = \"2026-12-31T00:00:00Z\" }. How old a secret is counts from not_before, or else from the last change of its file.")
         .example("[\"env:ACME_SECRET\", \"env:ACME_SECRET_PREVIOUS\"]"),
     setting("path", Kind::Text, "Where it posts to; /in/NAME when left out.").example("\"/in/acme\""),
     setting("environment", ENVIRONMENT, "Sandbox events go to sandbox destinations only.").default("\"production\""),

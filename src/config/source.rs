@@ -13,9 +13,11 @@ use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
 use chaski_ingest::source::{DatedSecret, IpNet, SchemeSpec, Secrets, SourceSpec};
 use chaski_ingest::verify::Scheme;
+use jiff::Timestamp;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
+use super::secret::Reference;
 use super::value::{DatedEntry, Entry, Value, spell_duration};
 use super::{Checker, SourceRules, environment};
 
@@ -266,10 +268,20 @@ impl Checker<'_> {
         }
         let secrets: Vec<_> = found
             .into_iter()
-            .map(|(dated, secret)| DatedSecret { secret, validity: dated.validity })
+            .map(|(dated, secret)| DatedSecret {
+                secret,
+                validity: dated.validity,
+                created: self.created(dated),
+            })
             .collect();
         self.warn_of_times(at, &secrets);
         good.then_some(secrets)
+    }
+
+    /// Whoever wrote `not_before` knows it better than the file, which may be a copy.
+    fn created(&self, dated: &DatedEntry) -> Option<Timestamp> {
+        let of_the_file = || Reference::parse(&dated.entry.text)?.written_at(self.folder);
+        dated.validity.not_before.or_else(of_the_file)
     }
 
     /// Weak secrets may be allowed, an empty one never.

@@ -433,6 +433,31 @@ fn a_secret_may_say_when_it_is_good() {
 }
 
 #[test]
+fn a_secret_is_as_old_as_it_says_or_as_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let written: jiff::Timestamp = "2026-03-04T05:06:07Z".parse().unwrap();
+    for name in ["new", "old"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("k3J9-0aX7qLmZ-from-file-{name}")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(written.into()).unwrap();
+    }
+    let text = source(
+        "secrets = ['file:new', { secret = 'file:old', not_before = 2020-01-01T00:00:00Z }, 'env:GOOD',\n\
+         { secret = 'env:OTHER', not_before = 2021-01-01T00:00:00Z }]",
+    );
+    let config = Config::parse(&text, &folder.path().join("chaski.toml"), &env).unwrap();
+    let created: Vec<_> =
+        config.sources[0].secrets.named().into_iter().map(|(_, dated)| dated.created).collect();
+    let moment = |text: &str| text.parse().ok();
+    assert_eq!(
+        created,
+        [Some(written), moment("2020-01-01T00:00:00Z"), None, moment("2021-01-01T00:00:00Z")]
+    );
+}
+
+#[test]
 fn a_secret_file_others_can_read_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");

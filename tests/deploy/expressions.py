@@ -131,8 +131,10 @@ class Rig:
         self.environment = os.environ | {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "PE_SECRET": "a-secret-of-this-test-alone", "PE_OLD": "the-secret-of-the-year-before",
-            "ST_SECRET": "another-secret-of-this-test",
         }
+        stripe = self.folder / "st-secret"
+        stripe.touch(0o600)
+        stripe.write_text("another-secret-of-this-test", encoding="utf-8")
         self.receivers = Receivers(("127.0.0.1", 0), Receiver)
         self.receivers.is_sick = threading.Event()
         threading.Thread(target=self.receivers.serve_forever, daemon=True).start()
@@ -175,7 +177,7 @@ provider = "pagoefectivo"
 secrets = ["env:PE_SECRET", "env:PE_OLD"]
 [sources.stripe]
 provider = "stripe"
-secrets = ["env:ST_SECRET"]
+secrets = ["file:st-secret"]
 [destinations.orders]
 url = "{receiver}/take"
 [destinations.erp]

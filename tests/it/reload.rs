@@ -1,7 +1,10 @@
 //! The configuration is read again on SIGHUP and on `chaski reload`; a bad file leaves the old one in force.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use crate::harness::{
     Callback, Destination, Gateway, Layout, PE_PATH, PE_SECRET, Receiver, Reply, Site, eventually, get,
@@ -178,6 +181,27 @@ fn what_needs_a_restart_is_named() {
     let told = site.command(&["reload", "--json"]).json();
     assert_eq!(told["needs_restart"], serde_json::json!(["[ingest]", "[storage]"]), "{told}");
     receiver.wait_for(&gateway.accept(&payment(1)));
+    gateway.stop();
+}
+
+#[test]
+fn a_secret_is_as_old_as_is_known_of_it() {
+    let receiver = Receiver::start();
+    let layout = Layout::to([Destination::new("orders", &receiver)]);
+    let site = Site::new(&layout).with_env("NEW_SECRET", NEW_SECRET);
+    let gateway = site.start();
+    let created = |key: &str| gateway.count("chaski_secret_created_timestamp_seconds", &[key]);
+    assert_eq!(created("key=\"current\""), 0, "nothing is known of a variable");
+    let path = site.path("pe-secret");
+    std::fs::write(&path, "Kq7vT2mXbR9sLwYd4HnZpF6cJ3gUeA8o").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let written = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(written).unwrap();
+    let secrets = "[\"file:pe-secret\", { secret = \"env:NEW_SECRET\", not_before = 2020-01-01T00:00:00Z }, \"env:PE_SECRET\"]";
+    site.write(&site.toml(&layout).replace("[\"env:PE_SECRET\"]", secrets));
+    site.command(&["reload"]).ok();
+    let each = ["key=\"current\"", "key=\"previous\"", "key=\"previous-2\""].map(created);
+    assert_eq!(each, [1_700_000_000, 1_577_836_800, 0]);
     gateway.stop();
 }
 

@@ -24,6 +24,7 @@ pub(crate) struct KeyUse {
     key: String,
     secret: Secret,
     not_after: Option<Timestamp>,
+    created: Option<Timestamp>,
     /// In Unix seconds; 0 if it was not used since the process began.
     last: Arc<AtomicI64>,
 }
@@ -34,12 +35,13 @@ impl KeyUse {
     }
 }
 
-/// The secrets of all sources, as two gauges that are filled when they are read.
+/// The secrets of all sources, as gauges that are filled when they are read.
 #[derive(Clone)]
 pub(crate) struct KeysInForce {
     keys: Arc<Mutex<Vec<KeyUse>>>,
     last_used: IntGaugeVec,
     not_after: IntGaugeVec,
+    created: IntGaugeVec,
 }
 
 impl KeysInForce {
@@ -58,6 +60,11 @@ impl KeysInForce {
             not_after: make.gauges(
                 "chaski_secret_not_after_timestamp_seconds",
                 "When a secret ends; 0 if it does not.",
+                labels,
+            ),
+            created: make.gauges(
+                "chaski_secret_created_timestamp_seconds",
+                "Since when a secret exists: its not_before, or else the last change of its file; 0 if neither is known, as of a variable.",
                 labels,
             ),
         };
@@ -84,6 +91,7 @@ impl KeysInForce {
                 key: key.into_owned(),
                 secret: dated.secret.clone(),
                 not_after: dated.validity.not_after,
+                created: dated.created,
                 last: last(&dated.secret),
             })
             .collect()
@@ -96,21 +104,22 @@ impl KeysInForce {
 
 impl Collector for KeysInForce {
     fn desc(&self) -> Vec<&Desc> {
-        [self.last_used.desc(), self.not_after.desc()].concat()
+        [self.last_used.desc(), self.not_after.desc(), self.created.desc()].concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let keys = self.keys();
-        for gauge in [&self.last_used, &self.not_after] {
+        for gauge in [&self.last_used, &self.not_after, &self.created] {
             gauge.reset();
         }
+        let seconds = |at: Option<Timestamp>| at.map_or(0, Timestamp::as_second);
         for key in keys.iter() {
             let labels = [&*key.source, &key.key];
             self.last_used.with_label_values(&labels).set(key.last.load(Ordering::Relaxed));
-            let not_after = key.not_after.map_or(0, Timestamp::as_second);
-            self.not_after.with_label_values(&labels).set(not_after);
+            self.not_after.with_label_values(&labels).set(seconds(key.not_after));
+            self.created.with_label_values(&labels).set(seconds(key.created));
         }
-        [self.last_used.collect(), self.not_after.collect()].concat()
+        [self.last_used.collect(), self.not_after.collect(), self.created.collect()].concat()
     }
 }
 

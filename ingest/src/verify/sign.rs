@@ -333,6 +333,7 @@ mod tests {
         let dated = |secret: &Secret, not_before: Option<i64>, not_after: Option<i64>| DatedSecret {
             secret: secret.clone(),
             validity: Validity { not_before: not_before.map(at), not_after: not_after.map(at) },
+            created: None,
         };
         let overlapping = [dated(&new, Some(100), None), dated(&old, None, Some(200))];
         let scheme = Scheme::compile(&spec, &Secrets::Any(overlapping.to_vec())).unwrap();
