@@ -4,7 +4,9 @@ mod description;
 mod document;
 #[cfg(test)]
 mod forgery;
+mod frames;
 mod plain;
+mod proxied;
 mod request;
 mod spelling;
 
@@ -13,6 +15,8 @@ use chaski_common::fuzzing::Target;
 /// Every target of this crate.
 pub const TARGETS: &[Target] = &[
     Target { name: "request", run: request::run },
+    Target { name: "http2", run: frames::run },
+    Target { name: "proxy", run: proxied::run },
     Target { name: "json", run: document::run },
     Target { name: "template", run: description::template },
     Target { name: "scheme", run: description::scheme },
@@ -32,6 +36,16 @@ mod tests {
     #[test]
     fn every_byte_sequence_is_answered_and_none_is_accepted_unsigned() {
         brief(target("request"));
+    }
+
+    #[test]
+    fn every_sequence_of_frames_is_answered_and_none_is_accepted_unsigned() {
+        brief(target("http2"));
+    }
+
+    #[test]
+    fn proxy_headers_are_read_as_a_plain_reading_has_them_and_no_further() {
+        brief(target("proxy"));
     }
 
     #[test]

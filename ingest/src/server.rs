@@ -6,7 +6,7 @@
 mod tls;
 mod full;
 mod peers;
-mod proxy_protocol;
+pub(crate) mod proxy_protocol;
 mod connection;
 mod http2;
 mod threads;

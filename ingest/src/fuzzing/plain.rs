@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Deserializer as _;
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -219,4 +220,92 @@ fn rfc3339(text: &str) -> Option<i128> {
     let days = (0..year).map(|year| 365 + i128::from((year % 4 == 0 && year % 100 != 0) || year % 400 == 0));
     let days = days.sum::<i128>() + months[..month as usize - 1].iter().sum::<i128>() + day - 1 - 719_528;
     Some((days * 86_400 + hour * 3600 + minute * 60 + second - ahead) * SECOND + nanos)
+}
+
+/// Whose connection a PROXY header in front says it is, none when the proxy's own, and how long that header is. None
+/// where there is none, as the protocol's documentation has it, or where it is longer than we take.
+pub(super) fn proxied(bytes: &[u8]) -> Option<(Option<IpAddr>, usize)> {
+    if bytes.starts_with(b"\r\n\r\n\0\r\nQUIT\n") { proxied_v2(bytes) } else { proxied_v1(bytes) }
+}
+
+fn proxied_v1(bytes: &[u8]) -> Option<(Option<IpAddr>, usize)> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')? + 1;
+    let line = bytes[..end].strip_suffix(b"\r\n")?;
+    if end > 107 || line.contains(&b'\r') {
+        return None;
+    }
+    if line == b"PROXY UNKNOWN" || line.starts_with(b"PROXY UNKNOWN ") {
+        return Some((None, end));
+    }
+    let words: Vec<&str> = std::str::from_utf8(line).ok()?.split(' ').collect();
+    let ["PROXY", family, from, to, from_port, to_port] = words[..] else { return None };
+    decimal(from_port, 65_535)?;
+    decimal(to_port, 65_535)?;
+    let address = match family {
+        "TCP4" => [from, to].map(|text| ipv4(text).map(IpAddr::from)),
+        "TCP6" => [from, to].map(|text| ipv6(text).map(IpAddr::from)),
+        _ => return None,
+    };
+    let [Some(from), Some(_)] = address else { return None };
+    Some((Some(from.to_canonical()), end))
+}
+
+fn proxied_v2(bytes: &[u8]) -> Option<(Option<IpAddr>, usize)> {
+    let rest = usize::from(*bytes.get(14)?) * 256 + usize::from(*bytes.get(15)?);
+    let end = 16 + rest;
+    if end > 4096 || bytes.len() < end {
+        return None;
+    }
+    let from = match (bytes[12], bytes[13]) {
+        (0x20, _) | (0x21, 0x00) => None,
+        (0x21, 0x11 | 0x12) if rest >= 12 => {
+            Some(Ipv4Addr::from(<[u8; 4]>::try_from(&bytes[16..20]).ok()?).into())
+        }
+        (0x21, 0x21 | 0x22) if rest >= 36 => {
+            Some(Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[16..32]).ok()?).into())
+        }
+        (0x21, 0x31 | 0x32) if rest >= 216 => None,
+        _ => return None,
+    };
+    Some((from.map(|from: IpAddr| from.to_canonical()), end))
+}
+
+/// No sign, no zeros in front.
+fn decimal(text: &str, max: u32) -> Option<u32> {
+    let is_plain = text == "0" || (!text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit()));
+    text.parse().ok().filter(|number| is_plain && *number <= max)
+}
+
+fn ipv4(text: &str) -> Option<Ipv4Addr> {
+    let parts: Option<Vec<u32>> = text.split('.').map(|part| decimal(part, 255)).collect();
+    let [a, b, c, d] = parts?[..] else { return None };
+    Some((a << 24 | b << 16 | c << 8 | d).into())
+}
+
+fn ipv6(text: &str) -> Option<Ipv6Addr> {
+    let (front, back) = text.split_once("::").map_or((text, None), |(front, back)| (front, Some(back)));
+    let mut all = groups(front, back.is_none())?;
+    if let Some(back) = back {
+        let back = groups(back, true)?;
+        let zeros = 8_usize.checked_sub(all.len() + back.len()).filter(|zeros| *zeros > 0)?;
+        all.extend(vec![0; zeros]);
+        all.extend(back);
+    }
+    Some(Ipv6Addr::from(<[u16; 8]>::try_from(all).ok()?))
+}
+
+/// Groups of hexadecimal digits; where they are the last of the text, an IPv4 address may stand for the last two.
+fn groups(text: &str, may_end_in_ipv4: bool) -> Option<Vec<u16>> {
+    let mut all = Vec::new();
+    let mut parts = text.split(':').peekable();
+    while let Some(part) = parts.next().filter(|_| !text.is_empty()) {
+        if may_end_in_ipv4 && parts.peek().is_none() && part.contains('.') {
+            let [a, b, c, d] = ipv4(part)?.octets();
+            all.extend([u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]);
+        } else {
+            let is_hex = (1..=4).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            all.push(u16::from_str_radix(part, 16).ok().filter(|_| is_hex)?);
+        }
+    }
+    Some(all)
 }

@@ -118,7 +118,7 @@ impl Connection {
     }
 
     /// In clear text the first bytes say what is spoken.
-    async fn serve_either(&self, mut stream: TcpStream, end: &End) {
+    async fn serve_either<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, end: &End) {
         let (limits, since) = (&self.shared.limits, Instant::now());
         match end.before_cut(timeout(limits.head_timeout, http2::preface(&mut stream))).await {
             Some(Ok(Ok((bytes, true)))) => self.serve_http2(stream, Begun { bytes, since }, end).await,
@@ -177,8 +177,12 @@ impl super::Edge {
         let permit = permits.acquire_owned().await.expect("a new semaphore is open");
         let connection = Connection::open(self.shared.clone(), self.address.ip(), permit);
         let (shutdown, cut) = (CancellationToken::new(), CancellationToken::new());
-        let begun = Begun::default();
-        connection.serve_http1(stream, begun, &End { shutdown, cut, tracker: TaskTracker::new() }).await;
+        let end = End { shutdown, cut, tracker: TaskTracker::new() };
+        if self.shared.http2 {
+            connection.serve_either(stream, &end).await;
+        } else {
+            connection.serve_http1(stream, Begun::default(), &end).await;
+        }
     }
 }
 

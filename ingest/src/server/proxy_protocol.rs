@@ -19,19 +19,27 @@ const V2_BYTES_MAX: usize = 4096;
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version, family and the length of the rest.
 const V2_FIXED_BYTES: usize = 16;
+/// Version 2, and a connection that is the proxy's own: whatever follows says nothing.
+const V2_LOCAL: u8 = 0x20;
 
 /// Whose connection the proxy says it is; none when it is the proxy's own, as for its health checks.
 ///
 /// # Errors
 /// The stream's, and `InvalidData` for anything that is no header or too long for one. Does not end by itself when
 /// nothing comes.
-pub(super) async fn read(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+pub(crate) async fn read(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
     let mut header = vec![0; V2_SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
     if header == V2_SIGNATURE {
         read_v2(stream, &mut header).await?;
+        if header[V2_SIGNATURE.len()] == V2_LOCAL {
+            return Ok(None);
+        }
     } else if header.starts_with(b"PROXY ") {
         read_v1(stream, &mut header).await?;
+        if !is_plain_v1(&header) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
     } else {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -71,4 +79,18 @@ async fn read_v1(stream: &mut TcpStream, header: &mut Vec<u8>) -> io::Result<()>
         stream.read_exact(&mut header[begin..]).await?;
     }
     Ok(())
+}
+
+/// Whether it has nothing that the parser lets through and the protocol does not: a longer word that begins with
+/// `UNKNOWN`, a port with a sign or with zeros in front.
+fn is_plain_v1(header: &[u8]) -> bool {
+    let line = header.strip_suffix(b"\r\n").unwrap_or(header);
+    let mut words = line.split(|byte| *byte == b' ').skip(1);
+    match words.next() {
+        Some(b"UNKNOWN") => true,
+        Some(word) if word.starts_with(b"UNKNOWN") => false,
+        _ => words
+            .skip(2)
+            .all(|port| port == b"0" || port.first().is_some_and(|first| (b'1'..=b'9').contains(first))),
+    }
 }
