@@ -12,7 +12,7 @@ use super::events::Appender;
 use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::tables::deliveries::{
-    self, dropped, forget, keep_letter, number_of, park, parked_of, record_delivery,
+    self, dropped, forget, keep_letter, number_of, park, parked_of, record_deliveries,
 };
 use crate::storage::tables::rows::millis;
 use crate::storage::{
@@ -51,7 +51,7 @@ impl Deliveries for Embedded {
             .write("completing a parked delivery", move |session| {
                 let destination = number_of(&session.connection, &name)?;
                 forget(&session.connection, destination, id)?;
-                record_delivery(&session.connection, destination, &delivered)
+                record_deliveries(&session.connection, destination, &[delivered])
             })
             .await
     }

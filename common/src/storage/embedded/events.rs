@@ -13,7 +13,7 @@ use super::ids::Ids;
 use super::subscription::Feed;
 use super::writer::Session;
 use crate::event::{Event, EventId, Fingerprint};
-use crate::storage::tables::deliveries::{number_of, record_delivery};
+use crate::storage::tables::deliveries::{number_of, record_deliveries};
 use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
@@ -92,9 +92,7 @@ impl EventLog for Embedded {
         self.writer
             .write("settling", move |session| {
                 let destination = number_of(&session.connection, &cursor.destination)?;
-                for delivered in &delivered {
-                    record_delivery(&session.connection, destination, delivered)?;
-                }
+                record_deliveries(&session.connection, destination, &delivered)?;
                 session
                     .connection
                     .prepare_cached(

@@ -25,7 +25,7 @@ use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
 use super::controls::{Control, Controls};
 use super::record::{self, ControlKey, ParkedKey};
 use crate::storage::tables::SCHEMA;
-use crate::storage::tables::deliveries::{forget, keep_letter, number_of, park, record_delivery};
+use crate::storage::tables::deliveries::{forget, keep_letter, number_of, park, record_deliveries};
 use crate::storage::tables::readers::{Readers, engine};
 use crate::storage::{self, Delivered, StorageError};
 
@@ -186,9 +186,7 @@ fn open(file: &std::path::Path) -> rusqlite::Result<Connection> {
 fn note(connection: &Connection, name: &str, delivered: &[Delivered]) -> rusqlite::Result<()> {
     let transaction = connection.unchecked_transaction()?;
     let destination = number_of(&transaction, name)?;
-    for delivered in delivered {
-        record_delivery(&transaction, destination, delivered)?;
-    }
+    record_deliveries(&transaction, destination, delivered)?;
     transaction.execute(
         "DELETE FROM delivered WHERE (SELECT COUNT(*) FROM delivered) > ?1 AND at < \
            (SELECT at FROM delivered ORDER BY at DESC LIMIT 1 OFFSET ?1)",
@@ -379,7 +377,7 @@ fn apply_parked(
             let number = number_of(connection, &destination)?;
             forget(connection, number, id)?;
             if let Some(delivered) = record::read_delivered(message) {
-                record_delivery(connection, number, &delivered)?;
+                record_deliveries(connection, number, &[delivered])?;
             }
         }
         ParkedKey::Control(ControlKey::Destination(name)) => {

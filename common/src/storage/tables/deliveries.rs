@@ -14,6 +14,8 @@ use crate::storage::{
     DeadFilter, DeadLetter, Delivered, Parked, ParkedFilter, Position, Quarantined, StorageError,
 };
 
+/// Deliveries recorded by one statement: what a statement costs is shared by its rows.
+const ROWS_AT_ONCE: usize = 32;
 /// The reason of a delivery that an operator ended.
 const DROPPED: &str = "dropped";
 
@@ -44,17 +46,38 @@ pub(in crate::storage) fn number_of(connection: &Connection, name: &str) -> rusq
     Ok(connection.last_insert_rowid())
 }
 
-/// Records that a destination took an event, replacing what an earlier delivery of it left.
-pub(in crate::storage) fn record_delivery(
+/// Records that a destination took these events, replacing what earlier deliveries of them left. In the order of
+/// their positions it costs least.
+pub(in crate::storage) fn record_deliveries(
     connection: &Connection,
     destination: i64,
-    delivered: &Delivered,
+    delivered: &[Delivered],
 ) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT OR REPLACE INTO delivered (destination, seq, at, attempts) VALUES (?, ?, ?, ?)",
-        )?
-        .execute(params![destination, seq(delivered.position), millis(delivered.at), delivered.attempts])?;
+    let (many, rest) = delivered.as_chunks::<ROWS_AT_ONCE>();
+    insert_delivered(connection, destination, many.iter().map(<[_; ROWS_AT_ONCE]>::as_slice))?;
+    insert_delivered(connection, destination, rest.chunks(1))
+}
+
+/// Inserts groups of rows, all of one length, with one statement per group.
+fn insert_delivered<'a>(
+    connection: &Connection,
+    destination: i64,
+    groups: impl ExactSizeIterator<Item = &'a [Delivered]>,
+) -> rusqlite::Result<()> {
+    let mut groups = groups.peekable();
+    let Some(first) = groups.peek() else { return Ok(()) };
+    let rows = vec!["(?1, ?, ?, ?)"; first.len()].join(", ");
+    let sql = format!("INSERT OR REPLACE INTO delivered (destination, seq, at, attempts) VALUES {rows}");
+    let mut statement = connection.prepare_cached(&sql)?;
+    statement.raw_bind_parameter(1, destination)?;
+    for group in groups {
+        for (row, delivered) in group.iter().enumerate() {
+            statement.raw_bind_parameter(3 * row + 2, seq(delivered.position))?;
+            statement.raw_bind_parameter(3 * row + 3, millis(delivered.at))?;
+            statement.raw_bind_parameter(3 * row + 4, delivered.attempts)?;
+        }
+        statement.raw_execute()?;
+    }
     Ok(())
 }
 
