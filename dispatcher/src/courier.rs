@@ -1,10 +1,11 @@
 //! One destination's courier: the one task that owns all that changes there.
 //!
 //! Its lanes, parked deliveries, subjects, breaker and rate have this one owner, so there is no lock and no
-//! race between them. Attempts and writes run in tasks of their own and report back; a delivery is moved into
-//! them and comes home with the report. The courier decides, in [`Courier::step`], what begins, and, in
-//! [`Courier::report`], what follows. Its tasks end with it: no attempt and no write of a courier that is gone
-//! meets those of the next one.
+//! race between them. A delivery is moved into an attempt or a write and comes home with its report. The courier
+//! decides, in [`Courier::step`], what begins, and, in [`Courier::report`], what follows. Attempts are futures of the
+//! courier's own task: what a receiver answers wakes that task and no other, and all that has arrived by then is
+//! gone through at once. Writes are tasks of their own. Both end with the courier: none of one that is gone meets
+//! those of the next.
 //!
 //! Promise: a lane's position is settled when the delivery succeeded, or when the storage has acknowledged it
 //! as parked or dead. A courier that is dropped anywhere settles nothing that is not.
@@ -26,6 +27,8 @@ use chaski_common::storage::{
     Change, Control, Controls, Cursor, Position, Record, Start, Storage, StorageError,
 };
 use chaski_common::trace::Tracer;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -54,8 +57,10 @@ use crate::subjects::Subjects;
 const SETTLE_EVERY: Duration = Duration::from_millis(200);
 /// Reports taken in one go.
 const REPORTS_AT_ONCE: usize = 128;
+/// How often idle connections are looked at.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 
-/// What the tasks of a courier report.
+/// What the attempts and tasks of a courier report.
 enum Report {
     Attempted {
         delivery: Box<Delivery>,
@@ -165,7 +170,11 @@ pub(crate) struct Courier {
     /// When the rate lets the next attempt begin; when progress is written next.
     rate_at: Option<Instant>,
     settle_at: Option<Instant>,
-    /// Attempts, writes and looks under way. They do not outlive their courier.
+    /// When idle connections are looked at next.
+    tidy_at: Option<Instant>,
+    /// Attempts under way, at most as many as the destination's concurrency.
+    attempts: FuturesUnordered<BoxFuture<'static, Report>>,
+    /// Writes and looks under way. They do not outlive their courier.
     tasks: JoinSet<Report>,
 }
 
@@ -198,6 +207,8 @@ impl Courier {
             probe_parked: false,
             rate_at: None,
             settle_at: None,
+            tidy_at: None,
+            attempts: FuturesUnordered::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -224,6 +235,13 @@ impl Courier {
                     return Ok(());
                 }
                 Ok(()) = self.controls.changed() => self.heed(),
+                Some(report) = self.attempts.next() => {
+                    self.report(report);
+                    for _ in 1..REPORTS_AT_ONCE {
+                        let Some(Some(report)) = self.attempts.next().now_or_never() else { break };
+                        self.report(report);
+                    }
+                }
                 Some(ended) = self.tasks.join_next() => {
                     self.ended(ended);
                     for _ in 1..REPORTS_AT_ONCE {
@@ -262,6 +280,9 @@ impl Courier {
         }
         if self.settle_at.is_none() && self.lanes.iter().any(Lane::is_unsaved) {
             self.settle_at = Some(now + SETTLE_EVERY);
+        }
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy_at = self.fixed.sender.tidy().then_some(now + TIDY_EVERY);
         }
         for index in 0..self.readings.len() {
             let reading = &mut self.readings[index];
@@ -376,7 +397,7 @@ impl Courier {
         };
         let look = if self.may_look(now) { self.book.wake_at(now, self.fixed.clock.now()) } else { None };
         let waits = self.lanes.iter().filter_map(Lane::first_wait);
-        waits.chain(gate).chain(look).chain(self.rate_at).chain(self.settle_at).min()
+        waits.chain(gate).chain(look).chain(self.rate_at).chain(self.settle_at).chain(self.tidy_at).min()
     }
 
     fn save(&mut self) {
@@ -405,7 +426,17 @@ impl Courier {
         self.tasks.spawn(task);
     }
 
-    /// A task has ended. Attempts catch their own panics; one in a write is a panic of the courier.
+    /// The next report of an attempt or the next end of a task; none when nothing is under way.
+    async fn next_end(&mut self) -> Option<Result<Report, JoinError>> {
+        tokio::select! {
+            biased;
+            Some(report) = self.attempts.next() => Some(Ok(report)),
+            Some(ended) = self.tasks.join_next() => Some(ended),
+            else => None,
+        }
+    }
+
+    /// A task has ended; a panic in a write is a panic of the courier.
     fn ended(&mut self, task: Result<Report, JoinError>) {
         match task.map_err(JoinError::try_into_panic) {
             Ok(report) => self.report(report),

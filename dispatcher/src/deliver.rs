@@ -7,6 +7,7 @@
 
 pub(crate) mod client;
 pub(crate) mod egress;
+mod links;
 pub(crate) mod notice;
 pub(crate) mod reach;
 pub(crate) mod sign;
@@ -22,13 +23,14 @@ use chaski_common::cloudevents;
 use chaski_common::event::Event;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
+use hyper::body::Body as _;
 use prometheus::IntCounter;
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout_at};
 
-use self::client::{ConnectError, Dialer, HttpClient, PeerCertificate, Seen, TooMuch};
+use self::client::{ConnectError, Connector, Dialer, Seen, TooMuch};
+use self::links::{Links, NoAnswer};
 use self::sign::Signer;
 use crate::destination::{Auth, DestinationSpec};
 use crate::outcome::{AttemptResult, Outcome};
@@ -47,9 +49,9 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Makes attempts at one destination.
 pub(crate) struct Sender {
-    client: HttpClient,
-    certificate: PeerCertificate,
-    uri: Uri,
+    links: Links,
+    /// What stands in a request's first line: path and query.
+    target: Uri,
     /// The headers that every request carries.
     fixed: Vec<(HeaderName, HeaderValue)>,
     signer: Signer,
@@ -76,11 +78,9 @@ impl Sender {
                 None => header_dropped.inc(),
             }
         }
-        let (client, certificate) = dialer.client(spec.allow_private, spec.concurrency);
         Self {
-            client,
-            certificate,
-            uri: spec.url.clone(),
+            links: Links::new(Connector::new(dialer, spec.allow_private), spec.url.clone(), spec.concurrency),
+            target: target(&spec.url),
             fixed,
             signer: Signer::new(&spec.signing),
             timeout: spec.timeout,
@@ -91,47 +91,35 @@ impl Sender {
 
     /// What the receiver has shown last; none in clear text.
     pub(crate) fn certificate(&self) -> Option<CertificateDer<'static>> {
-        self.certificate.last()
+        self.links.certificate()
     }
 
     /// Attempt number `attempt` at delivering this event. It has the trace context that is given, or else the event's.
     pub(crate) async fn attempt(&self, event: &Event, attempt: u32, traceparent: Option<&str>) -> Outcome {
         let deadline = Instant::now() + self.timeout;
-        let Ok(sent) = timeout_at(deadline, self.send(event, attempt, traceparent)).await else {
-            return Outcome::failure(
-                AttemptResult::Timeout,
-                format!("no answer within {} ms", self.timeout.as_millis()),
-            );
-        };
-        match sent {
-            Err(outcome) => outcome,
-            Ok(answer) => {
-                let (head, body) = answer.into_parts();
-                let outcome = Outcome::of_answer(head.status, &head.headers, self.clock.now());
-                if !body.is_end_stream() {
-                    // Slow or endless, the status stands; dropping the body closes the connection.
-                    let _ = timeout_at(deadline.min(Instant::now() + BODY_TIME_MAX), drain(body)).await;
-                }
-                outcome
+        let exchange = self.links.exchange(|| self.request(event, attempt, traceparent));
+        let (mut link, answer) = match timeout_at(deadline, exchange).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(error)) => return of_no_answer(&error),
+            Err(_) => {
+                let detail = format!("no answer within {} ms", self.timeout.as_millis());
+                return Outcome::failure(AttemptResult::Timeout, detail);
             }
+        };
+        let (head, body) = answer.into_parts();
+        let outcome = Outcome::of_answer(head.status, &head.headers, self.clock.now());
+        if !body.is_end_stream() {
+            // Slow or endless, the status stands; a connection whose answer was not read to its end is closed.
+            let _ = timeout_at(deadline.min(Instant::now() + BODY_TIME_MAX), link.drain(body)).await;
         }
+        self.links.keep(link);
+        outcome
     }
 
-    async fn send(
-        &self,
-        event: &Event,
-        attempt: u32,
-        traceparent: Option<&str>,
-    ) -> Result<http::Response<Incoming>, Outcome> {
-        let error = match self.client.request(self.request(event, attempt, traceparent)).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        if !seen(&error).is_some_and(|seen| seen.closed_idle()) || is_too_much(&error) {
-            return Err(of_error(&error));
-        }
-        let again = self.client.request(self.request(event, attempt, traceparent));
-        again.await.map_err(|error| of_error(&error))
+    /// Closes connections that have been idle for long, or were closed from the other side. Whether any are left;
+    /// then it is to be asked again.
+    pub(crate) fn tidy(&self) -> bool {
+        self.links.tidy()
     }
 
     fn request(&self, event: &Event, attempt: u32, traceparent: Option<&str>) -> Request<Full<Bytes>> {
@@ -168,7 +156,7 @@ impl Sender {
         }
         let mut request = Request::new(Full::new(event.body.clone()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        *request.uri_mut() = self.target.clone();
         *request.headers_mut() = headers;
         request
     }
@@ -190,6 +178,10 @@ fn attribute(name: &'static str) -> HeaderName {
         "time" => HeaderName::from_static("ce-time"),
         other => HeaderName::try_from(format!("ce-{other}")).unwrap_or(HeaderName::from_static("ce-unknown")),
     }
+}
+
+fn target(uri: &Uri) -> Uri {
+    uri.path_and_query().cloned().map(Uri::from).unwrap_or_default()
 }
 
 fn host(uri: &Uri) -> String {
@@ -219,16 +211,6 @@ fn credential(auth: &Auth) -> (HeaderName, Option<HeaderValue>) {
     (name, value)
 }
 
-async fn drain(mut body: Incoming) {
-    let mut left = BODY_BYTES_MAX;
-    while let Some(Ok(frame)) = body.frame().await {
-        match frame.data_ref().map_or(Some(left), |data| left.checked_sub(data.len())) {
-            Some(rest) => left = rest,
-            None => return,
-        }
-    }
-}
-
 fn seen(error: &hyper_util::client::legacy::Error) -> Option<Seen> {
     let mut extensions = http::Extensions::new();
     error.connect_info()?.get_extras(&mut extensions);
@@ -245,24 +227,40 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
     })
 }
 
-fn is_too_much(error: &hyper_util::client::legacy::Error) -> bool {
+fn is_too_much(error: &(dyn StdError + 'static)) -> bool {
     causes(error)
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.get_ref().and_then(|inner| inner.downcast_ref::<TooMuch>()).is_some())
 }
 
-/// What a failed exchange says.
+/// What a failed exchange of the pooled client says.
 fn of_error(error: &hyper_util::client::legacy::Error) -> Outcome {
-    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<ConnectError>()) {
-        let result = match error {
-            ConnectError::Dns(_) => AttemptResult::Dns,
-            ConnectError::Blocked { .. } => AttemptResult::SsrfBlocked,
-            ConnectError::Connect(_) => AttemptResult::Connect,
-            ConnectError::Tls(_) => AttemptResult::Tls,
-        };
-        return Outcome::failure(result, error.to_string());
+    match causes(error).find_map(|cause| cause.downcast_ref::<ConnectError>()) {
+        Some(error) => of_no_connection(error),
+        None => of_broken(error, seen(error).is_some_and(|seen| seen.answered())),
     }
-    let answered = seen(error).is_some_and(|seen| seen.answered());
+}
+
+/// What a failed exchange with a destination says.
+fn of_no_answer(error: &NoAnswer) -> Outcome {
+    match error {
+        NoAnswer::Connect(error) => of_no_connection(error),
+        NoAnswer::Http { error, answered } => of_broken(error, *answered),
+    }
+}
+
+fn of_no_connection(error: &ConnectError) -> Outcome {
+    let result = match error {
+        ConnectError::Dns(_) => AttemptResult::Dns,
+        ConnectError::Blocked { .. } => AttemptResult::SsrfBlocked,
+        ConnectError::Connect(_) => AttemptResult::Connect,
+        ConnectError::Tls(_) => AttemptResult::Tls,
+    };
+    Outcome::failure(result, error.to_string())
+}
+
+/// A connection broke, with or without something of an answer.
+fn of_broken(error: &(dyn StdError + 'static), answered: bool) -> Outcome {
     let http = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
     let detail = causes(error).last().map(ToString::to_string).unwrap_or_default();
     let is_answer = is_too_much(error)

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
-use super::{Courier, Report};
+use super::{Courier, Report, TIDY_EVERY};
 use crate::attempt::Reason;
 use crate::breaker::Gate;
 use crate::delivery::{Delivery, Origin};
@@ -45,7 +45,7 @@ impl Courier {
             if probe {
                 self.breaker.probe();
             }
-            self.attempt(delivery, probe);
+            self.attempt(delivery, probe, now);
         }
     }
 
@@ -71,12 +71,13 @@ impl Courier {
         if probe { self.book.take() } else { None }
     }
 
-    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool) {
+    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool, now: Instant) {
         delivery.begin(self.fixed.clock.now());
         self.in_flight += 1;
         self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
+        self.tidy_at.get_or_insert(now + TIDY_EVERY);
         let fixed = self.fixed.clone();
-        self.spawn(async move {
+        self.attempts.push(Box::pin(async move {
             let began = Instant::now();
             let span = AttemptSpan::begin(&fixed.tracer, &mut delivery);
             let traceparent = span.as_ref().map(AttemptSpan::traceparent);
@@ -90,6 +91,6 @@ impl Courier {
                 span.end(&fixed.tracer, (&fixed.spec.name).into(), &delivery, &outcome);
             }
             Report::Attempted { delivery, outcome, probe }
-        });
+        }));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
 use super::Courier;
@@ -34,7 +36,7 @@ impl Courier {
     /// Takes reports until the state is reached, the deadline has passed, or the storage is closed.
     async fn until(&mut self, deadline: Instant, reached: impl Fn(&Self) -> bool) {
         while !self.closed && !reached(self) {
-            match timeout_at(deadline, self.tasks.join_next()).await {
+            match timeout_at(deadline, self.next_end()).await {
                 Ok(Some(ended)) => self.ended(ended),
                 Ok(None) | Err(_) => return,
             }
@@ -43,6 +45,10 @@ impl Courier {
 
     /// Ends what has not ended by itself; what had ended just now is still heard of.
     async fn cut(&mut self) {
+        while let Some(Some(report)) = unconstrained(self.attempts.next()).now_or_never() {
+            self.report(report);
+        }
+        self.attempts.clear();
         loop {
             // Again and again: a report may begin a write.
             self.tasks.abort_all();

@@ -1,4 +1,5 @@
-//! One HTTP client per destination: its connection pool, and a connector that vets every address.
+//! What a request goes over: a connector that vets every address, the transport that counts what comes back, and a
+//! pooled client for what goes to many hosts. A destination has [`super::links`].
 //!
 //! The name is resolved here, every address of the answer is asked about in [`super::egress`], and one of
 //! those very addresses is dialled: an answer that changes in between changes nothing. No proxy is ever
@@ -8,7 +9,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -33,11 +34,11 @@ use super::egress;
 /// Each step of a connection (name, TCP, TLS) ends within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest answer head, in bytes.
-const HEAD_BYTES_MAX: usize = 32 * 1024;
+pub(super) const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Most bytes taken from a connection for one request: a head, what is read of a body, what hyper reads ahead.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
 /// A connection that has been idle for so long is closed; shorter than what common servers allow.
-const IDLE_MAX: Duration = Duration::from_secs(50);
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(50);
 
 /// A pooled client that posts bodies.
 pub(crate) type HttpClient = Client<Connector, Full<Bytes>>;
@@ -61,29 +62,24 @@ impl Dialer {
         Self(Arc::new(config))
     }
 
-    /// A client, and the certificate that it is shown.
-    pub(crate) fn client(&self, allow_private: bool, idle_max: usize) -> (HttpClient, PeerCertificate) {
-        let connector = Connector::new(self, allow_private);
-        let certificate = connector.certificate.clone();
-        let client = Client::builder(TokioExecutor::new())
+    pub(crate) fn client(&self, allow_private: bool, idle_max: usize) -> HttpClient {
+        Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(idle_max)
             .http1_max_buf_size(HEAD_BYTES_MAX)
             .retry_canceled_requests(true)
-            .build(connector);
-        (client, certificate)
+            .build(Connector::new(self, allow_private))
     }
 }
 
-/// The certificate of whoever answered the last handshake, without those that signed it; shared with whoever asks.
+/// The certificate of whoever answered the last handshake, without those that signed it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PeerCertificate(Arc<Mutex<Option<CertificateDer<'static>>>>);
+struct PeerCertificate(Arc<Mutex<Option<CertificateDer<'static>>>>);
 
 impl PeerCertificate {
-    /// None before the first handshake that succeeded.
-    pub(crate) fn last(&self) -> Option<CertificateDer<'static>> {
+    fn last(&self) -> Option<CertificateDer<'static>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -124,6 +120,11 @@ impl Connector {
         }
     }
 
+    /// What the last handshake has shown; none before the first that succeeded.
+    pub(super) fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.certificate.last()
+    }
+
     /// The host and the port of a URL, and whether TLS is spoken there.
     pub(super) fn target(uri: &Uri) -> Result<(&str, u16, bool), ConnectError> {
         let is_tls = uri.scheme() == Some(&http::uri::Scheme::HTTPS);
@@ -132,12 +133,13 @@ impl Connector {
         Ok((host, uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }), is_tls))
     }
 
-    async fn dial(self, uri: Uri) -> Result<TokioIo<Wire>, ConnectError> {
-        let (host, port, is_tls) = Self::target(&uri)?;
+    /// Connects to the host of a URL, ready for a request.
+    pub(super) async fn dial(&self, uri: &Uri) -> Result<Wire, ConnectError> {
+        let (host, port, is_tls) = Self::target(uri)?;
         let tcp = tcp(&self.vetted(host, port).await?).await.map_err(ConnectError::Connect)?;
         let stream =
             if is_tls { Stream::Tls(Box::new(self.handshake(host, tcp).await?)) } else { Stream::Plain(tcp) };
-        Ok(TokioIo::new(Wire { stream, seen: Seen::default() }))
+        Ok(Wire { stream, seen: Seen::default() })
     }
 
     pub(super) async fn handshake(
@@ -215,7 +217,8 @@ impl tower_service::Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().dial(uri))
+        let connector = self.clone();
+        Box::pin(async move { connector.dial(&uri).await.map(TokioIo::new) })
     }
 }
 
@@ -230,39 +233,30 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What a connection has carried; shared with whoever looks at an error on it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Seen(Arc<SeenInner>);
-
-#[derive(Debug, Default)]
-struct SeenInner {
-    /// Bytes read since the last write.
-    answer_bytes: AtomicUsize,
-    /// An earlier request was answered on it.
-    reused: AtomicBool,
+impl Wire {
+    /// What it has carried; so far, and from now on.
+    pub(super) fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
 }
 
-impl Seen {
-    /// An idle connection was closed under us: it had served before, and not a byte came back this time.
-    pub(crate) fn closed_idle(&self) -> bool {
-        self.0.reused.load(Relaxed) && !self.answered()
-    }
+/// What a connection has carried since the last write, in bytes; shared with whoever looks at an error on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen(Arc<AtomicUsize>);
 
+impl Seen {
     /// Something of an answer has come.
     pub(crate) fn answered(&self) -> bool {
-        self.0.answer_bytes.load(Relaxed) > 0
+        self.0.load(Relaxed) > 0
     }
 
     fn wrote(&self) {
-        if self.answered() {
-            self.0.reused.store(true, Relaxed);
-            self.0.answer_bytes.store(0, Relaxed);
-        }
+        self.0.store(0, Relaxed);
     }
 
     fn read(&self, bytes: usize) -> io::Result<()> {
-        let total = self.0.answer_bytes.load(Relaxed) + bytes;
-        self.0.answer_bytes.store(total, Relaxed);
+        let total = self.0.load(Relaxed) + bytes;
+        self.0.store(total, Relaxed);
         if total > ANSWER_BYTES_MAX { Err(io::Error::other(TooMuch)) } else { Ok(()) }
     }
 }

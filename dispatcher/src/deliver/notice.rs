@@ -51,7 +51,7 @@ impl Poster {
     /// Trusts the public roots.
     #[must_use]
     pub fn new() -> Self {
-        Self(Dialer::new(&[]).client(true, IDLE_CONNECTIONS_MAX).0)
+        Self(Dialer::new(&[]).client(true, IDLE_CONNECTIONS_MAX))
     }
 
     /// Posts once. The error never shows the URL, which may hold a token.
