@@ -167,6 +167,7 @@ fn lock(folder: &Path) -> Result<File, StorageError> {
     loop {
         match file.try_lock() {
             Ok(()) => break,
+            #[allow(clippy::disallowed_methods, reason = "opening blocks, and says so")]
             Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_RETRY),
             Err(TryLockError::WouldBlock) => {
                 return Err(StorageError::Locked { path: folder.display().to_string() });

@@ -48,6 +48,7 @@ async fn a_second_process_on_the_same_folder_is_refused() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "nothing else runs here")]
 async fn a_folder_whose_process_is_about_to_be_gone_is_waited_for() {
     let folder = InFolder::new();
     folder.open().await.events.close().await;
