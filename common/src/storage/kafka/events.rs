@@ -1,8 +1,11 @@
 //! The log's side of the seam.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +13,7 @@ use jiff::Timestamp;
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::Kafka;
@@ -33,6 +37,40 @@ const CONTROL_WITHIN: Duration = Duration::from_secs(30);
 /// How far the clocks of two edges may be apart for a replay by time to find every event.
 const SKEW_MAX: Duration = Duration::from_secs(600);
 
+/// Steps that are taken where they are awaited. Dropped half-way, what is left of them goes on in a task, if the runtime
+/// does: few do that, and a task for each would cost the others theirs.
+struct ToItsEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+
+impl<T: Send + 'static> ToItsEnd<T> {
+    fn new(steps: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(Some(Box::pin(steps)))
+    }
+}
+
+impl<T: Send + 'static> Future for ToItsEnd<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(steps) = &mut self.0 else { return Poll::Pending };
+        let polled = steps.as_mut().poll(context);
+        if polled.is_ready() {
+            self.0 = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for ToItsEnd<T> {
+    fn drop(&mut self) {
+        if let Some(steps) = self.0.take()
+            && !std::thread::panicking()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(steps);
+        }
+    }
+}
+
 /// See [`EventLog`].
 pub(super) struct Events(pub(super) Arc<Kafka>);
 
@@ -40,13 +78,11 @@ pub(super) struct Events(pub(super) Arc<Kafka>);
 impl EventLog for Events {
     async fn append(&self, event: Event, on_conflict: OnConflict) -> Result<Appended, StorageError> {
         self.0.check_open()?;
-        // A task of its own: a caller that goes away must not leave a reservation behind.
+        // A caller that goes away must not leave a reservation behind.
         let kafka = Arc::clone(&self.0);
-        let appending = tokio::spawn(async move { kafka.append(event, on_conflict).await });
-        match tokio::time::timeout(APPEND_WITHIN, appending).await {
-            Ok(appended) => appended.map_err(|_| StorageError::Closed)?,
-            Err(_) => Err(StorageError::Late { doing: "storing an event", within: APPEND_WITHIN }),
-        }
+        let appending = ToItsEnd::new(async move { kafka.append(event, on_conflict).await });
+        let late = |_| StorageError::Late { doing: "storing an event", within: APPEND_WITHIN };
+        tokio::time::timeout(APPEND_WITHIN, appending).await.map_err(late)?
     }
 
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
@@ -447,4 +483,29 @@ pub(super) fn find(asked: &Asked<'_>, filter: &EventFilter) -> Result<Vec<Record
         found.truncate(limit);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn steps_go_on_when_nobody_waits_any_more_and_end_once() {
+        let (first, wait) = oneshot::channel::<()>();
+        let (done, ended) = oneshot::channel();
+        let mut steps = ToItsEnd::new(async move {
+            let _ = wait.await;
+            done.send(7)
+        });
+        assert!(futures_util::poll!(&mut steps).is_pending());
+        drop(steps);
+        assert!(first.send(()).is_ok(), "dropped with who waited for them");
+        assert_eq!(ended.await, Ok(7));
+
+        let mut steps = ToItsEnd::new(async { 8 });
+        assert_eq!((&mut steps).await, 8);
+        drop(steps);
+    }
 }
