@@ -61,12 +61,12 @@ impl Kafka {
                 let kept = self.keep(&event, alone, on_conflict).await;
                 match kept {
                     Ok(Appended::Stored(_) | Appended::Spooled) => {
-                        self.dedup.confirm(event.id, event.fingerprint).await;
+                        self.dedup.confirm(event.id, event.fingerprint);
                     }
                     // In doubt the id is free: a resend may be stored twice, and never not at all. The spool may
                     // remember what is forgotten here: then it keeps remembering.
                     Ok(Appended::Duplicate | Appended::Conflict) | Err(_) => {
-                        self.dedup.release(event.id).await;
+                        self.dedup.release(event.id);
                     }
                 }
                 return kept;
@@ -102,7 +102,7 @@ impl Kafka {
         match self.claim(id).await? {
             Claimed::Known(stored) => Ok(Some(stored)),
             Claimed::New { .. } => {
-                self.dedup.release(id).await;
+                self.dedup.release(id);
                 Ok(None)
             }
         }

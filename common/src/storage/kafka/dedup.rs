@@ -33,11 +33,11 @@ pub(super) enum Claim {
 pub(super) trait Dedup: Send + Sync {
     async fn reserve(&self, id: EventId) -> Claim;
 
-    /// The event is durable.
-    async fn confirm(&self, id: EventId, fingerprint: Fingerprint);
+    /// The event is durable. Nobody waits for what others are told of it.
+    fn confirm(&self, id: EventId, fingerprint: Fingerprint);
 
     /// The event may not be durable: whoever sends it again is welcome.
-    async fn release(&self, id: EventId);
+    fn release(&self, id: EventId);
 
     /// What was found in the log when the storage opened.
     fn remember(&self, id: EventId, fingerprint: Fingerprint);

@@ -1,20 +1,27 @@
-//! Questions to Redis, many in one round trip: what gathers while one is under way goes with the next.
+//! Questions to Redis, many in one round trip: what gathers while one is under way goes with the next. Asked by a thread of
+//! their own, where a question and its answer are two looks at one socket, and no way between several workers.
 //!
 //! A batch gets 50 ms. When Redis is slow, gone or out of memory, it is left alone for a second, so that it costs
 //! one batch in a while and not each its 50 ms; who asks meanwhile is told at once that nobody answers. One server gets a
 //! batch as one pipeline. A cluster takes no pipeline across slots: there each question goes to the node that has its
 //! key, all of a batch at once, and those that are answered count even where a node is missing.
 
+use std::fmt::Arguments;
+use std::io;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use prometheus::IntGauge;
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisResult, RedisWrite, ToRedisArgs, Value};
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
 
-use super::address::Connection;
+use super::address::{Address, Connection};
 use super::link::Link;
 use crate::event::{EventId, Fingerprint};
+use crate::storage::StorageError;
 
 /// What one batch may take.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(50);
@@ -25,6 +32,9 @@ const LEASE: Duration = Duration::from_secs(10);
 /// Questions of one batch, and those that may wait for the next.
 const BATCH_MAX: usize = 256;
 const WAITING_MAX: usize = 16 * 1024;
+/// Room for a command.
+const ARGUMENTS_MAX: usize = 7;
+const ARGUMENT_BYTES: usize = 160;
 /// Deletes a reservation that is ours.
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -50,7 +60,7 @@ pub(super) enum Found {
 
 /// What the questions are asked with.
 pub(super) struct Asker {
-    pub(super) link: Link,
+    pub(super) address: Address,
     /// What keys begin with.
     pub(super) prefix: String,
     /// This process; with a number it is the token of one reservation.
@@ -60,14 +70,21 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Answers until nobody can ask any more.
-    pub(super) fn start(self) -> mpsc::Sender<Ask> {
+    /// Begins to connect, and answers until nobody can ask any more.
+    pub(super) fn start(self) -> Result<mpsc::Sender<Ask>, StorageError> {
+        let failed = |error: io::Error| StorageError::Engine {
+            doing: "starting to ask redis",
+            source: Arc::new(error),
+        };
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (asks, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(self.run(waiting));
-        asks
+        let asking = move || runtime.block_on(self.run(waiting));
+        thread::Builder::new().name("chaski-redis".to_owned()).spawn(asking).map_err(failed)?;
+        Ok(asks)
     }
 
-    async fn run(mut self, mut waiting: mpsc::Receiver<Ask>) {
+    async fn run(self, mut waiting: mpsc::Receiver<Ask>) {
+        let mut link = Link::start(self.address.clone());
         let mut asks = Vec::with_capacity(BATCH_MAX);
         let mut failed_at: Option<Instant> = None;
         while waiting.recv_many(&mut asks, BATCH_MAX).await > 0 {
@@ -75,7 +92,7 @@ impl Asker {
                 asks.clear();
                 continue;
             }
-            let (answers, failed) = self.ask_all(&asks).await;
+            let (answers, failed) = self.ask_all(&mut link, &asks).await;
             for (ask, answer) in asks.drain(..).zip(answers) {
                 if let Some(value) = answer {
                     ask.answer(&value);
@@ -94,18 +111,18 @@ impl Asker {
                         tracing::warn!(error, "{why}");
                     }
                     self.degraded.set(1);
-                    self.link.doubt();
+                    link.doubt();
                 }
             }
         }
     }
 
     /// What was answered to each question, in their order, and what failed, if anything did.
-    async fn ask_all(&mut self, asks: &[Ask]) -> (Vec<Option<Value>>, Option<String>) {
+    async fn ask_all(&self, link: &mut Link, asks: &[Ask]) -> (Vec<Option<Value>>, Option<String>) {
         let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
         let late = || format!("no answer within {ANSWER_WITHIN:?}");
         let nothing = |error: String| (vec![None; asks.len()], Some(error));
-        let connection = match tokio::time::timeout_at(deadline, self.link.ready()).await {
+        let connection = match tokio::time::timeout_at(deadline, link.ready()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return nothing(error.to_string()),
             Err(_) => return nothing(late()),
@@ -148,24 +165,40 @@ impl Asker {
     }
 
     fn command(&self, ask: &Ask) -> Cmd {
-        let key = |id: &EventId| format!("{}{id}", self.prefix);
-        let token = |number: &u64| format!("{}:{number}", self.process);
+        let Self { prefix, process, .. } = self;
+        let mut command = Cmd::with_capacity(ARGUMENTS_MAX, ARGUMENT_BYTES);
         match ask {
-            Ask::Reserve { id, token: number, .. } => {
-                let mut command = redis::cmd("SET");
-                command.arg(key(id)).arg(token(number)).arg("NX").arg("GET");
-                command.arg("PX").arg(u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX)).take()
+            Ask::Reserve { id, token, .. } => {
+                let (key, token) =
+                    (Shown(format_args!("{prefix}{id}")), Shown(format_args!("{process}:{token}")));
+                let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+                command.arg("SET").arg(key).arg(token).arg("NX").arg("GET").arg("PX").arg(lease);
             }
             Ask::Confirm { id, fingerprint } => {
-                let mut command = redis::cmd("SET");
-                command.arg(key(id)).arg(format!("d:{}", hex::encode(fingerprint.as_bytes())));
-                command.arg("EX").arg(self.window_seconds).take()
+                let mut digits = [0; 32];
+                let digits = fingerprint.encode(&mut digits);
+                let (key, done) = (Shown(format_args!("{prefix}{id}")), Shown(format_args!("d:{digits}")));
+                command.arg("SET").arg(key).arg(done).arg("EX").arg(self.window_seconds);
             }
-            Ask::Release { id, token: number } => {
-                redis::cmd("EVAL").arg(RELEASE).arg(1).arg(key(id)).arg(token(number)).take()
+            Ask::Release { id, token } => {
+                let (key, token) =
+                    (Shown(format_args!("{prefix}{id}")), Shown(format_args!("{process}:{token}")));
+                command.arg("EVAL").arg(RELEASE).arg(1).arg(key).arg(token);
             }
-            Ask::Flush(_) => redis::cmd("PING"),
+            Ask::Flush(_) => {
+                command.arg("PING");
+            }
         }
+        command
+    }
+}
+
+/// An argument that is written as it is shown, without a text of its own.
+struct Shown<'a>(Arguments<'a>);
+
+impl ToRedisArgs for Shown<'_> {
+    fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
+        out.write_arg_fmt(self.0);
     }
 }
 

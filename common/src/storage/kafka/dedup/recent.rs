@@ -3,7 +3,8 @@
 //! Bounded: two generations, of which the older one is forgotten when the younger is full. What is forgotten
 //! can be stored a second time, under the same id; nothing is ever kept from being stored.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -17,11 +18,15 @@ pub(in crate::storage::kafka) const GENERATION_MAX: usize = 500_000;
 #[derive(Default)]
 pub(in crate::storage::kafka) struct Recent(Mutex<Generations>);
 
+/// Ids are digests already.
+type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
+
 #[derive(Default)]
 struct Generations {
-    pending: HashSet<EventId>,
-    young: HashMap<EventId, Fingerprint>,
-    old: HashMap<EventId, Fingerprint>,
+    /// What is being stored, with the token of its reservation elsewhere, if it has one.
+    pending: ById<Option<u64>>,
+    young: ById<Fingerprint>,
+    old: ById<Fingerprint>,
 }
 
 impl Recent {
@@ -30,23 +35,46 @@ impl Recent {
     }
 }
 
-#[async_trait]
-impl Dedup for Recent {
-    async fn reserve(&self, id: EventId) -> Claim {
+impl Recent {
+    pub(super) fn claim(&self, id: EventId) -> Claim {
         let mut known = self.lock();
-        match known.young.get(&id).or_else(|| known.old.get(&id)).copied() {
-            Some(fingerprint) => Claim::Known(fingerprint),
-            None if known.pending.insert(id) => Claim::Mine,
-            None => Claim::Pending,
+        if let Some(fingerprint) = known.young.get(&id).or_else(|| known.old.get(&id)) {
+            return Claim::Known(*fingerprint);
+        }
+        match known.pending.entry(id) {
+            Entry::Vacant(free) => {
+                free.insert(None);
+                Claim::Mine
+            }
+            Entry::Occupied(_) => Claim::Pending,
         }
     }
 
-    async fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
+    /// What is reserved here is reserved elsewhere, too, under this token.
+    pub(super) fn note(&self, id: EventId, token: u64) {
+        if let Some(noted) = self.lock().pending.get_mut(&id) {
+            *noted = Some(token);
+        }
+    }
+
+    /// Frees an id; tells the token of its reservation elsewhere.
+    pub(super) fn free(&self, id: EventId) -> Option<u64> {
+        self.lock().pending.remove(&id).flatten()
+    }
+}
+
+#[async_trait]
+impl Dedup for Recent {
+    async fn reserve(&self, id: EventId) -> Claim {
+        self.claim(id)
+    }
+
+    fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
         self.remember(id, fingerprint);
     }
 
-    async fn release(&self, id: EventId) {
-        self.lock().pending.remove(&id);
+    fn release(&self, id: EventId) {
+        self.free(id);
     }
 
     fn remember(&self, id: EventId, fingerprint: Fingerprint) {
@@ -72,9 +100,15 @@ mod tests {
         let (recent, print) = (Recent::default(), Fingerprint::of(b"x"));
         assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
         assert_eq!(recent.reserve(id(1)).await, Claim::Pending);
-        recent.release(id(1)).await;
+        recent.release(id(1));
         assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
-        recent.confirm(id(1), print).await;
+        recent.note(id(1), 7);
+        assert_eq!(recent.free(id(1)), Some(7));
+        recent.note(id(1), 8);
+        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
+        assert_eq!(recent.free(id(1)), None, "what is not reserved has no token");
+        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
+        recent.confirm(id(1), print);
         assert_eq!(recent.reserve(id(1)).await, Claim::Known(print));
     }
 

@@ -4,10 +4,9 @@
 //! once it is durable. Where Redis does not answer, events go on without it and say so: what two edges store
 //! meanwhile is stored twice, under one id.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::address::Address;
 use super::batch::{Ask, Asker, Found};
-use super::link::Link;
 use super::recent::Recent;
 use super::{Claim, Dedup};
 use crate::event::{EventId, Fingerprint};
@@ -32,12 +30,10 @@ pub(in crate::storage::kafka) struct Shared {
     local: Recent,
     asks: mpsc::Sender<Ask>,
     reservations: AtomicU64,
-    /// Of what is reserved there.
-    tokens: Mutex<HashMap<EventId, u64>>,
 }
 
 impl Shared {
-    /// Begins to connect, and does it again whenever it has to. Must be called inside a runtime.
+    /// Begins to connect, and does it again whenever it has to.
     pub(in crate::storage::kafka) fn new(
         settings: &Redis,
         prefix: &str,
@@ -46,22 +42,13 @@ impl Shared {
         let address = Address::read(&settings.url)
             .map_err(|what| StorageError::Unfit { what: format!("[storage.dedup] redis is {what}") })?;
         let asker = Asker {
-            link: Link::start(address),
+            address,
             prefix: format!("{prefix}:dedup:"),
             process: format!("p:{:016x}", RandomState::new().build_hasher().finish()),
             window_seconds: settings.window.as_secs().max(1),
             degraded: Metrics(registry).gauge("chaski_dedup_degraded", "1 while events go on without Redis."),
         };
-        Ok(Arc::new(Self {
-            local: Recent::default(),
-            asks: asker.start(),
-            reservations: AtomicU64::new(0),
-            tokens: Mutex::default(),
-        }))
-    }
-
-    fn tokens(&self) -> MutexGuard<'_, HashMap<EventId, u64>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Arc::new(Self { local: Recent::default(), asks: asker.start()?, reservations: AtomicU64::new(0) }))
     }
 
     /// Asks the others for an id that is new here.
@@ -73,15 +60,15 @@ impl Shared {
         }
         match relayed(answer).await {
             Ok(Found::Nothing) => {
-                self.tokens().insert(id, token);
+                self.local.note(id, token);
                 Claim::Mine
             }
             Ok(Found::Pending) => {
-                self.local.release(id).await;
+                self.local.free(id);
                 Claim::Pending
             }
             Ok(Found::Done(fingerprint)) => {
-                self.local.confirm(id, fingerprint).await;
+                self.local.remember(id, fingerprint);
                 Claim::Known(fingerprint)
             }
             // It may have been reserved all the same; the lease ends that.
@@ -93,22 +80,20 @@ impl Shared {
 #[async_trait]
 impl Dedup for Shared {
     async fn reserve(&self, id: EventId) -> Claim {
-        match self.local.reserve(id).await {
+        match self.local.claim(id) {
             Claim::Mine => self.reserve_there(id).await,
             claim => claim,
         }
     }
 
-    async fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
-        self.local.confirm(id, fingerprint).await;
-        self.tokens().remove(&id);
+    fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
+        self.local.remember(id, fingerprint);
         // Where there is no room the lease ends, and an other edge may store it once more.
         let _ = self.asks.try_send(Ask::Confirm { id, fingerprint });
     }
 
-    async fn release(&self, id: EventId) {
-        self.local.release(id).await;
-        let Some(token) = self.tokens().remove(&id) else { return };
+    fn release(&self, id: EventId) {
+        let Some(token) = self.local.free(id) else { return };
         let _ = self.asks.try_send(Ask::Release { id, token });
     }
 

@@ -100,12 +100,12 @@ impl Edges {
         if self.first.reserve(id).await != Claim::Mine || self.second.reserve(id).await != Claim::Pending {
             return false;
         }
-        self.first.release(id).await;
+        self.first.release(id);
         self.first.flush().await;
         if self.second.reserve(id).await != Claim::Mine || self.first.reserve(id).await != Claim::Pending {
             return false;
         }
-        self.second.confirm(id, print).await;
+        self.second.confirm(id, print);
         self.second.flush().await;
         match self.first.reserve(id).await {
             Claim::Known(known) => known == print,
