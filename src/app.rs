@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chaski_common::clock::Clock;
+use chaski_common::metrics::Metrics;
 use chaski_common::storage::{Storage, StorageError, embedded, kafka};
 use chaski_common::trace::Tracer;
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::{Edge, EdgeConfig};
 use jiff::SignedDuration;
-use prometheus::Registry;
+use prometheus::{IntGauge, Registry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
@@ -182,7 +183,7 @@ impl App {
             reload: None,
         };
         let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
-        let (certificate_until, pruned_at) = (gauges.certificate_until.clone(), gauges.pruned_at.clone());
+        let certificate_until = gauges.certificate_until.clone();
         let measured = Arc::clone(&gauges.configured);
         let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
         let (watch, alerts) =
@@ -199,7 +200,6 @@ impl App {
             successful,
             succeeded_at,
             certificate_until,
-            pruned_at,
             measured,
             alerts,
         }));
@@ -258,11 +258,16 @@ impl App {
     /// everything settled is written, the store is closed.
     pub async fn run(self, shutdown: CancellationToken) {
         let admin_stop = CancellationToken::new();
-        let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
         // Whoever delivers knows what is settled, and cleans up.
         let pruning = self.dispatcher.as_ref().map(|_| {
-            tokio::spawn(prune(self.storage.clone(), self.control.clone(), self.clock, shutdown.clone()))
+            let pruned_at = Metrics(&self.registry).gauge(
+                "chaski_purge_last_success_timestamp_seconds",
+                "When everything that was past its retention had last been deleted; 0 if not since the start.",
+            );
+            let (storage, control) = (self.storage.clone(), self.control.clone());
+            tokio::spawn(prune(storage, control, self.clock, pruned_at, shutdown.clone()))
         });
+        let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
         let timekeeper = tokio::spawn(timekeeper::watch(self.registry, admin_stop.clone()));
         let export = self.export.map(|export| tokio::spawn(export.run(admin_stop.clone())));
@@ -374,7 +379,13 @@ fn edge_config(config: &Config, tracer: Tracer) -> EdgeConfig {
 }
 
 /// Deletes what is older than the retention and settled everywhere, little by little.
-async fn prune(storage: Storage, control: Control, clock: Clock, shutdown: CancellationToken) {
+async fn prune(
+    storage: Storage,
+    control: Control,
+    clock: Clock,
+    pruned_at: IntGauge,
+    shutdown: CancellationToken,
+) {
     let mut period = tokio::time::interval(PRUNE_PERIOD);
     loop {
         tokio::select! {
@@ -390,7 +401,7 @@ async fn prune(storage: Storage, control: Control, clock: Clock, shutdown: Cance
             match storage.events.prune(before, &destinations, PRUNE_EVENTS).await {
                 Ok(deleted) if deleted == PRUNE_EVENTS => tokio::task::yield_now().await,
                 Ok(_) => {
-                    control.0.pruned_at.set(clock.now().as_second());
+                    pruned_at.set(clock.now().as_second());
                     break;
                 }
                 Err(error) => {

@@ -66,7 +66,6 @@ pub(crate) struct Gauges {
     pub(crate) reload_timestamp: Gauge,
     pub(crate) certificate_until: IntGauge,
     destination_certificate_until: IntGaugeVec,
-    pub(crate) pruned_at: IntGauge,
     pub(crate) retention: IntGaugeVec,
     disk: Option<Disk>,
     /// A reload changes it.
@@ -176,10 +175,6 @@ impl Gauges {
             destination_certificate_until: by_destination(
                 "chaski_destination_certificate_not_after_timestamp_seconds",
                 "When the certificate expires that an https destination showed at the last connection of its deliveries; 0 before the first.",
-            ),
-            pruned_at: metrics.gauge(
-                "chaski_purge_last_success_timestamp_seconds",
-                "When everything that was past its retention had last been deleted.",
             ),
             retention: metrics.gauges(
                 "chaski_log_retention_seconds",

@@ -35,7 +35,6 @@ pub(super) struct Running {
     pub(super) successful: prometheus::IntGauge,
     pub(super) succeeded_at: prometheus::Gauge,
     pub(super) certificate_until: prometheus::IntGauge,
-    pub(super) pruned_at: prometheus::IntGauge,
     pub(super) measured: Arc<Mutex<Configured>>,
     pub(super) alerts: Steering,
 }
