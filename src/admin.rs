@@ -6,8 +6,7 @@
 //! this address under a name of its own.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,9 +45,25 @@ pub(crate) struct Shared {
     pub(crate) instruments: Arc<Instruments>,
     pub(crate) operations: Operations,
     pub(crate) token: Option<Secret>,
-    pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) readiness: Readiness,
     /// Tells a command whether this process has the store it means.
     pub(crate) store: String,
+}
+
+/// Whether this process wants work: from when it serves until it is told to stop, and not a moment longer. Cloning
+/// gives another hand on the same answer.
+#[derive(Clone, Default)]
+pub(crate) struct Readiness(Arc<OnceLock<CancellationToken>>);
+
+impl Readiness {
+    /// It serves from now on, until this is cancelled.
+    pub(crate) fn begin(&self, stop: CancellationToken) {
+        let _ = self.0.set(stop);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.get().is_some_and(|stop| !stop.is_cancelled())
+    }
 }
 
 impl Admin {
@@ -188,7 +203,7 @@ fn is_from_a_program(request: &Request<Incoming>) -> bool {
 
 impl Shared {
     fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed) && self.operations.storage.events.is_writable()
+        self.readiness.is_ready() && self.operations.storage.events.is_writable()
     }
 
     fn admits(&self, request: &Request<Incoming>) -> bool {
@@ -209,4 +224,20 @@ fn json(status: StatusCode, value: &serde_json::Value) -> Result<Answer, http::E
         .status(status)
         .header(CONTENT_TYPE, "application/json")
         .body(Full::from(value.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_ready_from_when_it_serves_to_the_moment_it_is_told_to_stop() {
+        let (readiness, told) = (Readiness::default(), CancellationToken::new());
+        assert!(!readiness.is_ready(), "nothing is served yet");
+        readiness.clone().begin(told.child_token());
+        assert!(readiness.is_ready());
+        told.cancel();
+        // Nobody has had the time to do anything about it.
+        assert!(!readiness.is_ready());
+    }
 }

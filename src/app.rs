@@ -8,7 +8,6 @@ mod reload;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::reload::Control;
 use self::reload::Running;
-use crate::admin::{Admin, Shared};
+use crate::admin::{Admin, Readiness, Shared};
 use crate::alerts::{AlertsConfig, Watch};
 use crate::api::Operations;
 use crate::config::{Config, StorageConfig, StorageKind};
@@ -99,7 +98,7 @@ pub struct App {
     admin: Admin,
     dispatcher: Option<Dispatcher>,
     storage: Storage,
-    ready: Arc<AtomicBool>,
+    readiness: Readiness,
     clock: Clock,
     watch: Watch,
     export: Option<Export>,
@@ -172,7 +171,7 @@ impl App {
             .retention
             .with_label_values(&["events"])
             .set(i64::try_from(config.storage.retention.as_secs()).unwrap_or(i64::MAX));
-        let ready = Arc::new(AtomicBool::new(false));
+        let readiness = Readiness::default();
         let admin_config = config.admin.clone();
         let store = config.storage.identity();
         let (stop_delay, drain) = (config.ingest.stop_delay, config.ingest.drain_timeout);
@@ -208,7 +207,7 @@ impl App {
             instruments,
             operations: Operations { reload: Some(Arc::new(control.clone())), ..operations },
             token: admin_config.token,
-            ready: Arc::clone(&ready),
+            readiness: readiness.clone(),
             store: store.unwrap_or_default(),
         };
         let admin = bind_admin(admin_config.listen, shared, &role).await?;
@@ -217,7 +216,7 @@ impl App {
             admin,
             dispatcher,
             storage,
-            ready,
+            readiness,
             clock,
             watch,
             export,
@@ -271,13 +270,12 @@ impl App {
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
         let timekeeper = tokio::spawn(timekeeper::watch(self.registry, admin_stop.clone()));
         let export = self.export.map(|export| tokio::spawn(export.run(admin_stop.clone())));
-        self.ready.store(true, Ordering::Relaxed);
-        let ready = Arc::clone(&self.ready);
-        let (unready, closing) = (shutdown.clone(), CancellationToken::new());
+        let serving = shutdown.child_token();
+        self.readiness.begin(serving.clone());
+        let (stopping, closing) = (serving.clone(), CancellationToken::new());
         let (close, delay) = (closing.clone(), self.stop_delay);
-        let readiness = tokio::spawn(async move {
-            unready.cancelled().await;
-            ready.store(false, Ordering::Relaxed);
+        let closer = tokio::spawn(async move {
+            stopping.cancelled().await;
             tokio::time::sleep(delay).await;
             close.cancel();
         });
@@ -285,9 +283,9 @@ impl App {
             Some(edge) => edge.run(closing, self.drain).await,
             None => shutdown.cancelled().await,
         }
-        readiness.abort();
-        // It may not have come to that: without an edge nothing waits for it.
-        self.ready.store(false, Ordering::Relaxed);
+        closer.abort();
+        // An edge that could not listen ends by itself.
+        serving.cancel();
         if let Some(dispatcher) = self.dispatcher {
             // What a store that takes no writes cannot record is begun again after the restart anyhow.
             let drain = if self.storage.events.is_writable() { DISPATCH_DRAIN } else { Duration::ZERO };
