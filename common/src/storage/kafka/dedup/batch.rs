@@ -5,7 +5,11 @@
 //! one batch in a while and not each its 50 ms; who asks meanwhile is told at once that nobody answers. One server gets a
 //! batch as one pipeline. A cluster takes no pipeline across slots: there each question goes to the node that has its
 //! key, all of a batch at once, and those that are answered count even where a node is missing.
+//!
+//! What is durable and could not be said is said when Redis answers again; otherwise an event of an outage would be new to
+//! the other edges for as long as its sender repeats it.
 
+use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::io;
 use std::sync::Arc;
@@ -17,6 +21,7 @@ use prometheus::IntGauge;
 use redis::{Cmd, Pipeline, RedisResult, RedisWrite, ToRedisArgs, Value};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::address::{Address, Connection};
 use super::link::Link;
@@ -85,17 +90,27 @@ impl Asker {
 
     async fn run(self, mut waiting: mpsc::Receiver<Ask>) {
         let mut link = Link::start(self.address.clone());
-        let mut asks = Vec::with_capacity(BATCH_MAX);
+        let mut asks = Vec::with_capacity(2 * BATCH_MAX);
+        let mut unsaid = Unsaid::default();
         let mut failed_at: Option<Instant> = None;
-        while waiting.recv_many(&mut asks, BATCH_MAX).await > 0 {
+        loop {
+            let gathered = waiting.recv_many(&mut asks, BATCH_MAX);
+            // What is to be said does not wait for somebody to ask.
+            let gathered =
+                if unsaid.0.is_empty() { Ok(gathered.await) } else { timeout(ALONE, gathered).await };
+            if gathered == Ok(0) {
+                return;
+            }
             if failed_at.is_some_and(|since| since.elapsed() < ALONE) {
-                asks.clear();
+                asks.drain(..).for_each(|ask| unsaid.keep(ask));
                 continue;
             }
+            unsaid.join(&mut asks);
             let (answers, failed) = self.ask_all(&mut link, &asks).await;
             for (ask, answer) in asks.drain(..).zip(answers) {
-                if let Some(value) = answer {
-                    ask.answer(&value);
+                match answer {
+                    Some(value) => ask.answer(&value),
+                    None => unsaid.keep(ask),
                 }
             }
             match failed {
@@ -199,6 +214,29 @@ struct Shown<'a>(Arguments<'a>);
 impl ToRedisArgs for Shown<'_> {
     fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
         out.write_arg_fmt(self.0);
+    }
+}
+
+/// Confirmations that Redis has not heard; the rest of what it did not answer nobody waits for.
+#[derive(Default)]
+struct Unsaid(VecDeque<Ask>);
+
+impl Unsaid {
+    /// Of more than there is room for the oldest go: they are repeated least.
+    fn keep(&mut self, ask: Ask) {
+        if !matches!(ask, Ask::Confirm { .. }) {
+            return;
+        }
+        if self.0.len() >= WAITING_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(ask);
+    }
+
+    /// Some of them go with a batch, ahead of what is asked in it.
+    fn join(&mut self, asks: &mut Vec<Ask>) {
+        let some = self.0.len().min(BATCH_MAX);
+        asks.splice(..0, self.0.drain(..some));
     }
 }
 

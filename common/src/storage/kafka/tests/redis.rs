@@ -141,6 +141,34 @@ impl Edges {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_without_redis_is_known_to_the_others_when_it_is_back() {
+    let redis = spawn_blocking(testing::RedisServer::start).await.unwrap();
+    let mut edges = Edges::on(&redis.options());
+    edges.wait_until_shared().await;
+    redis.signal("STOP");
+    let print = Fingerprint::of(b"stored");
+    // More than go with one batch.
+    let ids: Vec<_> = (0_u64..300).map(|n| EventId::derive("stored", [n.to_be_bytes().as_slice()])).collect();
+    for id in &ids {
+        assert_eq!(edges.first.reserve(*id).await, Claim::Alone);
+        edges.first.confirm(*id, print).await;
+    }
+    redis.signal("CONT");
+    // Nobody asks anything of the first edge any more.
+    let began = Instant::now();
+    for id in ids {
+        while edges.second.reserve(id).await != Claim::Known(print) {
+            edges.second.release(id).await;
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "redis never hears of what was stored without it"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_that_a_sentinel_names_is_asked_and_after_it_the_next() {
     let mut redis = spawn_blocking(testing::RedisUnderSentinel::start).await.unwrap();
     let mut edges = Edges::on(&redis.options());
