@@ -1,25 +1,26 @@
-//! An event's CloudEvents 1.0 context attributes, for HTTP (`ce-` headers) and Kafka (`ce_` headers) alike.
+//! An event's CloudEvents 1.0 context attributes as HTTP carries them.
 //!
-//! Binary mode: the body stays as it is, the attributes travel beside it. Values are escaped as the HTTP
-//! protocol binding asks (section 3.1.3.2): printable ASCII stays, all else becomes percent-encoded UTF-8.
+//! Binary mode: the body stays as it is, the attributes travel beside it in `ce-` headers. Values are escaped as the
+//! HTTP protocol binding asks (section 3.1.3.2): printable ASCII stays, all else becomes percent-encoded UTF-8.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use crate::event::Event;
 
-/// The attributes of an event in a fixed order, as `(name without prefix, escaped value)`.
-pub fn attributes(event: &Event) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
-    [
-        Some(("specversion", Cow::Borrowed("1.0"))),
-        Some(("id", Cow::Owned(event.id.to_string()))),
-        Some(("source", Cow::Owned(format!("/sources/{}", escape(&event.source))))),
-        Some(("type", escape(&event.kind))),
-        event.subject.as_deref().map(|subject| ("subject", escape(subject))),
-        Some(("time", Cow::Owned(event.time.unwrap_or(event.received_at).to_string()))),
-    ]
-    .into_iter()
-    .flatten()
+/// The version of the specification, which each event carries.
+pub const SPEC_VERSION: &str = "1.0";
+
+/// The attribute `source` of events from the source of this name, escaped.
+#[must_use]
+pub fn source(name: &str) -> String {
+    format!("/sources/{}", escape(name))
+}
+
+/// The attribute `time`: when the provider says it happened, else when it was received.
+#[must_use]
+pub fn time(event: &Event) -> String {
+    event.time.unwrap_or(event.received_at).to_string()
 }
 
 /// The text as a header may carry it.

@@ -221,10 +221,12 @@ impl Lane {
         !self.saving && (self.window.mark() > self.saved || !self.delivered.is_empty())
     }
 
-    /// What to settle; until it is acknowledged, nothing else is written for this lane.
+    /// What to settle, in the log's order; until it is acknowledged, nothing else is written for this lane.
     pub(crate) fn save(&mut self) -> (Position, Vec<Delivered>) {
         self.saving = true;
-        (self.window.mark(), std::mem::take(&mut self.delivered))
+        let mut delivered = std::mem::take(&mut self.delivered);
+        delivered.sort_unstable_by_key(|delivered| delivered.position);
+        (self.window.mark(), delivered)
     }
 
     /// Settled up to here, durably.

@@ -13,7 +13,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 
 use super::client::{Dialer, HttpClient};
-use super::{BODY_BYTES_MAX, host, of_error};
+use super::request::host;
+use super::{BODY_BYTES_MAX, of_error};
 use crate::outcome::AttemptResult;
 
 /// Connections kept open between two notices: they are rare.
