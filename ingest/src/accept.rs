@@ -33,6 +33,7 @@ use crate::peer::Sender;
 use crate::request::{Head, Received, check_framing, read_body};
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable};
 use crate::server::Limits;
+use crate::server::threads::by_post;
 use crate::server::wire::Phase;
 use crate::source::Source;
 use crate::span::Trail;
@@ -213,7 +214,7 @@ impl Acceptor {
     async fn store(&self, source: &Source, event: Event, now: Timestamp) -> Result<Outcome, StorageError> {
         let (id, kind, fingerprint) = (event.id, event.kind.clone(), event.fingerprint);
         let begun = Instant::now();
-        let appended = self.storage.events.append(event, source.on_conflict).await;
+        let appended = by_post(self.storage.events.append(event, source.on_conflict)).await;
         let is_spooled = matches!(appended, Ok(Appended::Spooled));
         let (dedup, outcome) = match appended {
             Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
@@ -243,7 +244,7 @@ impl Acceptor {
         why: Unusable,
     ) -> Result<Outcome, StorageError> {
         let id = event.id;
-        if self.storage.events.quarantine(event, why.label(), why.detail()).await? {
+        if by_post(self.storage.events.quarantine(event, why.label(), why.detail())).await? {
             source.metrics.quarantined(why);
             warn!(%id, source = %source.name, reason = why.label(), "signed event cannot be used, quarantined");
         }

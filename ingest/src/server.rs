@@ -9,7 +9,7 @@ mod peers;
 pub(crate) mod proxy_protocol;
 mod connection;
 mod http2;
-mod threads;
+pub(crate) mod threads;
 pub(crate) mod wire;
 
 use std::io;
