@@ -152,9 +152,9 @@ mod tests {
             let mut odd = Vec::new();
             for (number, answer) in answered.into_iter().enumerate() {
                 if number % 2 == 0 {
-                    odd.push((number, answer))
+                    odd.push((number, answer));
                 } else {
-                    assert!(answer.await.unwrap().is_err())
+                    assert!(answer.await.unwrap().is_err());
                 }
             }
             let told = thread::spawn(|| asked.into_iter().enumerate().for_each(|(n, tell)| _ = tell.send(n)));
