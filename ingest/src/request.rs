@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Version};
 use http_body_util::BodyExt;
@@ -56,60 +57,50 @@ impl Head {
 
 /// The target's length and the host: what can be wrong before a source is known. `hosts` are the names that are
 /// served, all when there are none.
-pub(crate) fn check_target(
-    parts: &http::request::Parts,
-    uri_bytes_max: usize,
-    hosts: &[String],
-) -> Result<(), Refusal> {
+pub(crate) fn check_target(parts: &Parts, uri_bytes_max: usize, hosts: &[String]) -> Result<(), Refusal> {
     let uri_bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len())
         + parts.uri.authority().map_or(0, |authority| authority.as_str().len());
     if uri_bytes > uri_bytes_max {
         return Err(Refusal::UriTooLong);
     }
     let host = host(parts)?;
-    let is_served = |host: &Authority| hosts.iter().any(|name| host.host().eq_ignore_ascii_case(name));
-    if hosts.is_empty() || host.as_ref().is_some_and(is_served) {
-        Ok(())
-    } else {
-        Err(Refusal::HostNotAllowed)
-    }
+    let is_served = |host: &str| hosts.iter().any(|name| host.eq_ignore_ascii_case(name));
+    if hosts.is_empty() || host.is_some_and(is_served) { Ok(()) } else { Err(Refusal::HostNotAllowed) }
 }
 
-/// Whom the request is for; only HTTP/1.0 may leave it out.
-fn host(parts: &http::request::Parts) -> Result<Option<Authority>, Refusal> {
+/// The name that the request is for, without a port; only HTTP/1.0 may leave it out.
+fn host(parts: &Parts) -> Result<Option<&str>, Refusal> {
     let authority = parts.uri.authority();
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host,
-        (None, _) if parts.version == Version::HTTP_10 => return Ok(authority.cloned()),
-        (None, _) if parts.version == Version::HTTP_2 => match authority {
-            Some(authority) if is_plain(authority) => return Ok(Some(authority.clone())),
-            _ => return Err(Refusal::BadHost),
-        },
+        (Some(host), None) => host.to_str().map_err(|_| Refusal::BadHost)?,
+        (None, _) if parts.version == Version::HTTP_10 => return Ok(authority.map(Authority::host)),
+        (None, _) if parts.version == Version::HTTP_2 => authority.ok_or(Refusal::BadHost)?.as_str(),
         _ => return Err(Refusal::BadHost),
     };
-    let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).ok_or(Refusal::BadHost)?;
-    let differs = authority.is_some_and(|authority| *authority != host);
-    if !is_plain(&host) || differs { Err(Refusal::BadHost) } else { Ok(Some(host)) }
+    if authority.is_some_and(|authority| *authority != *host) {
+        return Err(Refusal::BadHost);
+    }
+    plain_name(host).map(Some).ok_or(Refusal::BadHost)
 }
 
-/// A name or an address, and a port that is one. The grammar of URLs also takes what no host is called: a comma,
-/// which may be two headers that somebody has joined, user info, any text for a port.
-fn is_plain(host: &Authority) -> bool {
-    let name = host.host();
+/// The name or address of a host whose port is one, if there is one. The grammar of URLs also takes what no host is
+/// called: a comma, which may be two headers that somebody has joined, user info, any text for a port.
+fn plain_name(host: &str) -> Option<&str> {
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let port = host.as_str().strip_prefix(name).and_then(|rest| match rest.strip_prefix(':') {
-        Some(port) => {
-            (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()).then_some(())
-        }
-        None => rest.is_empty().then_some(()),
-    });
-    port.is_some() && (name.starts_with('[') || name.bytes().all(is_name))
+    let end = if host.starts_with('[') {
+        host.parse::<Authority>().ok()?.host().len()
+    } else {
+        host.bytes().position(|byte| !is_name(byte)).unwrap_or(host.len())
+    };
+    let (name, port) = host.split_at_checked(end).filter(|_| !host.is_empty())?;
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
 /// The method and the framing. `Ok` has the declared length; none means chunks or frames.
 pub(crate) fn check_framing(
-    parts: &http::request::Parts,
+    parts: &Parts,
     body_bytes_max: usize,
 ) -> Result<Option<usize>, Refusal> {
     if parts.method != Method::POST {
