@@ -19,6 +19,7 @@ use chaski_common::storage::{Appended, Storage, StorageError};
 use chaski_common::trace::{TRACEPARENT_BYTES, TraceContext, Tracer};
 use http::Version;
 use http::header::{CONTENT_TYPE, HeaderName};
+use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -76,19 +77,20 @@ impl Acceptor {
         }
     }
 
-    /// The whole way of a request whose source is known, begun at `begun`.
+    /// The whole way of a request whose source is known, begun at `begun`. What it takes out of `parts` does not come
+    /// back; the room for headers does, once the body is read.
     pub(crate) async fn accept(
         &self,
         source: &Source,
         peer: &Sender,
         begun: Instant,
-        parts: http::request::Parts,
+        parts: &mut Parts,
         body: Incoming,
         phase: &Phase,
     ) -> Outcome {
         let address = peer.address;
         let body_bytes_max = self.body_bytes_max.load(Ordering::Relaxed);
-        let declared = match check_framing(&parts, body_bytes_max) {
+        let declared = match check_framing(parts, body_bytes_max) {
             Ok(declared) => declared,
             Err(why) => return refused(source, why),
         };
@@ -127,7 +129,7 @@ impl Acceptor {
         &self,
         source: &Source,
         peer: IpAddr,
-        parts: http::request::Parts,
+        parts: &mut Parts,
         (body, body_bytes_max): (Incoming, usize),
         phase: &Phase,
     ) -> Outcome {
@@ -135,9 +137,9 @@ impl Acceptor {
         let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };
-        let trail = Trail::begin(&self.tracer);
+        let mut trail = Trail::begin(&self.tracer);
         let now = self.clock.now();
-        let head = Head { headers: parts.headers, query: parts.uri.query().map(str::to_owned), peer };
+        let head = Head::take(parts, peer);
         let claim = match source.scheme.claim_of_head(&head, now) {
             Ok(claim) => claim,
             Err(why) => return refused(source, why),
@@ -153,7 +155,25 @@ impl Acceptor {
             Err(Outcome::Refused(why)) => return refused(source, why),
             Err(ours) => return ours,
         };
-        self.accept_received(source, claim, &Received { head, body }, now, trail).await
+        let received = Received { head, body };
+        let read = self.read(source, claim, &received, now, &mut trail);
+        // Whoever waits for the storage keeps nothing of what the connection reads into.
+        parts.headers = received.into_headers();
+        let (event, unusable) = match read {
+            Ok(read) => read,
+            Err(why) => return refused(source, why),
+        };
+        let kept = match unusable {
+            None => self.store(source, event, now).await,
+            Some(why) => self.quarantine(source, event, why).await,
+        };
+        let (outcome, error) = match kept {
+            Ok(outcome) => (outcome, None),
+            Err(error) => (Outcome::Unavailable(Unavailable::Storage), Some(error)),
+        };
+        self.watch(error.as_ref());
+        trail.end(outcome);
+        outcome
     }
 
     /// The body of a request that shares its connection, which therefore has no wait that is this body's.
@@ -169,45 +189,29 @@ impl Acceptor {
         if body.is_end_stream() { Ok(read) } else { Err(Outcome::Refused(Refusal::BodyIncomplete)) }
     }
 
-    /// From a request that has been read. `claim` is what its head has shown, `now` when that was judged.
-    async fn accept_received(
+    /// The event of a request that has been read, and why it cannot be used, if so. `claim` is what its head has shown,
+    /// `now` when that was judged.
+    fn read(
         &self,
         source: &Source,
         claim: Option<Claim>,
         received: &Received,
         now: Timestamp,
-        mut trail: Trail<'_>,
-    ) -> Outcome {
+        trail: &mut Trail<'_>,
+    ) -> Result<(Event, Option<Unusable>), Refusal> {
         trail.read();
         source.metrics.body(received.body.len());
         let verified = match claim {
             Some(claim) => source.scheme.hold(claim, received, now),
             None => source.scheme.verify(received, now),
-        };
-        let verified = match verified {
-            Ok(verified) => verified,
-            Err(why) => return refused(source, why),
-        };
+        }?;
         source.metrics.verified(&verified, now);
-        let outcome = match source.rules.read(&verified, &source.name, now) {
-            Ok(usable) => {
-                let mut event = event(source, &verified, usable, now);
-                trail.join(&mut event);
-                self.store(source, event, now).await
-            }
-            Err(why) => {
-                let mut event = unusable(source, &verified, now);
-                trail.join(&mut event);
-                self.quarantine(source, event, why).await
-            }
+        let (mut event, unusable) = match source.rules.read(&verified, &source.name, now) {
+            Ok(usable) => (event(source, &verified, usable, now), None),
+            Err(why) => (unusable(source, &verified, now), Some(why)),
         };
-        let (outcome, error) = match outcome {
-            Ok(outcome) => (outcome, None),
-            Err(error) => (Outcome::Unavailable(Unavailable::Storage), Some(error)),
-        };
-        self.watch(error.as_ref());
-        trail.end(outcome);
-        outcome
+        trail.join(&mut event);
+        Ok((event, unusable))
     }
 
     /// Ends in `Ok` only with what the storage calls durable.

@@ -103,13 +103,13 @@ impl Charge {
     }
 
     /// The body, charged exactly for as long as anybody has it.
-    pub(crate) fn hold(mut self, body: Bytes) -> Bytes {
+    pub(crate) fn hold(mut self, body: Vec<u8>) -> Bytes {
         let rest = self.bytes.saturating_sub(body.len());
         if rest > 0 {
             self.of.bytes.give_back(rest);
             self.bytes -= rest;
         }
-        Bytes::from_owner(Held { body, _charge: self })
+        Bytes::from_owner(Held { body: body.into(), _charge: self })
     }
 }
 
@@ -121,7 +121,7 @@ impl Drop for Charge {
 
 /// A body and its charge.
 struct Held {
-    body: Bytes,
+    body: Box<[u8]>,
     _charge: Charge,
 }
 
@@ -149,7 +149,7 @@ mod tests {
         assert!(charge.covers(16_384) && charge.covers(20_000));
         assert_eq!(now(), (1, 32_768));
         assert!(!charge.covers(120_000), "more than the bound");
-        let body = charge.hold(Bytes::from(vec![0; 20_000]));
+        let body = charge.hold(vec![0; 20_000]);
         assert_eq!(now(), (1, 20_000));
         let (other, short) = in_flight.enter(10).unwrap();
         assert_eq!(now(), (2, 20_010));

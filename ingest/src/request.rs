@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
@@ -23,6 +23,15 @@ pub struct Received {
     pub body: Bytes,
 }
 
+impl Received {
+    /// The room that its header fields took, empty.
+    pub(crate) fn into_headers(self) -> HeaderMap {
+        let mut headers = self.head.headers;
+        headers.clear();
+        headers
+    }
+}
+
 /// What stands in front of the body.
 #[derive(Debug)]
 pub struct Head {
@@ -35,6 +44,13 @@ pub struct Head {
 }
 
 impl Head {
+    /// Takes what counts; of the rest nothing is left, either.
+    pub(crate) fn take(parts: &mut Parts, peer: IpAddr) -> Self {
+        let target = std::mem::take(&mut parts.uri);
+        let headers = std::mem::take(&mut parts.headers);
+        Self { headers, query: target.query().map(str::to_owned), peer }
+    }
+
     /// The value of a header that decides something.
     ///
     /// # Errors
@@ -99,10 +115,7 @@ fn plain_name(host: &str) -> Option<&str> {
 }
 
 /// The method and the framing. `Ok` has the declared length; none means chunks or frames.
-pub(crate) fn check_framing(
-    parts: &Parts,
-    body_bytes_max: usize,
-) -> Result<Option<usize>, Refusal> {
+pub(crate) fn check_framing(parts: &Parts, body_bytes_max: usize) -> Result<Option<usize>, Refusal> {
     if parts.method != Method::POST {
         return Err(Refusal::MethodNotAllowed);
     }
@@ -134,35 +147,27 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
 }
 
 /// Reads a body to its end, at most `bytes_max` of it, charged as it arrives. How long that may take is the
-/// wire's affair.
+/// wire's affair. It is copied: a piece is a slice of what the connection reads into, which would be kept for it.
 pub(crate) async fn read_body<B>(mut body: B, bytes_max: usize, mut charge: Charge) -> Result<Bytes, Outcome>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
-    let mut first: Option<Bytes> = None;
-    let mut rest = BytesMut::new();
+    let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Outcome::Refused(broken(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
-        let length = first.as_ref().map_or(rest.len(), Bytes::len) + data.len();
+        let length = read.len() + data.len();
         if length > bytes_max {
             return Err(Outcome::Refused(Refusal::BodyTooLarge));
         }
         if !charge.covers(length) {
             return Err(Outcome::Unavailable(Unavailable::Overloaded));
         }
-        match first.take() {
-            // A small body comes in one piece, which is kept as it is.
-            None if rest.is_empty() => first = Some(data),
-            earlier => {
-                // Room for what is charged, and no more.
-                rest.reserve(charge.bytes() - rest.len());
-                rest.extend_from_slice(&earlier.unwrap_or_default());
-                rest.extend_from_slice(&data);
-            }
-        }
+        // Room for what is charged, and no more.
+        read.reserve_exact(charge.bytes() - read.len());
+        read.extend_from_slice(&data);
     }
-    Ok(charge.hold(first.unwrap_or_else(|| rest.freeze())))
+    Ok(charge.hold(read))
 }
 
 fn broken(error: &hyper::Error) -> Refusal {

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use chaski_common::event::EventId;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
@@ -199,8 +199,17 @@ impl Outcome {
         !matches!(self, Self::Refused(_) | Self::Unavailable(Unavailable::Overloaded))
     }
 
-    /// The answer; `reply` is how the source wants to be told that its event is safe.
-    pub(crate) fn response(self, reply: &Reply) -> Response<Full<Bytes>> {
+    /// The answer; `reply` is how the source wants to be told that its event is safe. Its headers take the room of
+    /// `headers`, of which nothing stays.
+    pub(crate) fn response(self, reply: &Reply, mut headers: HeaderMap) -> Response<Full<Bytes>> {
+        headers.clear();
+        let mut response = Response::new(Full::default());
+        *response.headers_mut() = headers;
+        self.write(reply, &mut response);
+        response
+    }
+
+    fn write(self, reply: &Reply, response: &mut Response<Full<Bytes>>) {
         match self {
             Self::Accepted(id) | Self::Duplicate(id) | Self::Quarantined(id, _) => {
                 let (body, content_type) = match &reply.body {
@@ -211,50 +220,34 @@ impl Outcome {
                         (Bytes::from(json.concat()), HeaderValue::from_static("application/json"))
                     }
                 };
-                let mut response = empty(reply.status);
+                *response.status_mut() = reply.status;
                 if !body.is_empty() {
                     response.headers_mut().insert(CONTENT_TYPE, content_type);
                     *response.body_mut() = Full::new(body);
                 }
-                response
             }
             Self::Refused(why) => {
-                let mut response = closing(why.status());
+                *response.status_mut() = why.status();
+                let headers = response.headers_mut();
+                // Whatever of the request is unread is never parsed.
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
                 match why {
-                    Refusal::MethodNotAllowed => {
-                        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-                    }
+                    Refusal::MethodNotAllowed => _ = headers.insert(ALLOW, HeaderValue::from_static("POST")),
                     Refusal::RateLimited => {
-                        let seconds = HeaderValue::from(budget::RETRY_AFTER.as_secs());
-                        response.headers_mut().insert(RETRY_AFTER, seconds);
+                        headers.insert(RETRY_AFTER, HeaderValue::from(budget::RETRY_AFTER.as_secs()));
                     }
                     _ => {}
                 }
-                response
             }
             Self::Unavailable(_) => {
-                let status = StatusCode::SERVICE_UNAVAILABLE;
                 // When there is too much to do, another connection would be more of it. If a body is not there yet,
                 // hyper closes instead of waiting for it.
-                let mut response = empty(status);
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-                response
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+                response.headers_mut().insert(RETRY_AFTER, seconds);
             }
         }
     }
-}
-
-fn empty(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = status;
-    response
-}
-
-/// Whatever of the request is unread is never parsed.
-fn closing(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = empty(status);
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 #[cfg(test)]
@@ -267,7 +260,7 @@ mod tests {
         let answers: Vec<String> = Refusal::ALL
             .iter()
             .filter(|why| why.status() == StatusCode::UNAUTHORIZED)
-            .map(|why| format!("{:?}", Outcome::Refused(*why).response(&reply)))
+            .map(|why| format!("{:?}", Outcome::Refused(*why).response(&reply, HeaderMap::new())))
             .collect();
         assert!(answers.len() > 5);
         assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));

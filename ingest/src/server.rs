@@ -375,23 +375,23 @@ impl Shared {
     ) -> Result<Response<Full<Bytes>>, Gone> {
         phase.begin_request();
         let begun = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let is_http2 = parts.version == Version::HTTP_2;
         let peer = self.sender(peer, &parts.headers);
         let mut is_unread = false;
         let mut response = match self.route(&parts) {
             Ok(source) => {
-                let outcome = self.acceptor.accept(&source, &peer, begun, parts, body, phase).await;
+                let outcome = self.acceptor.accept(&source, &peer, begun, &mut parts, body, phase).await;
                 source.metrics.ended(outcome, begun.elapsed());
                 if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
                     return Err(Gone);
                 }
                 is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
-                outcome.response(&source.reply)
+                outcome.response(&source.reply, parts.headers)
             }
             Err(why) => {
                 self.metrics.unrouted(why);
-                Outcome::Refused(why).response(&Reply::default())
+                Outcome::Refused(why).response(&Reply::default(), parts.headers)
             }
         };
         if is_http2 {
