@@ -178,6 +178,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The value that begins here with `first`; `place` is where that is, if any pointer leads here or further.
+    ///
+    /// Within a container it is part of its loop, so that only containers cost a call.
+    #[inline(always)]
     fn value(&mut self, first: Option<u8>, depth: usize, place: Option<&Places>) -> Result<(), Fault> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
