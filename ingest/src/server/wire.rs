@@ -13,7 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -117,6 +117,8 @@ pub(super) struct Wire<S> {
     wait: Option<(usize, Instant)>,
     /// Made when something is waited for; rings at the time of an earlier wait, or of this one.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Whom it wakes.
+    watched_by: Option<Waker>,
     /// Something was waited for that is no silence; hyper does not ask again before there is something to read, so
     /// the silence behind the answer has to be begun by the answer.
     unwatched: bool,
@@ -137,6 +139,7 @@ impl<S> Wire<S> {
             limits,
             wait: None,
             alarm: None,
+            watched_by: None,
             unwatched: false,
             stalled: None,
             linger: None,
@@ -167,7 +170,10 @@ impl<S> Wire<S> {
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if alarm.deadline() > due {
             alarm.as_mut().reset(due);
+        } else if !alarm.is_elapsed() && self.watched_by.as_ref().is_some_and(|by| by.will_wake(cx.waker())) {
+            return Poll::Pending;
         }
+        self.watched_by = Some(cx.waker().clone());
         ready!(alarm.as_mut().poll(cx));
         if alarm.deadline() < due {
             // It has rung for an earlier wait.
