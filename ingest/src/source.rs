@@ -12,6 +12,7 @@ use bytes::Bytes;
 use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
+use foldhash::fast::RandomState;
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -397,12 +398,12 @@ impl Source {
 
 /// The sources in force, by path.
 #[derive(Default)]
-pub(crate) struct Sources(HashMap<Arc<str>, Arc<Source>>);
+pub(crate) struct Sources(HashMap<Arc<str>, Arc<Source>, RandomState>);
 
 impl Sources {
     /// Compiles all of them or none.
     pub(crate) fn compile(specs: Vec<SourceSpec>, metrics: &EdgeMetrics) -> Result<Self, SpecError> {
-        let mut sources = HashMap::with_capacity(specs.len());
+        let mut sources = HashMap::with_capacity_and_hasher(specs.len(), RandomState::default());
         let mut names = std::collections::HashSet::new();
         let uses: Vec<_> = specs.iter().map(|spec| metrics.key_uses(&spec.name, &spec.secrets)).collect();
         for (spec, uses) in specs.into_iter().zip(&uses) {
