@@ -57,8 +57,9 @@ const PRODUCERS: &[(&str, &str)] = &[
     ("statistics.interval.ms", "5000"),
 ];
 
-/// How long the producer gathers, in milliseconds, unless the operator says otherwise.
-const LINGER: (&str, &str) = ("linger.ms", "0.3");
+/// How long the producer gathers, in milliseconds, unless the operator says otherwise. A record that comes alone waits a
+/// millisecond with less, too: that is what the client rounds its waits to.
+const LINGER: (&str, &str) = ("linger.ms", "1");
 /// Makes a process a static member of its groups: an operator's choice, see the module `kafka`.
 const INSTANCE: &str = "group.instance.id";
 
