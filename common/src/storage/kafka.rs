@@ -35,7 +35,6 @@ mod telemetry;
 mod written;
 mod topics;
 mod record;
-mod wakes;
 mod producer;
 mod dedup;
 mod append;

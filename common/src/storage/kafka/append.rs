@@ -21,7 +21,6 @@ use super::dedup::Claim;
 use super::producer::{Place, Report, is_unfit};
 use super::record::Outgoing;
 use super::spool::{Hedge, Spool};
-use super::wakes::relayed;
 use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, OnConflict, Position, StorageError};
 
@@ -138,7 +137,7 @@ impl Kafka {
             }
         };
         let began = Instant::now();
-        match timeout(self.hedge_after, relayed(&mut report)).await {
+        match timeout(self.hedge_after, &mut report).await {
             Ok(Ok(Ok(place))) => Ok(self.stored_at(place)),
             Ok(report) => {
                 let error = match report {

@@ -19,7 +19,6 @@ use tokio::sync::oneshot;
 use self::telemetry::Telemetry;
 use super::client::{Connect, failed, log};
 use super::record::Outgoing;
-use super::wakes::relayed;
 use crate::storage::StorageError;
 
 /// How long closing waits for reports.
@@ -90,7 +89,7 @@ impl Producer {
     /// Appends a record; `Ok` means that it is durable, and where.
     pub(super) async fn append(&self, doing: &'static str, record: Outgoing) -> Result<Place, StorageError> {
         let report = self.hand_over(doing, record)?;
-        relayed(report).await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
+        report.await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
     }
 
     /// Hands a record over; its report comes later, if the producer is not dropped before.

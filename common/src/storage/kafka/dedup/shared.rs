@@ -21,7 +21,6 @@ use crate::event::{EventId, Fingerprint};
 use crate::metrics::Metrics;
 use crate::storage::StorageError;
 use crate::storage::kafka::Redis;
-use crate::storage::kafka::wakes::relayed;
 
 /// How long the last questions may take when the storage closes.
 const FLUSH_WITHIN: Duration = Duration::from_millis(200);
@@ -58,7 +57,7 @@ impl Shared {
         if self.asks.try_send(Ask::Reserve { id, token, found }).is_err() {
             return Claim::Alone;
         }
-        match relayed(answer).await {
+        match answer.await {
             Ok(Found::Nothing) => {
                 self.local.note(id, token);
                 Claim::Mine

@@ -151,14 +151,14 @@ async fn what_was_stored_without_redis_is_known_to_the_others_when_it_is_back() 
     let ids: Vec<_> = (0_u64..300).map(|n| EventId::derive("stored", [n.to_be_bytes().as_slice()])).collect();
     for id in &ids {
         assert_eq!(edges.first.reserve(*id).await, Claim::Alone);
-        edges.first.confirm(*id, print).await;
+        edges.first.confirm(*id, print);
     }
     redis.signal("CONT");
     // Nobody asks anything of the first edge any more.
     let began = Instant::now();
     for id in ids {
         while edges.second.reserve(id).await != Claim::Known(print) {
-            edges.second.release(id).await;
+            edges.second.release(id);
             assert!(
                 began.elapsed() < Duration::from_secs(60),
                 "redis never hears of what was stored without it"
