@@ -236,10 +236,11 @@ impl Courier {
                 }
                 Ok(()) = self.controls.changed() => self.heed(),
                 Some(report) = self.attempts.next() => {
-                    self.report(report);
+                    let (now, time) = (Instant::now(), self.fixed.clock.now());
+                    self.report(report, now, time);
                     for _ in 1..REPORTS_AT_ONCE {
                         let Some(Some(report)) = self.attempts.next().now_or_never() else { break };
-                        self.report(report);
+                        self.report(report, now, time);
                     }
                 }
                 Some(ended) = self.tasks.join_next() => {
@@ -439,7 +440,7 @@ impl Courier {
     /// A task has ended; a panic in a write is a panic of the courier.
     fn ended(&mut self, task: Result<Report, JoinError>) {
         match task.map_err(JoinError::try_into_panic) {
-            Ok(report) => self.report(report),
+            Ok(report) => self.report(report, Instant::now(), self.fixed.clock.now()),
             Err(Ok(panic)) => std::panic::resume_unwind(panic),
             Err(Err(_cancelled)) => {}
         }

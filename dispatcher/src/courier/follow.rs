@@ -1,6 +1,7 @@
 //! What follows a report: an attempt has ended, a write is durable, a look has found something.
 
 use chaski_common::storage::{Delivered, Failure, StorageError};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Courier, Report, after};
@@ -14,14 +15,14 @@ use crate::store::Keep;
 use crate::subjects::Turn;
 
 impl Courier {
-    pub(super) fn report(&mut self, report: Report) {
-        let now = Instant::now();
+    /// `now` and `time` are the same moment on both clocks.
+    pub(super) fn report(&mut self, report: Report, now: Instant, time: Timestamp) {
         let closed = match report {
             Report::Attempted { delivery, outcome, probe } => {
                 self.in_flight -= 1;
                 self.parked_in_flight -= usize::from(delivery.origin == Origin::Parked);
-                self.judge(&delivery, &outcome, probe, now);
-                self.follow(delivery, &outcome, now);
+                self.judge(&delivery, &outcome, probe, now, time);
+                self.follow(delivery, &outcome, now, time);
                 Ok(())
             }
             Report::Kept { delivery, what, result } => {
@@ -29,7 +30,6 @@ impl Courier {
                 result.map(|()| self.kept(&delivery, what))
             }
             Report::Looked(Ok(look)) => {
-                let time = self.fixed.clock.now();
                 self.book.found(look, &mut self.subjects, self.writing > 0, now, time);
                 Ok(())
             }
@@ -61,9 +61,9 @@ impl Courier {
     }
 
     /// What an outcome says of the destination.
-    fn judge(&mut self, delivery: &Delivery, outcome: &Outcome, probe: bool, now: Instant) {
+    fn judge(&mut self, delivery: &Delivery, outcome: &Outcome, probe: bool, now: Instant, time: Timestamp) {
         let name = &self.fixed.spec.name;
-        self.fixed.view.attempted(name, outcome, self.fixed.clock.now());
+        self.fixed.view.attempted(name, outcome, time);
         let change = if outcome.is_outage() {
             self.breaker.outage(delivery.event.id, probe, now.into_std())
         } else if outcome.result == AttemptResult::Internal {
@@ -82,8 +82,8 @@ impl Courier {
     }
 
     /// What follows an attempt for its delivery.
-    fn follow(&mut self, mut delivery: Box<Delivery>, outcome: &Outcome, now: Instant) {
-        let (name, time) = (&self.fixed.spec.name, self.fixed.clock.now());
+    fn follow(&mut self, mut delivery: Box<Delivery>, outcome: &Outcome, now: Instant, time: Timestamp) {
+        let name = &self.fixed.spec.name;
         let result = outcome.result.label();
         tracing::debug!(destination = %name, event = %delivery.event.id, attempt = delivery.attempts, result, "attempted");
         if let Origin::Lane(number) = delivery.origin

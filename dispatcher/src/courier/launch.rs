@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Courier, Report, TIDY_EVERY};
@@ -18,6 +19,7 @@ impl Courier {
     /// Begins attempts while the breaker, the concurrency and the rate let them.
     pub(super) fn launch(&mut self, now: Instant) {
         self.rate_at = None;
+        let time = self.fixed.clock.now();
         while !self.control.paused {
             let (limit, probe) = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
                 Gate::Limit(limit) if self.in_flight < limit => (limit, false),
@@ -35,8 +37,7 @@ impl Courier {
             };
             // What was parked or redriven has not been asked about since, and the file may have changed.
             if self.fixed.route.is_barred(&delivery.event) {
-                let at = self.fixed.clock.now();
-                self.keep(delivery, Keep::Dead { reason: Reason::Environment, at });
+                self.keep(delivery, Keep::Dead { reason: Reason::Environment, at: time });
                 continue;
             }
             if let Some(rate) = &mut self.rate {
@@ -45,7 +46,7 @@ impl Courier {
             if probe {
                 self.breaker.probe();
             }
-            self.attempt(delivery, probe, now);
+            self.attempt(delivery, probe, now, time);
         }
     }
 
@@ -71,8 +72,8 @@ impl Courier {
         if probe { self.book.take() } else { None }
     }
 
-    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool, now: Instant) {
-        delivery.begin(self.fixed.clock.now());
+    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool, now: Instant, time: Timestamp) {
+        delivery.begin(time);
         self.in_flight += 1;
         self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
         self.tidy_at.get_or_insert(now + TIDY_EVERY);

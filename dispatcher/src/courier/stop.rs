@@ -46,7 +46,7 @@ impl Courier {
     /// Ends what has not ended by itself; what had ended just now is still heard of.
     async fn cut(&mut self) {
         while let Some(Some(report)) = unconstrained(self.attempts.next()).now_or_never() {
-            self.report(report);
+            self.ended(Ok(report));
         }
         self.attempts.clear();
         loop {

@@ -7,6 +7,7 @@
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -19,6 +20,9 @@ use tokio::time::Instant;
 
 use super::BODY_BYTES_MAX;
 use super::client::{ConnectError, Connector, HEAD_BYTES_MAX, IDLE_MAX, Seen, Wire};
+
+/// A connection that was used so recently is used again without a look at it.
+const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
 /// Opens connections and keeps those that are idle.
 pub(super) struct Links {
@@ -105,7 +109,7 @@ impl Links {
     fn take(&self) -> Option<Link> {
         let mut idle = self.idle();
         while let Some(mut link) = idle.pop() {
-            if link.is_fit() {
+            if link.idle_since.elapsed() < TRUSTED_FOR || link.is_fit() {
                 return Some(link);
             }
         }

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use chaski_common::cloudevents;
 use chaski_common::event::Event;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
 use jiff::Timestamp;
@@ -28,15 +28,47 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const CHASKI_ATTEMPT: HeaderName = HeaderName::from_static("chaski-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Room for every header that there may be, so that none makes the map grow.
-const HEADERS_MAX: usize = 18;
+/// A header that is each event's own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own {
+    Id,
+    Source,
+    Type,
+    Subject,
+    Time,
+    Timestamp,
+    Signature,
+    Attempt,
+    Length,
+    ContentType,
+    Traceparent,
+}
+
+/// Their names; some have two.
+const OWN: [(HeaderName, Own); 13] = [
+    (CE_ID, Own::Id),
+    (WEBHOOK_ID, Own::Id),
+    (IDEMPOTENCY_KEY, Own::Id),
+    (CE_SOURCE, Own::Source),
+    (CE_TYPE, Own::Type),
+    (CE_SUBJECT, Own::Subject),
+    (CE_TIME, Own::Time),
+    (WEBHOOK_TIMESTAMP, Own::Timestamp),
+    (WEBHOOK_SIGNATURE, Own::Signature),
+    (CHASKI_ATTEMPT, Own::Attempt),
+    (CONTENT_LENGTH, Own::Length),
+    (CONTENT_TYPE, Own::ContentType),
+    (TRACEPARENT, Own::Traceparent),
+];
 
 /// Makes requests.
 pub(super) struct Requests {
     /// What stands in the first line: path and query.
     target: Uri,
-    /// The headers that every request carries.
-    fixed: Vec<(HeaderName, HeaderValue)>,
+    /// What every request carries, and places for what is each event's own.
+    template: HeaderMap,
+    /// Which of the template's values are to be written, in its order.
+    own: Vec<Option<Own>>,
     /// `ce-source` of each configured source; of any other it is made on the way.
     sources: Vec<(Arc<str>, HeaderValue)>,
     signer: Signer,
@@ -45,23 +77,27 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn new(spec: &DestinationSpec, header_dropped: IntCounter) -> Self {
-        let mut fixed = vec![
-            (USER_AGENT, HeaderValue::from_static(concat!("chaski/", env!("CARGO_PKG_VERSION")))),
-            (CE_SPECVERSION, HeaderValue::from_static(cloudevents::SPEC_VERSION)),
-        ];
+        let mut template = HeaderMap::new();
+        template.insert(USER_AGENT, HeaderValue::from_static(concat!("chaski/", env!("CARGO_PKG_VERSION"))));
+        template.insert(CE_SPECVERSION, HeaderValue::from_static(cloudevents::SPEC_VERSION));
         let host = host(&spec.url);
         for (name, value) in
             [(HOST, HeaderValue::from_str(&host).ok())].into_iter().chain(spec.auth.as_ref().map(credential))
         {
             match value {
-                Some(value) => fixed.push((name, value)),
+                Some(value) => _ = template.insert(name, value),
                 None => header_dropped.inc(),
             }
         }
+        for (name, _) in OWN {
+            template.entry(name).or_insert(HeaderValue::from_static(""));
+        }
+        let own = |name: &HeaderName| OWN.iter().find(|(own, _)| own == name).map(|(_, own)| *own);
         let source = |name: &Arc<str>| Some((name.clone(), owned(cloudevents::source(name))?));
         Self {
             target: spec.url.path_and_query().cloned().map(Uri::from).unwrap_or_default(),
-            fixed,
+            own: template.keys().map(own).collect(),
+            template,
             sources: spec.sources.iter().filter_map(source).collect(),
             signer: Signer::new(&spec.signing),
             header_dropped,
@@ -76,38 +112,42 @@ impl Requests {
         traceparent: Option<&str>,
         now: Timestamp,
     ) -> Request<Full<Bytes>> {
-        let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
-        for (name, value) in &self.fixed {
-            headers.insert(name, value.clone());
-        }
-        let mut put = |name: HeaderName, value: Option<HeaderValue>| match value {
-            Some(value) => _ = headers.insert(name, value),
-            None => self.header_dropped.inc(),
-        };
         let mut id = [0; 32];
         let id = event.id.encode(&mut id);
         let timestamp = now.as_second().to_string();
-        let signature = self.signer.sign(id.as_bytes(), timestamp.as_bytes(), &event.body);
-        let id = HeaderValue::from_str(id).ok();
-        put(CE_ID, id.clone());
-        put(WEBHOOK_ID, id.clone());
-        put(IDEMPOTENCY_KEY, id);
-        put(CE_SOURCE, self.source(&event.source));
-        put(CE_TYPE, HeaderValue::from_str(&cloudevents::escape(&event.kind)).ok());
-        if let Some(subject) = &event.subject {
-            put(CE_SUBJECT, HeaderValue::from_str(&cloudevents::escape(subject)).ok());
+        let mut signature = self.signer.sign(id.as_bytes(), timestamp.as_bytes(), &event.body);
+        let id = HeaderValue::from_str(id);
+        let mut headers = self.template.clone();
+        let mut absent = Vec::new();
+        for (value, own) in headers.values_mut().zip(&self.own) {
+            let Some(own) = own else { continue };
+            // None if the event has no such thing.
+            let made = match own {
+                Own::Id => Some(id.as_ref().ok().cloned()),
+                Own::Source => Some(self.source(&event.source)),
+                Own::Type => Some(text(&cloudevents::escape(&event.kind))),
+                Own::Subject => event.subject.as_deref().map(|subject| text(&cloudevents::escape(subject))),
+                Own::Time => Some(owned(cloudevents::time(event))),
+                Own::Timestamp => Some(text(&timestamp)),
+                Own::Signature => signature.take().map(Some),
+                Own::Attempt => Some(Some(attempt.into())),
+                Own::Length => Some(Some(event.body.len().into())),
+                Own::ContentType => event.content_type.as_deref().map(text),
+                Own::Traceparent => traceparent.or(event.traceparent.as_deref()).map(text),
+            };
+            match made {
+                Some(Some(made)) => *value = made,
+                Some(None) => {
+                    self.header_dropped.inc();
+                    absent.push(*own);
+                }
+                // What the configuration has put there stays.
+                None if value.is_empty() => absent.push(*own),
+                None => {}
+            }
         }
-        put(CE_TIME, owned(cloudevents::time(event)));
-        put(WEBHOOK_TIMESTAMP, owned(timestamp));
-        put(CHASKI_ATTEMPT, Some(attempt.into()));
-        if let Some(signature) = signature {
-            put(WEBHOOK_SIGNATURE, Some(signature));
-        }
-        if let Some(content_type) = &event.content_type {
-            put(CONTENT_TYPE, HeaderValue::from_str(content_type).ok());
-        }
-        if let Some(traceparent) = traceparent.or(event.traceparent.as_deref()) {
-            put(TRACEPARENT, HeaderValue::from_str(traceparent).ok());
+        for absent in absent {
+            OWN.iter().filter(|(_, own)| *own == absent).for_each(|(name, _)| _ = headers.remove(name));
         }
         let mut request = Request::new(Full::new(event.body.clone()));
         *request.method_mut() = Method::POST;
@@ -120,6 +160,10 @@ impl Requests {
         let known = self.sources.iter().find(|(known, _)| **known == *name).map(|(_, value)| value.clone());
         known.or_else(|| owned(cloudevents::source(name)))
     }
+}
+
+fn text(text: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(text).ok()
 }
 
 /// A header value that takes the text over instead of copying it.
