@@ -198,3 +198,73 @@ fn credential(auth: &Auth) -> (HeaderName, Option<HeaderValue>) {
     });
     (name, value)
 }
+
+#[cfg(test)]
+mod tests {
+    use chaski_common::secret::Secret;
+
+    use super::*;
+    use crate::testing::{event, spec};
+
+    fn requests(change: impl FnOnce(&mut DestinationSpec)) -> (Requests, IntCounter) {
+        let dropped = IntCounter::new("dropped", "dropped").unwrap();
+        let mut spec = spec("erp", "http://127.0.0.1:9001/hooks?of=erp");
+        change(&mut spec);
+        (Requests::new(&spec, dropped.clone()), dropped)
+    }
+
+    fn headers(requests: &Requests, event: &Event) -> HeaderMap {
+        requests.make(event, 3, None, Timestamp::UNIX_EPOCH).into_parts().0.headers
+    }
+
+    #[test]
+    fn a_header_is_there_exactly_when_there_is_something_to_say() {
+        let (unsigned, dropped) = requests(|_| {});
+        let (signed, _) = requests(|spec| spec.signing = vec![Secret::new("a secret")]);
+        let full = Event {
+            subject: Some("an order".into()),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            ..event(1)
+        };
+        let bare = Event { subject: None, content_type: None, traceparent: None, ..event(2) };
+        let optional = ["ce-subject", "content-type", "traceparent"];
+        for (event, expected) in [(&full, true), (&bare, false), (&full, true)] {
+            let headers = headers(&unsigned, event);
+            assert_eq!(optional.map(|name| headers.contains_key(name)), [expected; 3]);
+            assert!(!headers.contains_key("webhook-signature"));
+            assert!(headers.values().all(|value| !value.is_empty()), "{headers:?}");
+            assert_eq!(headers["content-length"], event.body.len().to_string());
+            for name in ["ce-id", "webhook-id", "idempotency-key"] {
+                assert_eq!(headers[name], event.id.to_string());
+            }
+        }
+        assert_eq!(headers(&unsigned, &full)["ce-subject"], "an%20order");
+        assert!(headers(&signed, &bare).contains_key("webhook-signature"));
+        assert_eq!(dropped.get(), 0);
+    }
+
+    #[test]
+    fn what_may_not_be_sent_is_left_out_and_counted() {
+        let (requests, dropped) = requests(|_| {});
+        let odd = Event { content_type: Some("text/\nplain".into()), ..event(1) };
+        let headers = headers(&requests, &odd);
+        assert_eq!((headers.get(CONTENT_TYPE), dropped.get()), (None, 1));
+    }
+
+    #[test]
+    fn a_credential_stays_where_the_event_has_nothing_to_put() {
+        let secret = |spec: &mut DestinationSpec| {
+            spec.auth = Some(Auth::Header { name: WEBHOOK_SIGNATURE, value: Secret::new("let me in") });
+        };
+        let (unsigned, _) = requests(secret);
+        assert_eq!(headers(&unsigned, &event(1))[WEBHOOK_SIGNATURE], "let me in");
+    }
+
+    #[test]
+    fn a_source_that_is_not_configured_is_spelled_the_same() {
+        let (known, _) = requests(|_| {});
+        let (unknown, _) = requests(|spec| spec.sources.clear());
+        assert_eq!(headers(&known, &event(1))[CE_SOURCE], "/sources/pe");
+        assert_eq!(headers(&known, &event(1)), headers(&unknown, &event(1)));
+    }
+}

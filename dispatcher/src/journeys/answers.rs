@@ -131,3 +131,21 @@ async fn a_connection_is_used_again() {
     }
     assert!(receiver.got().iter().all(|got| got.connection == 0));
 }
+
+#[tokio::test]
+async fn an_idle_connection_that_the_other_side_has_closed_is_let_go() {
+    let receiver =
+        Receiver::start(|got| if got.connection == 0 { Answer::Status(200) } else { Answer::Close }).await;
+    let open = sender(&spec("erp", &receiver.url()));
+    assert!(!open.tidy(), "there is none yet");
+    assert!(open.attempt(&event(0), 1, None).await.is_success());
+    let closed = sender(&spec("erp", &receiver.url()));
+    assert!(closed.attempt(&event(1), 1, None).await.is_success());
+    let let_go = async {
+        while closed.tidy() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), let_go).await.unwrap();
+    assert!(open.tidy(), "this one is open at both ends");
+}
