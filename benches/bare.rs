@@ -1,5 +1,9 @@
 //! The baseline of the dispatcher: hyper-util's pooled client, posting the same bodies to the same receiver,
 //! as many at once.
+//!
+//! It is what somebody would write who has nothing to keep: as many workers of the runtime as chaski has, the bodies
+//! in memory, three headers, no signature, no deadline, the system's allocator. What chaski has beside that is its cost: the
+//! log, the state, 16 headers, the guard. Rendering the bodies is not measured, and neither is chaski's start.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
