@@ -309,3 +309,30 @@ impl Readers {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_are_recorded_whatever_their_number_and_the_last_word_stands() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(crate::storage::tables::SCHEMA).unwrap();
+        let destination = number_of(&connection, "erp").unwrap();
+        for (attempts, count) in (1..).zip([0, 1, ROWS_AT_ONCE - 1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 100]) {
+            let at = Timestamp::from_second(i64::from(attempts)).unwrap();
+            let made = |n: usize| Delivered { position: Position(n as u64), at, attempts };
+            let delivered: Vec<Delivered> = (1..=count).map(made).collect();
+            record_deliveries(&connection, destination, &delivered).unwrap();
+            let sql = "SELECT seq, at, attempts FROM delivered WHERE destination = ? ORDER BY seq";
+            let recorded = rows::all(&connection, sql, [destination], |row| {
+                Ok(Delivered {
+                    position: rows::position(row, 0)?,
+                    at: rows::time(row, 1)?,
+                    attempts: rows::unsigned(row, 2)?,
+                })
+            });
+            assert_eq!(recorded.unwrap(), delivered);
+        }
+    }
+}
