@@ -1,5 +1,8 @@
 //! What receivers answer, well and badly, and the result each answer has: cases DS-… of the shared list.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
 use super::*;
 use crate::outcome::Outcome;
 
@@ -134,18 +137,27 @@ async fn a_connection_is_used_again() {
 
 #[tokio::test]
 async fn an_idle_connection_that_the_other_side_has_closed_is_let_go() {
-    let receiver =
-        Receiver::start(|got| if got.connection == 0 { Answer::Status(200) } else { Answer::Close }).await;
-    let open = sender(&spec("erp", &receiver.url()));
-    assert!(!open.tidy(), "there is none yet");
-    assert!(open.attempt(&event(0), 1, None).await.is_success());
-    let closed = sender(&spec("erp", &receiver.url()));
-    assert!(closed.attempt(&event(1), 1, None).await.is_success());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&spec("erp", &format!("http://{}/", listener.local_addr().unwrap())));
+    assert!(!sender.tidy(), "there is none yet");
+    let event = event(1);
+    let answer = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(&event.body) {
+            stream.read_buf(&mut request).await.unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        stream
+    };
+    let (outcome, stream) = tokio::join!(sender.attempt(&event, 1, None), answer);
+    assert!(outcome.is_success(), "{outcome:?}");
+    assert!(sender.tidy(), "it is open at both ends");
+    drop(stream);
     let let_go = async {
-        while closed.tidy() {
+        while sender.tidy() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), let_go).await.unwrap();
-    assert!(open.tidy(), "this one is open at both ends");
 }
