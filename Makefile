@@ -21,7 +21,7 @@ TESTS_PYTHON := target/tests-python
 TARGET ?= json
 SECONDS ?= 60
 
-.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz forgery constant-time fmt tools-build tools-test
+.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz forgery series constant-time fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ fuzz: tools-build ## look for inputs that break a target, guided by coverage: ma
 forgery: tools-build ## ten million forged requests against every preset, none may be accepted; one JSON line, SEED repeats a run
 	CARGO_PROFILE_TEST_OPT_LEVEL=3 CHASKI_FORGERIES=$${CHASKI_FORGERIES:-10000000} \
 		$(if $(SEED),CHASKI_TEST_SEED=$(SEED)) cargo test --package chaski-ingest --lib -- fuzzing::forgery --nocapture
+
+series: tools-build tools-test ## a hundred thousand event types, paths and key ids that strangers write: none adds a time series
+	CHASKI_STRANGERS=$${CHASKI_STRANGERS:-100000} cargo test --test it -- series::
 
 constant-time: tools-build ## whether the time of a comparison tells how much of a forged tag is right; one JSON line
 	CARGO_PROFILE_DEV_OPT_LEVEL=3 cargo run --package chaski-ingest --example constant_time
