@@ -49,8 +49,12 @@ use threads::Threads;
 pub use tls::{Tls, TlsConfig};
 use wire::Phase;
 
-/// Connections the kernel holds until they are taken.
-const BACKLOG: i32 = 1024;
+/// Connections the kernel holds until they are taken: as many as Linux lets it (`somaxconn`), because who finds no room
+/// there believes to be connected, and is not before the kernel's next attempt, one, three or seven seconds later.
+const BACKLOG: i32 = 4096;
+/// What the kernel keeps of answers that are not read yet, for each connection: more than a hundred of them, or a
+/// handshake. Left to itself it goes up to 4 MiB, for whoever asks and never reads.
+const UNREAD_BYTES: usize = 32 * 1024;
 /// How long to leave the listener alone when the process has no descriptor for another connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -312,6 +316,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // What is taken from a listener has it from there.
+    socket.set_send_buffer_size(UNREAD_BYTES)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tracing::debug;
 
 use super::Limits;
 
@@ -37,6 +38,8 @@ const BODY: usize = 2;
 const REQUEST: usize = 3;
 /// What is added to one of these with every request, so that no two waits are taken for one.
 const NEXT: usize = 4;
+/// What a log calls them.
+const WAITS: [&str; NEXT] = ["idle", "head", "body", "request"];
 
 /// Where a connection is between its requests; written by the service, read by the wire.
 #[derive(Default)]
@@ -180,6 +183,7 @@ impl<S> Wire<S> {
             alarm.as_mut().reset(due);
             ready!(alarm.as_mut().poll(cx));
         }
+        let_go(WAITS[state % NEXT], due);
         Poll::Ready(())
     }
 }
@@ -196,9 +200,15 @@ impl<S> Wire<S> {
         let within = self.limits.write_timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(within)));
         ready!(stalled.as_mut().poll(cx));
+        let_go("write", stalled.deadline());
         self.phase.stalled.store(true, Ordering::Relaxed);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
+}
+
+/// Notes how far beyond its time a wait is ended: ours to answer for, where a peer's clock also has what lies between.
+fn let_go(wait: &str, due: Instant) {
+    debug!(wait, late_us = due.elapsed().as_micros() as u64, "the peer's time is up");
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {

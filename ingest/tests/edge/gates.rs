@@ -226,6 +226,9 @@ async fn who_does_not_read_is_let_go() {
     }
     rig.wait_for("chaski_edge_connections_open{listener=\"edge\"}", 0.0).await;
     assert_eq!(rig.events().await, 1);
+    // What it may leave unread is bounded: a few hundred answers, and not the megabytes that a system would keep.
+    let answered = rig.metric("chaski_edge_requests_total{outcome=\"duplicate\",source=\"pagoefectivo\"}");
+    assert!((1.0..5000.0).contains(&answered), "{answered}");
     let (_, answer) = rig.raw(&valid(2, "")).await;
     assert_eq!(status(answer.as_ref()), 200);
     rig.close().await;
