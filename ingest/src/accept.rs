@@ -77,6 +77,11 @@ impl Acceptor {
         }
     }
 
+    /// Whether a request that comes now might find no place.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.in_flight.is_tight()
+    }
+
     /// The whole way of a request whose source is known, begun at `begun`. What it takes out of `parts` does not come
     /// back; the room for headers does, once the body is read.
     pub(crate) async fn accept(

@@ -57,6 +57,10 @@ impl Bound {
     fn give_back(&self, count: usize) {
         self.taken.sub(count as i64);
     }
+
+    fn is_half_taken(&self) -> bool {
+        self.taken.get() > self.max / 2
+    }
 }
 
 impl InFlight {
@@ -67,6 +71,11 @@ impl InFlight {
             requests: Bound::new(limits.inflight_requests_max, &metrics.inflight_requests),
             bytes: Bound::new(limits.inflight_bytes_max, &metrics.inflight_bytes),
         }))
+    }
+
+    /// Whether there is still, or again, more taken than free.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.0.requests.is_half_taken() || self.0.bytes.is_half_taken()
     }
 
     /// A place for a request with a body of at most so many bytes; none when that would be too much.
@@ -154,10 +163,12 @@ mod tests {
         let (other, short) = in_flight.enter(10).unwrap();
         assert_eq!(now(), (2, 20_010));
         assert!(in_flight.enter(0).is_none(), "no place");
+        assert!(in_flight.is_tight());
         drop((place, other, short));
         let kept = body.clone();
         drop(body);
         assert_eq!(now(), (0, 20_000));
+        assert!(!in_flight.is_tight(), "a fifth of the bytes, and no request");
         drop(kept);
         assert_eq!(now(), (0, 0));
         assert!(in_flight.enter(100_000).is_some_and(|(_, mut charge)| charge.covers(100_000)));

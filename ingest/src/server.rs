@@ -10,6 +10,7 @@ pub(crate) mod proxy_protocol;
 mod connection;
 mod http2;
 pub(crate) mod threads;
+mod turns;
 pub(crate) mod wire;
 
 use std::io;
@@ -30,7 +31,7 @@ use prometheus::Registry;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +48,7 @@ use full::Doorman;
 use peers::Peers;
 use threads::Threads;
 pub use tls::{Tls, TlsConfig};
+use turns::Turns;
 use wire::Phase;
 
 /// Connections the kernel holds until they are taken: as many as Linux lets it (`somaxconn`), because who finds no room
@@ -205,6 +207,7 @@ struct Shared {
     metrics: EdgeMetrics,
     peers: Arc<Peers>,
     threads: Threads,
+    turns: Turns,
 }
 
 impl Edge {
@@ -242,6 +245,7 @@ impl Edge {
             metrics,
             peers,
             threads: Threads::start().map_err(EdgeError::Threads)?,
+            turns: Turns::new(Instant::now().into()),
         };
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
@@ -381,6 +385,11 @@ impl Shared {
     ) -> Result<Response<Full<Bytes>>, Gone> {
         phase.begin_request();
         let begun = Instant::now();
+        if let Some(turn) = phase.take_turn()
+            && self.acceptor.is_tight()
+        {
+            sleep_until(turn).await;
+        }
         let (mut parts, body) = request.into_parts();
         let is_http2 = parts.version == Version::HTTP_2;
         let peer = self.sender(peer, &parts.headers);
@@ -393,6 +402,9 @@ impl Shared {
                     return Err(Gone);
                 }
                 is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
+                if is_unread {
+                    phase.set_turn(self.turns.next(Instant::now().into()));
+                }
                 outcome.response(&source.reply, parts.headers)
             }
             Err(why) => {

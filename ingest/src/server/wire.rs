@@ -11,8 +11,8 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(crate) struct Phase {
     late: AtomicBool,
     stalled: AtomicBool,
     closing: AtomicBool,
+    /// Before that, the next request is not looked at.
+    turn: Mutex<Option<Instant>>,
 }
 
 impl Phase {
@@ -64,6 +66,15 @@ impl Phase {
     pub(super) fn end_request(&self, closing: bool) {
         self.closing.store(closing, Ordering::Relaxed);
         self.enter(IDLE);
+    }
+
+    /// The next request has to wait until then.
+    pub(super) fn set_turn(&self, turn: Instant) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+    }
+
+    pub(super) fn take_turn(&self) -> Option<Instant> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Only the connection's own task does this, so nothing comes in between.
