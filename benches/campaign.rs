@@ -58,6 +58,7 @@ impl Campaign {
     pub(crate) async fn run(self, plan: &Plan) -> anyhow::Result<Value> {
         say(format_args!("{self:?}, seed {}", plan.seed));
         raise_open_files()?;
+        let machine = Machine::look(&plan.folder).await?;
         let seen = match self {
             Self::Slow => slow::run(plan).await,
             Self::Overload => overload::run(plan).await,
@@ -69,7 +70,7 @@ impl Campaign {
             "size": plan.size,
             "seed": plan.seed,
             "unix_seconds": machine::now_us() / 1_000_000,
-            "machine": Machine::look(&plan.folder).await?,
+            "machine": machine,
             "seen": seen,
         }))
     }
@@ -87,16 +88,19 @@ pub(crate) fn append(file: &Path, line: &str) -> anyhow::Result<()> {
 /// A gateway on a store of its own, and the folder that goes with it.
 struct Target {
     gateway: Gateway,
-    _site: TempDir,
+    site: TempDir,
 }
 
 impl Target {
     async fn start(plan: &Plan, ingest: &str) -> anyhow::Result<Self> {
+        Self::start_with(plan, Extra { ingest, ..Extra::default() }).await
+    }
+
+    async fn start_with(plan: &Plan, extra: Extra<'_>) -> anyhow::Result<Self> {
         let site = tempfile::Builder::new().prefix("chaski-campaign-").tempdir_in(&plan.folder)?;
         let store = Store::new(site.path(), None);
-        let gateway =
-            Gateway::start_with(site.path(), &store, &[], Extra { ingest, ..Extra::default() }).await?;
-        Ok(Self { gateway, _site: site })
+        let gateway = Gateway::start_with(site.path(), &store, &[], extra).await?;
+        Ok(Self { gateway, site })
     }
 }
 

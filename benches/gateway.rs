@@ -49,6 +49,8 @@ pub(crate) struct Extra<'a> {
     pub(crate) ingest: &'a str,
     /// A library in front of the system's.
     pub(crate) preload: Option<&'a Path>,
+    /// What is logged, instead of what the configuration says.
+    pub(crate) log: Option<&'a str>,
 }
 
 /// A gateway that runs.
@@ -93,12 +95,15 @@ impl Gateway {
                  concurrency = {CONCURRENCY}\nstart = \"beginning\"\n{settings}"
             )?;
         }
-        let (file, log) = (site.join("chaski.toml"), site.join("log"));
+        let (file, log) = (site.join("chaski.toml"), log_in(site));
         fs::write(&file, configuration)?;
         let mut command = Command::new(binary()?);
         command.arg("run").arg("-c").arg(&file).env("PE_SECRET", SECRET).env_remove("RUST_LOG");
         if let Some(library) = extra.preload {
             command.env("LD_PRELOAD", library);
+        }
+        if let Some(filter) = extra.log {
+            command.env("RUST_LOG", filter);
         }
         let begun = Instant::now();
         let mut process = Process::start(command.stderr(File::create(&log)?))?;
@@ -139,6 +144,11 @@ impl Gateway {
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         self.process.stop().await
     }
+}
+
+/// What a gateway in this folder has said, line by line, in JSON.
+pub(crate) fn log_in(site: &Path) -> PathBuf {
+    site.join("log")
 }
 
 /// Where the edge and the admin API are, if this line of the log tells it.

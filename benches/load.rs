@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 
 use crate::callback::Callbacks;
 use crate::machine;
-use crate::tally::Tally;
 use crate::wire::{Answer, Connection};
 
 /// The longest a load may take; beyond it something stands still.
@@ -30,16 +29,12 @@ pub(crate) enum Expected {
     Refused,
     /// Refused, or not even looked at any more.
     Rejected,
-    /// Taken, or told that there is no room for it.
-    AcceptedOrFull,
 }
 
 impl Expected {
     fn is(self, answer: &Answer<'_>) -> bool {
         let (status, end): (&[u8], &[u8]) = match self {
             Self::Rejected => return [b"401", b"429"].iter().any(|status| answer.status == *status),
-            Self::AcceptedOrFull if answer.status == b"503" => return true,
-            Self::AcceptedOrFull => return Self::Accepted.is(answer),
             Self::Ok => (b"200", b""),
             Self::Accepted => (b"200", b"\"accepted\"}"),
             Self::Duplicate => (b"200", b"\"duplicate\"}"),
@@ -76,8 +71,6 @@ impl Seen {
 /// What a load saw that may be refused in part.
 pub(crate) struct Offered {
     pub(crate) taken: Seen,
-    /// What was taken.
-    pub(crate) tally: Tally,
     /// Latencies from when a request was sent.
     pub(crate) refused: Seen,
     /// How many answers had each status.
@@ -174,16 +167,15 @@ impl Senders {
                 let since_us = if status == TAKEN { due_us } else { sent_us };
                 let took = machine::now_us().saturating_sub(since_us);
                 give_back.send(connection).await.context("somebody takes it back")?;
-                anyhow::Ok((request, status, u32::try_from(took).unwrap_or(u32::MAX)))
+                anyhow::Ok((status, u32::try_from(took).unwrap_or(u32::MAX)))
             });
         }
         let (mut taken, mut refused) = (Vec::with_capacity(count), Vec::new());
-        let (mut statuses, mut tally) = (BTreeMap::new(), Tally::default());
+        let mut statuses = BTreeMap::new();
         let finished = async {
             while let Some(answered) = tasks.join_next().await {
-                let (request, status, us) = answered??;
+                let (status, us) = answered??;
                 if status == TAKEN {
-                    tally.add(&callbacks.body(request));
                     taken.push(us);
                 } else {
                     refused.push(us);
@@ -197,7 +189,7 @@ impl Senders {
             self.0.push(free.recv().await.context("connections come back")?);
         }
         let (taken, refused) = (Seen::new(elapsed, taken), Seen::new(elapsed, refused));
-        Ok(Offered { taken, tally, refused, statuses })
+        Ok(Offered { taken, refused, statuses })
     }
 }
 

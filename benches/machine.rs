@@ -1,12 +1,13 @@
 //! What Linux tells about processes and the machine, and what one sync of the disk takes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
@@ -24,6 +25,36 @@ const BETWEEN_SYNCS: Duration = Duration::from_millis(1);
 pub(crate) fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.try_into()?))?;
     Ok(clock_gettime(clock)?.into())
+}
+
+/// The same of the thread that asks.
+pub(crate) fn cpu_of_this_thread() -> anyhow::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
+}
+
+/// The processors that this thread may run on.
+pub(crate) fn processors() -> anyhow::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|number| set.is_set(*number) == Ok(true)).collect())
+}
+
+/// From now on this thread, and what it starts, runs on these only.
+pub(crate) fn keep_to(processors: &[usize]) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    for number in processors {
+        set.set(*number)?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// How often a connection found no room to wait for its server, since the start of the machine: anybody's.
+pub(crate) fn listen_overflows() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/net/netstat")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = lines.next().zip(lines.next()).context("two lines: names and values")?;
+    let mut fields = names.split(' ').zip(values.split(' '));
+    let (_, overflows) = fields.find(|(name, _)| *name == "ListenOverflows").context("no such field")?;
+    Ok(overflows.parse()?)
 }
 
 /// Microseconds since 1970, as every process here reads them.
@@ -102,8 +133,7 @@ impl Machine {
 
 /// What one append of 4 KiB with `fdatasync` takes in this folder, many times.
 pub(crate) async fn sync_times(folder: &Path) -> anyhow::Result<Seen> {
-    let path = folder.join("sync");
-    let mut file = File::create(&path)?;
+    let mut file = tempfile::tempfile_in(folder)?;
     let mut times_us = Vec::with_capacity(SYNCS);
     let all = Instant::now();
     while times_us.len() < SYNCS && all.elapsed() < SYNCS_TIME {
@@ -113,6 +143,5 @@ pub(crate) async fn sync_times(folder: &Path) -> anyhow::Result<Seen> {
         times_us.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
         sleep(BETWEEN_SYNCS).await;
     }
-    fs::remove_file(path)?;
     Ok(Seen::new(all.elapsed(), times_us))
 }

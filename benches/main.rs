@@ -12,6 +12,7 @@ mod callback;
 mod tally;
 mod wire;
 mod load;
+mod crowd;
 mod null;
 mod bare;
 mod process;

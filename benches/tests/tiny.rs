@@ -152,12 +152,17 @@ fn slow_peers_are_let_go_and_genuine_senders_are_served() {
     let seen = campaign("slow");
     assert_eq!(seen["genuine"], 150);
     assert!(seen["ended"].as_u64() >= Some(100), "{seen}");
+    let waits: Vec<_> =
+        seen["given_up_after_the_limit_ms"].as_array().unwrap().iter().map(|of| &of["wait"]).collect();
+    assert_eq!(waits, ["body", "head", "idle", "write"]);
 }
 
 #[test]
 fn in_an_overload_every_request_is_taken_or_told_so() {
     let seen = campaign("overload");
-    assert!(seen["goodput_per_second"].as_f64() > Some(0.0), "{seen}");
+    for crowd in seen["crowds"].as_array().unwrap() {
+        assert!(crowd["goodput_per_second"].as_f64() > Some(0.0), "{seen}");
+    }
 }
 
 #[test]
