@@ -7,6 +7,7 @@
 //! One table of settings (`settings`) drives the reader, the reference and the schema.
 
 mod settings;
+mod units;
 mod value;
 mod problem;
 mod reader;
@@ -50,7 +51,7 @@ pub use reference::reference;
 pub use schema::schema;
 pub(crate) use secret::weakness;
 pub use storage::{StorageConfig, StorageKind};
-pub use value::{parse_duration, spell_duration, spell_size};
+pub use units::{parse_duration, spell_duration, spell_size};
 
 use crate::alerts::AlertsConfig;
 use problem::{Place, Report};

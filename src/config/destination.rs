@@ -13,8 +13,9 @@ use chaski_dispatcher::destination::{Auth, DestinationSpec, Ordering};
 use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
 use super::source::Sources;
+use super::units::spell_duration;
 use super::url::check_url;
-use super::value::{Value, spell_duration};
+use super::value::Value;
 use super::{Checker, environment};
 
 /// Most bytes of an event pattern.

@@ -7,7 +7,7 @@ use http::uri::Authority;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
-use super::value::spell_size;
+use super::units::spell_size;
 use super::{Checker, IngestConfig, net};
 
 impl Checker<'_> {

@@ -18,7 +18,8 @@ use jiff::Timestamp;
 use super::problem::{Place, Reason};
 use super::reader::Node;
 use super::secret::Reference;
-use super::value::{DatedEntry, Entry, Value, spell_duration};
+use super::units::spell_duration;
+use super::value::{DatedEntry, Entry, Value};
 use super::{Checker, SourceRules, environment};
 
 /// Most bytes of a source's path.
