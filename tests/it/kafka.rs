@@ -24,15 +24,13 @@ struct Half {
     site: Site,
     role: Vec<&'static str>,
     gateway: Gateway,
-    /// A process before this one has gone on without the deduplication that edges share.
-    went_on_alone: bool,
 }
 
 impl Half {
     fn spawn(topics: &Topics, layout: &Layout, role: &[&'static str]) -> Self {
         let site = Site::on(Storage::Topics(topics.clone()), layout);
         let gateway = site.spawn_as(role);
-        Self { site, role: role.to_vec(), gateway, went_on_alone: false }
+        Self { site, role: role.to_vec(), gateway }
     }
 
     /// SIGKILL, and up again at once.
@@ -50,12 +48,7 @@ impl Half {
     }
 
     fn spawn_again(&mut self) {
-        self.went_on_alone = self.went_on_alone();
         self.gateway = self.site.spawn_as(&self.role);
-    }
-
-    fn went_on_alone(&self) -> bool {
-        self.went_on_alone || self.gateway.went_on_alone()
     }
 }
 
@@ -88,11 +81,6 @@ impl Fleet {
 
     fn doors(&self) -> Vec<SocketAddr> {
         self.edges.iter().map(|edge| edge.site.edge).collect()
-    }
-
-    /// Whether an edge has gone on without the deduplication that they share.
-    fn went_on_alone(&self) -> bool {
-        self.edges.iter().any(Half::went_on_alone)
     }
 
     /// How the destinations stand, as the first dispatcher sees it.

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::verdict::Faults;
+pub(crate) use self::verdict::{Alone, Faults};
 use self::verdict::{Copy, Digest, Ledger, Violation, missing, verdict};
 use crate::harness::{
-    Callback, Destination, LOOK, Layout, PE_PATH, Random, Receipt, Receiver, Reply, paid, pause, post,
+    Callback, Destination, LOOK, Layout, PE_PATH, Random, Receipt, Receiver, Reply, Topics, paid, pause, post,
 };
 
 const SENDERS: u64 = 20;
@@ -144,6 +144,17 @@ impl Town {
     /// `destinations` tells how they stand.
     #[track_caller]
     pub(crate) fn judge(&self, faults: Faults, destinations: impl FnMut() -> Value) {
+        self.judge_with(faults, Alone::new, destinations);
+    }
+
+    /// The same of several edges, which share their deduplication: where one has not asked the others, its record says so.
+    #[track_caller]
+    pub(crate) fn judge_edges(&self, faults: Faults, topics: &Topics, destinations: impl FnMut() -> Value) {
+        self.judge_with(faults, || topics.stored_alone(), destinations);
+    }
+
+    #[track_caller]
+    fn judge_with(&self, faults: Faults, alone: impl FnOnce() -> Alone, destinations: impl FnMut() -> Value) {
         let at_rest = self.wait_until_at_rest(destinations);
         let ledger = self.ledger.lock().unwrap();
         let (name, seed) = (self.name, self.seed);
@@ -157,8 +168,10 @@ impl Town {
             self.forged.load(Ordering::Relaxed),
         );
         let faults = Faults { concurrency: CONCURRENCY, ..faults };
-        match verdict(&ledger, &self.copies(), faults) {
-            Ok(stats) => eprintln!("{name}: nothing lost; {stats:?}"),
+        // Read when nothing comes into the log any more.
+        let alone = alone();
+        match verdict(&ledger, &self.copies(), faults, &alone) {
+            Ok(stats) => eprintln!("{name}: nothing lost; {} excused; {stats:?}", alone.len()),
             Err(violations) => panic!(
                 "{name}, seed {seed}: {} violations, first: {:#?}",
                 violations.len(),

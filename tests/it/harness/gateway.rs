@@ -281,11 +281,6 @@ impl Gateway {
         self.log.lock().unwrap().iter().find_map(said)
     }
 
-    /// Whether it has gone on without the deduplication that edges share.
-    pub(crate) fn went_on_alone(&self) -> bool {
-        self.logged("redis does not do its part; duplicates of other edges may come through").is_some()
-    }
-
     #[track_caller]
     pub(crate) fn wait_until_running(&self) {
         eventually("chaski is running", || {

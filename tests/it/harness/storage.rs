@@ -2,6 +2,7 @@
 //!
 //! `CHASKI_TEST_STORAGE=kafka` runs every journey on Kafka and Redis that does not choose for itself.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -77,6 +78,27 @@ impl Topics {
         static REDIS: OnceLock<RedisServer> = OnceLock::new();
         let redis = REDIS.get_or_init(RedisServer::start);
         Self::on(vec![testing::address().to_owned()], redis)
+    }
+
+    /// The ids in the log of which a record says that it was stored without asking Redis, and how many records each has.
+    #[track_caller]
+    pub(crate) fn stored_alone(&self) -> HashMap<String, u64> {
+        let (brokers, topic) = (self.brokers.join(","), format!("{}.events", self.prefix));
+        let read = ["-C", "-q", "-e", "-b", &brokers, "-t", &topic, "-o", "beginning", "-f", "%h\n"];
+        let (mut records, mut alone) = (HashMap::new(), HashSet::new());
+        for headers in String::from_utf8(super::tool("kcat", &read)).unwrap().lines() {
+            // A record of no event has no id.
+            let Some(id) = headers.split(',').find_map(|header| header.strip_prefix("ce_id=")) else {
+                continue;
+            };
+            *records.entry(id.to_owned()).or_insert(0) += 1;
+            if headers.split(',').any(|header| header == "ce_chaskidedup=local") {
+                alone.insert(id.to_owned());
+            }
+        }
+        assert!(!records.is_empty(), "nothing is in {topic}");
+        records.retain(|id, _| alone.contains(id));
+        records
     }
 
     /// On servers of the test's own.

@@ -68,7 +68,7 @@ fn survives(name: &'static str, breaks: impl FnOnce(&mut Servers, &Topics, &Town
         breaks(&mut servers, &topics, &town, &gateway);
         servers.wait_until_in_sync(&topics);
     });
-    town.judge(Faults::kills(4).forgetful_if(gateway.went_on_alone()), || destinations(&gateway));
+    town.judge(Faults::kills(4), || destinations(&gateway));
     town.was_served();
     gateway.stop();
 }

@@ -13,7 +13,8 @@ fn no_event_answered_200_is_lost_however_often_edges_and_dispatchers_are_killed(
     let kills = setting("CHASKI_CRASH_KILLS").unwrap_or(KILLS);
     let town = Town::new("kills", seed());
     let mut random = Random::new(seed());
-    let mut fleet = Fleet::start(&Topics::shared(), &town.layout());
+    let topics = Topics::shared();
+    let mut fleet = Fleet::start(&topics, &town.layout());
     let doors = fleet.doors();
     town.busy(&doors, || {
         for _ in 0..kills {
@@ -34,7 +35,7 @@ fn no_event_answered_200_is_lost_however_often_edges_and_dispatchers_are_killed(
         fleet.wait_until_running();
     });
     // Each takes partitions from one process, and takes them back when it is up again.
-    town.judge(Faults::kills(2 * kills).forgetful_if(fleet.went_on_alone()), || fleet.destinations());
+    town.judge_edges(Faults::kills(2 * kills), &topics, || fleet.destinations());
     fleet.stop();
     assert!(town.answered() > kills * 5, "too few events to prove anything: {}", town.answered());
 }

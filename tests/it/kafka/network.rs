@@ -27,7 +27,7 @@ fn whatever_the_network_does_callbacks_are_taken_and_none_is_lost() {
             }
         }
     });
-    town.judge(Faults::kills(4).forgetful_if(gateway.went_on_alone()), || destinations(&gateway));
+    town.judge(Faults::kills(4), || destinations(&gateway));
     town.was_served();
     gateway.stop();
 }

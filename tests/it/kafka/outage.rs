@@ -37,7 +37,7 @@ fn without_brokers_every_callback_is_answered_200_and_arrives_when_they_are_back
         });
     });
     // What was with the producer and in the spool when Kafka went: as much as a second and a half holds.
-    town.judge(Faults::kills(3).forgetful_if(gateway.went_on_alone()), || destinations(&gateway));
+    town.judge(Faults::kills(3), || destinations(&gateway));
     town.was_served();
     gateway.stop();
 }

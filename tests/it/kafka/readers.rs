@@ -135,14 +135,12 @@ fn partitions_that_the_topic_gains_under_traffic_are_read() {
     let other = town.busy(&[edge.site.edge], || {
         pause(Duration::from_secs(1));
         // Applied by an edge that knows of them from its beginning.
-        let other = Half::spawn(&Topics { partitions: 6, ..topics }, &town.layout(), &["ingest"]);
+        let other = Half::spawn(&Topics { partitions: 6, ..topics.clone() }, &town.layout(), &["ingest"]);
         other.gateway.wait_until_running();
         other
     });
     town.busy(&[edge.site.edge, other.site.edge], || pause(Duration::from_secs(3)));
-    town.judge(Faults::kills(2).forgetful_if(edge.went_on_alone() || other.went_on_alone()), || {
-        destinations(&dispatcher.gateway)
-    });
+    town.judge_edges(Faults::kills(2), &topics, || destinations(&dispatcher.gateway));
     for half in [edge, other, dispatcher] {
         half.gateway.stop();
     }

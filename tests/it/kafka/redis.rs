@@ -54,3 +54,24 @@ fn whatever_happens_to_redis_callbacks_are_taken_and_none_is_lost() {
     town.judge(Faults::kills(0).forgetful(), || fleet.destinations());
     fleet.stop();
 }
+
+#[test]
+fn a_redis_that_is_late_costs_copies_of_what_says_so_and_of_nothing_else() {
+    const STALLS: u32 = 4;
+    let town = Town::new("late", seed());
+    let redis = RedisServer::start();
+    let topics = Topics::on(vec![testing::address().to_owned()], &redis);
+    let fleet = Fleet::start(&topics, &town.layout());
+    town.busy(&fleet.doors(), || {
+        for _ in 0..STALLS {
+            town.goes_on("all is well", WHILE / 2);
+            redis.signal("STOP");
+            town.goes_on("late", WHILE / 2);
+            redis.signal("CONT");
+        }
+        town.goes_on("all is well again", WHILE);
+    });
+    // Nobody dies; five processes that share the partitions of a busy machine may still hand some over.
+    town.judge_edges(Faults::kills(1), &topics, || fleet.destinations());
+    fleet.stop();
+}

@@ -38,8 +38,7 @@ fn a_rolling_upgrade_loses_nothing_and_refuses_nobody_while_another_edge_is_up()
         }
     });
     // Each dispatcher gives its partitions away and gets some back: what is under way then may be delivered by both.
-    let faults = Faults::kills(RESTARTS as u64).forgetful_if(fleet.went_on_alone());
-    town.judge(faults, || fleet.destinations());
+    town.judge_edges(Faults::kills(RESTARTS as u64), &topics, || fleet.destinations());
     assert_eq!(balancer.turned_away(), 0, "no edge took a connection");
     assert_eq!(town.cut(), 0, "connections that ended without an answer");
     town.was_served();

@@ -56,7 +56,7 @@ pub(crate) struct Faults {
     pub(crate) count: u64,
     /// Attempts under way at once at each destination.
     pub(crate) concurrency: u64,
-    /// The deduplication that edges share was away or forgot: each resend may have been stored again.
+    /// The deduplication that edges share forgot: each resend may have been stored again.
     pub(crate) forgetful: bool,
 }
 
@@ -66,14 +66,13 @@ impl Faults {
     }
 
     pub(crate) const fn forgetful(self) -> Self {
-        self.forgetful_if(true)
-    }
-
-    /// The deduplication was away for a moment, as it is for a process that gets no answer in time on a busy machine.
-    pub(crate) const fn forgetful_if(self, forgetful: bool) -> Self {
-        Self { forgetful, ..self }
+        Self { forgetful: true, ..self }
     }
 }
+
+/// The ids that an edge stored without asking the others, as it must when Redis is late on a busy machine, each with its
+/// records in the log. Of these alone there may be as many events as records.
+pub(crate) type Alone = HashMap<String, u64>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
@@ -108,11 +107,18 @@ pub(super) fn verdict(
     ledger: &Ledger,
     receipts: &BTreeMap<&'static str, Vec<Copy>>,
     faults: Faults,
+    alone: &Alone,
 ) -> Result<BTreeMap<&'static str, Stats>, Vec<Violation>> {
-    let is_fault =
-        |violation: &&Violation| !(faults.forgetful && matches!(violation, Violation::Forgotten { .. }));
+    let is_fault = |violation: &&Violation| match violation {
+        Violation::Forgotten { id } => !faults.forgetful && !alone.contains_key(id),
+        _ => true,
+    };
     let mut violations: Vec<Violation> = ledger.broken.iter().filter(is_fault).cloned().collect();
-    let resent = if faults.forgetful { ledger.posts.saturating_sub(ledger.sent.len() as u64) } else { 0 };
+    let resent = if faults.forgetful {
+        ledger.posts.saturating_sub(ledger.sent.len() as u64)
+    } else {
+        alone.values().map(|records| records - 1).sum()
+    };
     let mut stats = BTreeMap::new();
     let mut id_of: HashMap<Digest, &str> =
         ledger.answered.iter().map(|(digest, id)| (*digest, id.as_str())).collect();
@@ -175,6 +181,13 @@ fn busiest_half_second(taken: &[&Copy]) -> u64 {
 mod tests {
     use super::*;
 
+    type Stood = Result<BTreeMap<&'static str, Stats>, Vec<Violation>>;
+
+    /// Where every edge has asked the others.
+    fn judged(ledger: &Ledger, receipts: &BTreeMap<&'static str, Vec<Copy>>, faults: Faults) -> Stood {
+        verdict(ledger, receipts, faults, &Alone::new())
+    }
+
     const KILLS: Faults = Faults { concurrency: 1, ..Faults::kills(1) };
 
     fn digest(of: u8) -> Digest {
@@ -201,7 +214,7 @@ mod tests {
     #[test]
     fn one_copy_of_each_everywhere_is_right() {
         let (ledger, receipts) = right();
-        let stats = verdict(&ledger, &receipts, KILLS).unwrap();
+        let stats = judged(&ledger, &receipts, KILLS).unwrap();
         assert_eq!(stats["orders"], Stats { events: 2, extra: 0, bound: 2 });
     }
 
@@ -216,7 +229,7 @@ mod tests {
             is_taken: true,
             at_ms: 0,
         });
-        assert!(verdict(&ledger, &receipts, KILLS).is_ok());
+        assert!(judged(&ledger, &receipts, KILLS).is_ok());
     }
 
     #[test]
@@ -224,10 +237,10 @@ mod tests {
         let (ledger, mut receipts) = right();
         let again = receipts["erp"][0].clone();
         receipts.get_mut("erp").unwrap().push(Copy { at_ms: 5000, ..again });
-        assert_eq!(verdict(&ledger, &receipts, KILLS).unwrap()["erp"].extra, 1);
+        assert_eq!(judged(&ledger, &receipts, KILLS).unwrap()["erp"].extra, 1);
         let none = Faults { count: 0, ..KILLS };
         let too_many = Violation::TooManyCopies { at: "erp".into(), extra: 1, bound: 0 };
-        assert_eq!(verdict(&ledger, &receipts, none).unwrap_err(), [too_many]);
+        assert_eq!(judged(&ledger, &receipts, none).unwrap_err(), [too_many]);
     }
 
     #[test]
@@ -240,9 +253,36 @@ mod tests {
             receipts.get_mut("erp").unwrap().push(Copy { at_ms: 5000, ..again });
         }
         let too_many = Violation::TooManyCopies { at: "erp".into(), extra: 3, bound: 1 };
-        assert_eq!(verdict(&ledger, &receipts, Faults::kills(0).forgetful()).unwrap_err(), [too_many]);
+        assert_eq!(judged(&ledger, &receipts, Faults::kills(0).forgetful()).unwrap_err(), [too_many]);
         ledger.posts = 5;
-        assert!(verdict(&ledger, &receipts, Faults::kills(0).forgetful()).is_ok());
+        assert!(judged(&ledger, &receipts, Faults::kills(0).forgetful()).is_ok());
+    }
+
+    #[test]
+    fn an_edge_that_asked_nobody_explains_the_copies_of_what_it_stored_and_of_nothing_else() {
+        let none = Faults { concurrency: 0, ..Faults::kills(0) };
+        let again = |id: &str| {
+            let (mut ledger, mut receipts) = right();
+            let of = id.parse().unwrap();
+            ledger.answered(digest(of), id, "accepted");
+            for copies in receipts.values_mut() {
+                let again = copies[usize::from(of) - 1].clone();
+                copies.push(Copy { at_ms: 9000, ..again });
+            }
+            (ledger, receipts)
+        };
+        let alone = Alone::from([("2".to_owned(), 2)]);
+        let (ledger, receipts) = again("2");
+        assert_eq!(verdict(&ledger, &receipts, none, &alone).unwrap()["erp"].bound, 1);
+        // Another event that was accepted twice, or a copy more than there are records.
+        let (ledger, receipts) = again("1");
+        let forgotten = Violation::Forgotten { id: "1".into() };
+        assert_eq!(verdict(&ledger, &receipts, none, &alone).unwrap_err(), [forgotten]);
+        let (ledger, mut receipts) = again("2");
+        let copies = receipts.get_mut("erp").unwrap();
+        copies.push(copies[1].clone());
+        let too_many = Violation::TooManyCopies { at: "erp".into(), extra: 2, bound: 1 };
+        assert_eq!(verdict(&ledger, &receipts, none, &alone).unwrap_err(), [too_many]);
     }
 
     #[test]
@@ -333,7 +373,7 @@ mod tests {
         for (name, plant, expected) in cases {
             let (mut ledger, mut receipts) = right();
             plant(&mut ledger, &mut receipts);
-            assert_eq!(verdict(&ledger, &receipts, KILLS).unwrap_err(), expected, "{name}");
+            assert_eq!(judged(&ledger, &receipts, KILLS).unwrap_err(), expected, "{name}");
         }
     }
 }
