@@ -218,7 +218,9 @@ LOG = board(
           ('chaski_spool_poisoned{job=~"$job"}', "poisoned {{instance}}")),
     graph("Deduplication", "Decisions by result.", (rate("chaski_dedup_lookups_total", "backend, result"), "{{backend}} {{result}}"), unit="reqps"),
     graph("Deduplication: time", "p99 by backend.", (quantile(0.99, "chaski_dedup_duration_seconds", "backend"), "{{backend}}"), unit="s"),
-    graph("Without Redis", "1 while an edge goes on without it.", ('chaski_dedup_degraded{job=~"$job"}', "{{instance}}"), span=24),
+    graph("Without Redis", "1 while an edge goes on without it.", ('chaski_dedup_degraded{job=~"$job"}', "{{instance}}")),
+    graph("Redis: memory", "In use, and its bound if it has one: `chaski doctor`",
+          ('max(chaski_dedup_used_bytes{job=~"$job"})', "in use"), ('max(chaski_dedup_capacity_bytes{job=~"$job"} > 0)', "maxmemory"), unit="bytes"),
 )
 
 HYGIENE = board(

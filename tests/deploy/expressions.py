@@ -38,7 +38,7 @@ SECONDS_MAX = 120
 # What only Kafka and Redis have.
 KAFKA_ONLY = (
     "chaski_spool_mode", "chaski_kafka_brokers_up", "chaski_kafka_produce_", "chaski_kafka_rebalances_", "chaski_dedup_degraded",
-    "chaski_events_lost_to_retention_",
+    "chaski_events_lost_to_retention_", "chaski_dedup_used_bytes", "chaski_dedup_capacity_bytes",
 )
 
 # The rules that these faults must raise, and no other.
@@ -58,6 +58,7 @@ EMPTY = {
 EMPTY_EMBEDDED = EMPTY | {
     "In the spool": "Kafka only", "Records handed to Kafka": "Kafka only", "Kafka's acknowledgement": "Kafka only",
     "Brokers connected": "Kafka only", "Spool: who has the word": "Kafka only", "Without Redis": "Kafka only",
+    "Redis: memory": "Kafka only",
     "Deleted before they were settled, in an hour": "Kafka only", "Partitions shared out anew in 15 minutes": "Kafka only",
 }
 EMPTY_KAFKA = EMPTY | {

@@ -8,6 +8,7 @@ pub(super) mod address;
 mod batch;
 mod link;
 pub(super) mod recent;
+mod room;
 pub(super) mod server;
 pub(super) mod shared;
 

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::address::Address;
 use super::batch::{Ask, Asker, Found};
 use super::recent::Recent;
+use super::room::Room;
 use super::{Claim, Dedup};
 use crate::event::{EventId, Fingerprint};
 use crate::metrics::Metrics;
@@ -47,7 +48,9 @@ impl Shared {
             window_seconds: settings.window.as_secs().max(1),
             degraded: Metrics(registry).gauge("chaski_dedup_degraded", "1 while events go on without Redis."),
         };
-        Ok(Arc::new(Self { local: Recent::default(), asks: asker.start()?, reservations: AtomicU64::new(0) }))
+        let asks = asker.start()?;
+        Room::new(settings.clone(), registry).start(&asks);
+        Ok(Arc::new(Self { local: Recent::default(), asks, reservations: AtomicU64::new(0) }))
     }
 
     /// Asks the others for an id that is new here.

@@ -28,7 +28,8 @@ impl RedisServer {
     }
 
     /// With settings of its own, as arguments.
-    fn with(settings: &[&str]) -> Self {
+    #[must_use]
+    pub fn with(settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         let mut redis = Self { port: free_port(), settings, server: Server::new("redis") };
         redis.run();

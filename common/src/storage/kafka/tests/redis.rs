@@ -169,6 +169,26 @@ async fn what_was_stored_without_redis_is_known_to_the_others_when_it_is_back() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_full_redis_is_is_told() {
+    let bounded = || testing::RedisServer::with(&["--maxmemory", "64mb"]);
+    let redis = spawn_blocking(bounded).await.unwrap();
+    let registry = Registry::new();
+    let _edge = Shared::new(&redis.options(), "edges", &registry).unwrap();
+    let gauge = |name: &str| {
+        let families = registry.gather();
+        families.iter().find(|family| family.name() == name).unwrap().get_metric()[0].get_gauge().get_value()
+    };
+    let began = Instant::now();
+    while gauge("chaski_dedup_capacity_bytes") < 0.5 {
+        assert!(began.elapsed() < Duration::from_secs(60), "never told");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(gauge("chaski_dedup_capacity_bytes"), f64::from(64 << 20));
+    let used = gauge("chaski_dedup_used_bytes");
+    assert!(used > 0.0 && used < f64::from(64 << 20), "{used}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_that_a_sentinel_names_is_asked_and_after_it_the_next() {
     let mut redis = spawn_blocking(testing::RedisUnderSentinel::start).await.unwrap();
     let mut edges = Edges::on(&redis.options());
