@@ -11,6 +11,7 @@ mod checkpoint;
 mod deliveries;
 mod durable;
 mod events;
+mod filter;
 mod ids;
 mod schema;
 mod subscription;
@@ -76,7 +77,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
     let durable = Arc::new(Durable::default());
-    let ids = Ids::load(&connection, Arc::clone(&durable))
+    let ids = Ids::load(&connection, last, Arc::clone(&durable))
         .map_err(|error| engine("reading the newest ids", error))?;
     let controls =
         events::controls(&connection).map_err(|error| engine("reading what operators have said", error))?;

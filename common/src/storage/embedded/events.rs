@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Embedded;
 use super::checkpoint::length;
-use super::ids::Ids;
+use super::ids;
 use super::subscription::Feed;
 use super::writer::Session;
 use crate::event::{Event, EventId, Fingerprint};
@@ -234,7 +234,6 @@ fn is_duplicate(stored: Fingerprint, event: &Event, on_conflict: OnConflict) -> 
 /// Puts events into the log; has its statements at hand for as many as there are in a group.
 pub(super) struct Appender<'s> {
     session: &'s Session,
-    merged: CachedStatement<'s>,
     insert: CachedStatement<'s>,
 }
 
@@ -243,12 +242,12 @@ impl<'s> Appender<'s> {
         const INSERT: &str =
             concat!("INSERT INTO event (seq, ", event_columns!(), ") VALUES (?, ", event_values!(), ")");
         let insert = session.connection.prepare_cached(INSERT)?;
-        Ok(Self { session, merged: Ids::merged(&session.connection)?, insert })
+        Ok(Self { session, insert })
     }
 
     /// The fingerprint of the event that has this id; none if the id is new.
-    pub(super) fn known(&mut self, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
-        self.session.ids.find(&self.session.connection, &mut self.merged, id)
+    pub(super) fn known(&self, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
+        self.session.ids.find(&self.session.connection, id)
     }
 
     /// Puts an event into the log, unless its id is there.
@@ -392,7 +391,10 @@ fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Pro
 
 fn find(connection: &Connection, filter: &EventFilter) -> rusqlite::Result<Vec<Record>> {
     let mut query = Conditions::new(concat!("SELECT seq, ", event_columns!(), " FROM event"));
-    query.and("seq IN (SELECT seq FROM position WHERE id = ?)", filter.id.map(|id| id.as_bytes().to_vec()));
+    if let Some(id) = filter.id {
+        // No event is at NULL.
+        query.and("seq = ?", Some(ids::position(connection, id)?.map(seq)));
+    }
     query.and("source = ?", filter.source.clone());
     query.and("type = ?", filter.kind.clone());
     query.and("subject = ?", filter.subject.clone());
@@ -406,12 +408,13 @@ fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
                  parked.due, parked.attempts, IFNULL(json_extract(parked.history, '$[#-1].result'), 'behind'), \
                  dead.at, dead.attempts, dead.reason \
                FROM destination JOIN cursor ON cursor.destination = destination.number AND replay = 0 \
-               LEFT JOIN event ON event.seq IN (SELECT seq FROM position WHERE id = ?1) \
+               LEFT JOIN event ON event.seq = ?2 \
                LEFT JOIN delivered ON delivered.destination = destination.number AND delivered.seq = event.seq \
                LEFT JOIN parked ON parked.destination = destination.number AND parked.id = ?1 \
                LEFT JOIN dead ON dead.destination = destination.number AND dead.id = ?1 \
                WHERE COALESCE(event.seq, parked.seq, dead.number) IS NOT NULL ORDER BY name";
-    rows::all(connection, sql, [id.as_bytes()], |row| {
+    let place = ids::position(connection, id)?.map(seq);
+    rows::all(connection, sql, params![id.as_bytes(), place], |row| {
         let name: String = row.get(0)?;
         let mark = rows::position(row, 1)?;
         let state = if let Some(due) = rows::optional_time(row, 5)? {
@@ -459,6 +462,8 @@ fn prune(
         delete.execute([seq])?;
         session.ids.remove(connection, *id)?;
     }
+    // Several times what so many events leave behind.
+    session.ids.drop_generations(connection, limit / 8 + 1)?;
     if !old.is_empty() {
         // That an event was delivered is of no use once the event is gone.
         connection.execute(

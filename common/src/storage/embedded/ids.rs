@@ -1,38 +1,89 @@
 //! Which ids are in the log: the deduplication.
 //!
-//! Ids are digests, so a table ordered by id is written all over: one page per event, where the event itself
-//! shares its page with a dozen others. That page was most of what an accept cost. So the newest ids are kept
-//! in memory and go into the table `event_id` later, many at a time and sorted, which writes each page once
-//! for many of them.
+//! Ids are digests, so a table ordered by id is written all over: a page for each event, and the more of them the
+//! fewer are in memory. So nothing is ordered by id as a whole:
 //!
-//! What is kept in memory is in the log, too: the table `indexed` holds the position up to which `event_id` is
-//! complete, and opening the store reads the ids of the events behind it. So nothing depends on a merge
-//! having been finished, or begun. Bounded by [`MERGE_AT`] and what arrives while a merge is under way.
+//! - The newest ids are in memory, in [`BUCKETS`] buckets by the beginning of the id. What is there is in the log,
+//!   too: the table `indexed` holds the position behind which opening the store reads ids from the events.
+//! - When there are more than [`RECENT_MAX`], a *sweep* goes on from bucket to bucket, a little with each group, and
+//!   writes each as one row of `id_bucket`: some thirty ids at once. When it has been around, everything that was
+//!   there when it began is in the table, and `indexed` moves.
+//! - Sweeps belong to a *generation* of about [`GENERATION_MAX`] ids, whose rows lie together: so what is written is
+//!   spread over the newest generation and not over all, however many events there are.
+//! - Of each generation a [`Filter`] is in memory, two bytes for each id. An id that is new is found nowhere by it, and no
+//!   page is read. An id that may be known is looked for in the rows of its bucket there, and what they say is held
+//!   against the event: a row names a [`Tag`] and a position, and the event may have been pruned.
+//!
+//! Pruning therefore touches no row: a generation goes as a whole when the last of its events has gone.
+//!
+//! Bounds: ids in memory [`RECENT_MAX`] and, after opening, what two sweeps take; filters [`FILTERS_BYTES_MAX`], beyond
+//! which the oldest are folded and more often mistaken.
+//!
+//! `event_id`, ordered by id, is what versions before 3 wrote. Its ids are known until they are pruned.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::durable::Durable;
+use super::filter::Filter;
 use crate::event::{EventId, Fingerprint};
 use crate::storage::Position;
 use crate::storage::tables::rows::{self, seq};
 
-/// Ids in memory at which a merge begins: 4 MiB of them, and a pause of a few milliseconds to sort. Few in
-/// tests, which cannot wait for many.
-const MERGE_AT: usize = if cfg!(test) { 64 } else { 32 * 1024 };
-/// Ids merged with each group, at least. With it a merge is through long before the next is due.
-const SLICE_MIN: usize = if cfg!(test) { 8 } else { 256 };
-/// Ids merged for each write of a group.
-const SLICE_PER_WRITE: usize = 4;
+/// Few of everything in tests, which cannot wait for many.
+const fn many_or(many: usize, in_tests: usize) -> usize {
+    if cfg!(test) { in_tests } else { many }
+}
+
+/// Parts of all ids, by the beginning of the id.
+const BUCKETS: usize = many_or(1024, 8);
+/// Ids in memory at which a sweep goes on: less than a MiB of them. A bucket has twice the average when its turn comes.
+const RECENT_MAX: usize = many_or(16 * 1024, 64);
+/// Ids after which a generation ends with its sweep.
+pub(super) const GENERATION_MAX: usize = many_or(1 << 20, 256);
+/// What all filters take in memory at most: that of 67 million ids.
+const FILTERS_BYTES_MAX: usize = many_or(128 << 20, 2048);
+/// Buckets written with one group at most, and so many more for each of its writes. It is reached after opening only.
+const SLICE_MIN: usize = 4;
+const WRITES_PER_BUCKET: usize = 8;
+
+/// Bits of a row's number that count the sweep, and those above that name the bucket; the generation is above them.
+const SWEEP_BITS: u32 = 12;
+const BUCKET_BITS: u32 = 12;
+const _: () = assert!(BUCKETS <= 1 << BUCKET_BITS);
+/// Bytes in a row for each id: its tag and its position.
+const ENTRY_BYTES: usize = 16;
 
 /// By id. An id is a digest already, so the hash only has to be one that a sender cannot foresee.
 pub(super) type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
 
+/// The second half of an id. Buckets go by the first.
+pub(super) type Tag = u64;
+
+pub(super) fn tag_of(id: EventId) -> Tag {
+    let [.., a, b, c, d, e, f, g, h] = *id.as_bytes();
+    Tag::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn bucket_of(id: EventId) -> usize {
+    let [first, second, ..] = *id.as_bytes();
+    (usize::from(u16::from_be_bytes([first, second])) * BUCKETS) >> 16
+}
+
+/// The rows of a bucket in a generation.
+fn numbers(generation: i64, bucket: usize) -> Range<i64> {
+    let bucket = i64::try_from(bucket).unwrap_or_default();
+    let first = (generation << BUCKET_BITS | bucket) << SWEEP_BITS;
+    first..first + (1 << SWEEP_BITS)
+}
+
 #[derive(Clone, Copy)]
 struct Known {
+    id: EventId,
     position: Position,
     fingerprint: Fingerprint,
 }
@@ -45,84 +96,133 @@ pub(super) struct Ids {
 }
 
 struct State {
-    /// Behind what `indexed` says, all of them; what a merge under way has written is gone from here already.
-    recent: ById<Known>,
+    /// The newest, by bucket, in the order in which they came.
+    recent: Vec<Vec<Known>>,
+    recent_count: usize,
+    /// Oldest first; the last one is being written.
+    generations: Vec<Generation>,
+    sweep: Sweep,
+    /// Whether there are ids in the table of earlier versions.
+    earlier: bool,
     /// How to undo what the group under way has changed, oldest first.
     undo: Vec<Undo>,
-    merge: Option<Merge>,
-    /// Ids of the merge that this group has written.
-    slice: usize,
+    /// What it has written of the sweep.
+    written: Option<Written>,
+}
+
+struct Generation {
+    number: i64,
+    /// Ids in its rows.
+    count: usize,
+    /// When it is written: no event behind this one is in it.
+    upto: Option<Position>,
+    filter: Filter,
+}
+
+/// How far the sweep under way is.
+#[derive(Clone, Copy)]
+struct Sweep {
+    /// Its number in its generation.
+    number: i64,
+    /// The bucket that is next.
+    bucket: usize,
+    /// Everything up to here is in the table when it has been around.
+    upto: Position,
+}
+
+struct Written {
+    buckets: Range<usize>,
+    then: Sweep,
+    /// The generation is full, and ends here.
+    ended: Option<Position>,
 }
 
 enum Undo {
     Added(EventId, Fingerprint),
-    Removed(EventId, Known),
-}
-
-/// A merge under way.
-struct Merge {
-    /// Sorted by id, from the end: what is done is taken off.
-    left: Vec<(EventId, Position)>,
-    /// `event_id` is complete up to here when nothing is left.
-    upto: Position,
+    Removed(Known),
+    Dropped(i64),
 }
 
 impl Ids {
-    /// Reads what `event_id` does not have yet. `durable` is told of what is in the log, and what no longer is.
-    pub(super) fn load(connection: &Connection, durable: Arc<Durable>) -> rusqlite::Result<Self> {
-        let sql = "SELECT seq, id, fingerprint FROM event WHERE seq > (SELECT seq FROM indexed)";
-        let recent = rows::all(connection, sql, [], |row| {
+    /// Reads the filters and what the table does not have yet, of a store that ends at `head`. `durable` is told of
+    /// what is in the log, and what no longer is.
+    pub(super) fn load(
+        connection: &Connection,
+        head: Position,
+        durable: Arc<Durable>,
+    ) -> rusqlite::Result<Self> {
+        let mut state = State::load(connection, head)?;
+        let mut newest = connection
+            .prepare("SELECT seq, id, fingerprint FROM event WHERE seq > (SELECT seq FROM indexed)")?;
+        let mut newest = newest.query([])?;
+        while let Some(row) = newest.next()? {
+            let id = EventId::from_bytes(row.get(1)?);
             let fingerprint = Fingerprint::from_bytes(row.get(2)?);
-            Ok((EventId::from_bytes(row.get(1)?), Known { position: rows::position(row, 0)?, fingerprint }))
-        })?;
-        let recent: ById<Known> = recent.into_iter().collect();
-        for (id, known) in &recent {
-            durable.add(*id, known.fingerprint);
+            state.remember(Known { id, position: rows::position(row, 0)?, fingerprint });
+            durable.add(id, fingerprint);
         }
-        let state = RefCell::new(State { recent, undo: Vec::new(), merge: None, slice: 0 });
-        Ok(Self { state, durable })
+        Ok(Self { state: RefCell::new(state), durable })
     }
 
-    /// The fingerprint of the event that has this id; none if the id is new. `merged` is what
-    /// [`Ids::merged`] has prepared.
-    pub(super) fn find(
-        &self,
-        connection: &Connection,
-        merged: &mut CachedStatement<'_>,
-        id: EventId,
-    ) -> rusqlite::Result<Option<Fingerprint>> {
-        if let Some(known) = self.state.borrow().recent.get(&id) {
+    /// The fingerprint of the event that has this id; none if the id is new.
+    pub(super) fn find(&self, connection: &Connection, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
+        let state = self.state.borrow();
+        if let Some(known) = state.recent[bucket_of(id)].iter().find(|known| known.id == id) {
             return Ok(Some(known.fingerprint));
         }
-        let found: Option<i64> = merged.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
-        let Some(found) = found else { return Ok(None) };
-        connection
-            .prepare_cached("SELECT fingerprint FROM event WHERE seq = ?")?
-            .query_row([found], |row| row.get(0).map(Fingerprint::from_bytes))
-            .map(Some)
-    }
-
-    /// The look into what is merged.
-    pub(super) fn merged(connection: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
-        connection.prepare_cached("SELECT seq FROM event_id WHERE id = ?")
+        let tag = tag_of(id);
+        for generation in state.generations.iter().filter(|generation| generation.filter.may_have(tag)) {
+            for place in places(connection, generation.number, id)? {
+                let found = fingerprint(connection, place, id)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+        }
+        match state.earlier.then(|| earlier(connection, id)).transpose()?.flatten() {
+            Some(place) => fingerprint(connection, place, id),
+            None => Ok(None),
+        }
     }
 
     /// An event has been put into the log.
     pub(super) fn add(&self, id: EventId, position: Position, fingerprint: Fingerprint) {
         let mut state = self.state.borrow_mut();
-        state.recent.insert(id, Known { position, fingerprint });
+        state.remember(Known { id, position, fingerprint });
         state.undo.push(Undo::Added(id, fingerprint));
     }
 
     /// An event is taken out of the log.
     pub(super) fn remove(&self, connection: &Connection, id: EventId) -> rusqlite::Result<()> {
-        connection.prepare_cached("DELETE FROM event_id WHERE id = ?")?.execute([id.as_bytes()])?;
         self.durable.remove(id);
         let mut state = self.state.borrow_mut();
-        if let Some(known) = state.recent.remove(&id) {
-            state.undo.push(Undo::Removed(id, known));
+        if state.earlier {
+            connection.prepare_cached("DELETE FROM event_id WHERE id = ?")?.execute([id.as_bytes()])?;
+        }
+        if let Some(known) = state.forget(id) {
+            state.undo.push(Undo::Removed(known));
         }
         Ok(())
+    }
+
+    /// Drops the generations of which no event is in the log any more, at most so many rows at a time.
+    pub(super) fn drop_generations(&self, connection: &Connection, rows_max: i64) -> rusqlite::Result<()> {
+        let first: Option<i64> = connection.query_row("SELECT MIN(seq) FROM event", [], |row| row.get(0))?;
+        let mut state = self.state.borrow_mut();
+        let State { generations, undo, .. } = &mut *state;
+        for generation in generations.iter() {
+            if generation.upto.is_some_and(|upto| first.is_none_or(|first| seq(upto) < first)) {
+                connection.execute("DELETE FROM generation WHERE number = ?", [generation.number])?;
+                undo.push(Undo::Dropped(generation.number));
+            }
+        }
+        let oldest: i64 = connection.query_row("SELECT MIN(number) FROM generation", [], |row| row.get(0))?;
+        connection
+            .prepare_cached(
+                "DELETE FROM id_bucket WHERE number IN (SELECT number FROM id_bucket WHERE number < ? LIMIT ?)",
+            )?
+            .execute([numbers(oldest, 0).start, rows_max])
+            .map(drop)
     }
 
     /// How much the group under way has changed, for [`Ids::undo`].
@@ -132,37 +232,60 @@ impl Ids {
 
     /// Takes back what has been changed since there were `changes` of them.
     pub(super) fn undo(&self, changes: usize) {
-        let mut state = self.state.borrow_mut();
+        let state = &mut *self.state.borrow_mut();
+        state.written = None;
         for undo in state.undo.split_off(changes).into_iter().rev() {
             match undo {
-                Undo::Added(id, _) => state.recent.remove(&id),
-                Undo::Removed(id, known) => state.recent.insert(id, known),
-            };
+                Undo::Added(id, _) => _ = state.forget(id),
+                Undo::Removed(known) => state.remember(known),
+                Undo::Dropped(_) => {}
+            }
         }
     }
 
-    /// Merges a little, inside the group's transaction.
-    pub(super) fn merge(&self, connection: &Connection, writes: usize) -> rusqlite::Result<()> {
-        let mut state = self.state.borrow_mut();
-        state.slice = 0;
-        if state.merge.is_none() && state.recent.len() >= MERGE_AT {
-            state.merge = Some(Merge::of(&state.recent));
-        }
-        let Some(merge) = &state.merge else { return Ok(()) };
-        let slice = merge.left.len().min(SLICE_MIN.max(writes * SLICE_PER_WRITE));
-        let first = merge.left.len() - slice;
+    /// Goes on with the sweep a little: the last thing that is written in the transaction of a group of so many writes,
+    /// behind which the log ends at `head`.
+    pub(super) fn sweep(
+        &self,
+        connection: &Connection,
+        writes: usize,
+        head: Position,
+    ) -> rusqlite::Result<()> {
+        let state = &mut *self.state.borrow_mut();
+        state.written = None;
+        let surplus = state.recent_count.saturating_sub(RECENT_MAX);
+        let Some(generation) = state.generations.last_mut().filter(|_| surplus > 0) else { return Ok(()) };
+        let sweep = state.sweep;
+        let last = BUCKETS.min(sweep.bucket + SLICE_MIN + writes / WRITES_PER_BUCKET);
         let mut insert =
-            connection.prepare_cached("INSERT OR IGNORE INTO event_id (id, seq) VALUES (?, ?)")?;
-        for (id, position) in merge.left[first..].iter().rev() {
-            // One that was pruned meanwhile must not come back.
-            if state.recent.get(id).is_some_and(|known| known.position == *position) {
-                insert.execute(params![id.as_bytes(), seq(*position)])?;
+            connection.prepare_cached("INSERT OR REPLACE INTO id_bucket (number, entries) VALUES (?, ?)")?;
+        let (mut next, mut count) = (sweep.bucket, 0);
+        while next < last && count < surplus {
+            let bucket = &state.recent[next];
+            if !bucket.is_empty() {
+                // A sweep that an end of the process has cut short is done again with all it had, and more.
+                let number = numbers(generation.number, next).start + sweep.number;
+                insert.execute(params![number, entries(bucket)])?;
+                bucket.iter().for_each(|known| generation.filter.add(tag_of(known.id)));
             }
+            count += bucket.len();
+            next += 1;
         }
-        if first == 0 {
-            connection.prepare_cached("UPDATE indexed SET seq = ?")?.execute([seq(merge.upto)])?;
+        let mut then = Sweep { bucket: next, ..sweep };
+        let mut ended = None;
+        if next == BUCKETS {
+            then = Sweep { number: sweep.number + 1, bucket: 0, upto: head };
+            connection
+                .prepare_cached("UPDATE generation SET sweeps = ? WHERE number = ?")?
+                .execute([then.number, generation.number])?;
+            if generation.count + count >= GENERATION_MAX || then.number >> SWEEP_BITS > 0 {
+                generation.end(connection, head)?;
+                then.number = 0;
+                ended = Some(head);
+            }
+            connection.prepare_cached("UPDATE indexed SET seq = ?")?.execute([seq(sweep.upto)])?;
         }
-        state.slice = slice;
+        state.written = Some(Written { buckets: sweep.bucket..next, then, ended });
         Ok(())
     }
 
@@ -172,72 +295,355 @@ impl Ids {
         for undo in state.undo.drain(..) {
             match undo {
                 Undo::Added(id, fingerprint) => self.durable.add(id, fingerprint),
-                Undo::Removed(id, _) => self.durable.remove(id),
+                Undo::Removed(known) => self.durable.remove(known.id),
+                Undo::Dropped(number) => state.generations.retain(|generation| generation.number != number),
             }
         }
-        let Some(merge) = &mut state.merge else { return };
-        for (id, _) in merge.left.drain(merge.left.len() - state.slice..) {
-            state.recent.remove(&id);
-        }
-        state.slice = 0;
-        if merge.left.is_empty() {
-            state.merge = None;
+        if let Some(written) = state.written.take() {
+            state.written(written);
         }
     }
 }
 
-impl Merge {
-    fn of(recent: &ById<Known>) -> Self {
-        let mut left: Vec<_> = recent.iter().map(|(id, known)| (*id, known.position)).collect();
-        left.sort_unstable_by(|one, other| other.cmp(one));
-        let upto = left.iter().map(|(_, position)| *position).max().unwrap_or_default();
-        Self { left, upto }
+impl State {
+    fn load(connection: &Connection, head: Position) -> rusqlite::Result<Self> {
+        let mut generations: Vec<Generation> = Vec::new();
+        let mut sweeps = 0;
+        let mut select =
+            connection.prepare("SELECT number, sweeps, upto, filter FROM generation ORDER BY number")?;
+        let mut found = select.query([])?;
+        while let Some(row) = found.next()? {
+            let number = row.get(0)?;
+            sweeps = row.get(1)?;
+            let upto = row.get::<_, Option<i64>>(2)?.map(|seq| Position(seq.unsigned_abs()));
+            let filter = row.get_ref(3)?.as_blob_or_null()?.and_then(Filter::from_blob);
+            generations.push(match filter {
+                Some(filter) => Generation { number, count: 0, upto, filter },
+                None => Generation::read(connection, number, upto)?,
+            });
+            fit(&mut generations);
+        }
+        Ok(Self {
+            recent: vec![Vec::new(); BUCKETS],
+            recent_count: 0,
+            generations,
+            sweep: Sweep { number: sweeps, bucket: 0, upto: head },
+            earlier: connection.query_row("SELECT EXISTS (SELECT 1 FROM event_id)", [], |row| row.get(0))?,
+            undo: Vec::new(),
+            written: None,
+        })
     }
+
+    fn remember(&mut self, known: Known) {
+        self.recent[bucket_of(known.id)].push(known);
+        self.recent_count += 1;
+    }
+
+    fn forget(&mut self, id: EventId) -> Option<Known> {
+        let bucket = &mut self.recent[bucket_of(id)];
+        let at = bucket.iter().rposition(|known| known.id == id)?;
+        self.recent_count -= 1;
+        Some(bucket.swap_remove(at))
+    }
+
+    /// This much of the sweep is durable.
+    fn written(&mut self, written: Written) {
+        let Some(generation) = self.generations.last_mut() else { return };
+        for bucket in &mut self.recent[written.buckets] {
+            self.recent_count -= bucket.len();
+            generation.count += bucket.len();
+            bucket.clear();
+        }
+        self.sweep = written.then;
+        if written.ended.is_some() {
+            generation.upto = written.ended;
+            let next = Generation::new(generation.number + 1);
+            self.generations.push(next);
+            fit(&mut self.generations);
+        }
+    }
+}
+
+/// Folds the largest filters, the oldest first, until all are within their bound.
+fn fit(generations: &mut [Generation]) {
+    while generations.iter().map(|generation| generation.filter.bytes()).sum::<usize>() > FILTERS_BYTES_MAX {
+        // Of several that are largest `max_by_key` takes the last.
+        let Some(largest) = generations.iter_mut().rev().max_by_key(|generation| generation.filter.bytes())
+        else {
+            return;
+        };
+        largest.filter.fold();
+    }
+}
+
+impl Generation {
+    fn new(number: i64) -> Self {
+        Self { number, count: 0, upto: None, filter: Filter::new() }
+    }
+
+    /// One without a filter in the file: it is not full yet.
+    fn read(connection: &Connection, number: i64, upto: Option<Position>) -> rusqlite::Result<Self> {
+        let mut generation = Self { upto, ..Self::new(number) };
+        let mut select =
+            connection.prepare_cached("SELECT entries FROM id_bucket WHERE number >= ? AND number < ?")?;
+        let mut found = select.query([numbers(number, 0).start, numbers(number + 1, 0).start])?;
+        while let Some(row) = found.next()? {
+            for entry in row.get_ref(0)?.as_blob()?.as_chunks::<ENTRY_BYTES>().0 {
+                generation.filter.add(entry_of(entry).0);
+                generation.count += 1;
+            }
+        }
+        Ok(generation)
+    }
+
+    /// Writes that it is full, and the beginning of the next.
+    fn end(&self, connection: &Connection, upto: Position) -> rusqlite::Result<()> {
+        connection.execute(
+            "UPDATE generation SET upto = ?, filter = ? WHERE number = ?",
+            params![seq(upto), self.filter.to_blob(), self.number],
+        )?;
+        connection.execute("INSERT INTO generation (number) VALUES (?)", [self.number + 1]).map(drop)
+    }
+}
+
+/// The row of a bucket.
+fn entries(bucket: &[Known]) -> Vec<u8> {
+    let entry = |known: &Known| [tag_of(known.id).to_be_bytes(), known.position.0.to_be_bytes()];
+    bucket.iter().flat_map(entry).flatten().collect()
+}
+
+/// A tag, and a position where its id may be.
+fn entry_of(entry: &[u8; ENTRY_BYTES]) -> (Tag, Position) {
+    let both = u128::from_be_bytes(*entry);
+    ((both >> 64) as u64, Position(both as u64))
+}
+
+/// Where an id may be, says a generation.
+fn places(connection: &Connection, generation: i64, id: EventId) -> rusqlite::Result<Vec<Position>> {
+    let tag = tag_of(id);
+    let mut places = Vec::new();
+    let mut select =
+        connection.prepare_cached("SELECT entries FROM id_bucket WHERE number >= ? AND number < ?")?;
+    let rows = numbers(generation, bucket_of(id));
+    let mut found = select.query([rows.start, rows.end])?;
+    while let Some(row) = found.next()? {
+        let entries = row.get_ref(0)?.as_blob()?.as_chunks().0.iter().map(entry_of);
+        places.extend(entries.filter(|(other, _)| *other == tag).map(|(_, position)| position));
+    }
+    Ok(places)
+}
+
+/// Where an id is, say versions before 3.
+fn earlier(connection: &Connection, id: EventId) -> rusqlite::Result<Option<Position>> {
+    connection
+        .prepare_cached("SELECT seq FROM event_id WHERE id = ?")?
+        .query_row([id.as_bytes()], |row| rows::position(row, 0))
+        .optional()
+}
+
+/// The fingerprint of the event at this position, if it has this id.
+fn fingerprint(
+    connection: &Connection,
+    position: Position,
+    id: EventId,
+) -> rusqlite::Result<Option<Fingerprint>> {
+    connection
+        .prepare_cached("SELECT fingerprint FROM event WHERE seq = ? AND id = ?")?
+        .query_row(params![seq(position), id.as_bytes()], |row| row.get(0).map(Fingerprint::from_bytes))
+        .optional()
+}
+
+/// Where the event of this id is, for those who only read and have no filters.
+pub(super) fn position(connection: &Connection, id: EventId) -> rusqlite::Result<Option<Position>> {
+    // One state of the store for all questions: ids move from the log's end into the table.
+    let snapshot = connection.unchecked_transaction()?;
+    let mut found: Vec<Position> = earlier(&snapshot, id)?.into_iter().collect();
+    for generation in rows::all(&snapshot, "SELECT number FROM generation", [], |row| row.get(0))? {
+        found.extend(places(&snapshot, generation, id)?);
+    }
+    for place in found {
+        if fingerprint(&snapshot, place, id)?.is_some() {
+            return Ok(Some(place));
+        }
+    }
+    snapshot
+        .prepare_cached("SELECT seq FROM event WHERE seq > (SELECT seq FROM indexed) AND id = ?")?
+        .query_row([id.as_bytes()], |row| rows::position(row, 0))
+        .optional()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
-    fn database() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(crate::storage::tables::SCHEMA).unwrap();
-        connection
-    }
+    const PRINT: Fingerprint = Fingerprint::from_bytes([7; 16]);
 
     fn id(key: u64) -> EventId {
         EventId::derive("ids", [key.to_be_bytes().as_slice()])
     }
 
-    fn load(connection: &Connection) -> Ids {
-        Ids::load(connection, Arc::default()).unwrap()
+    /// A log of ids, and what ought to be known. A group is a transaction.
+    struct Log {
+        connection: Connection,
+        ids: Ids,
+        head: u64,
+        known: BTreeSet<u64>,
     }
 
-    fn find(ids: &Ids, connection: &Connection, id: EventId) -> Option<Fingerprint> {
-        ids.find(connection, &mut Ids::merged(connection).unwrap(), id).unwrap()
-    }
+    impl Log {
+        fn new() -> Self {
+            let connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(crate::storage::tables::SCHEMA).unwrap();
+            let ids = Ids::load(&connection, Position(0), Arc::default()).unwrap();
+            Self { connection, ids, head: 0, known: BTreeSet::new() }
+        }
 
-    const PRINT: Fingerprint = Fingerprint::from_bytes([7; 16]);
+        fn reopen(&mut self) {
+            self.ids = Ids::load(&self.connection, Position(self.head), Arc::default()).unwrap();
+        }
+
+        /// One group: it puts these keys into the log, prunes those, and is committed or not.
+        fn group(&mut self, put: Range<u64>, pruned: Range<u64>, commits: bool) {
+            self.connection.execute_batch("BEGIN").unwrap();
+            let (writes, before) = (put.clone().count(), self.head);
+            for key in put.clone() {
+                self.head += 1;
+                let sql = "INSERT INTO event (seq, id, source, type, received_at, fingerprint, body) \
+                           VALUES (?, ?, '', '', 0, ?, x'')";
+                let (id, position) = (id(key), Position(self.head));
+                let row = params![seq(position), id.as_bytes(), PRINT.as_bytes()];
+                self.connection.execute(sql, row).unwrap();
+                self.ids.add(id, position, PRINT);
+            }
+            for key in pruned.clone() {
+                self.connection.execute("DELETE FROM event WHERE id = ?", [id(key).as_bytes()]).unwrap();
+                self.ids.remove(&self.connection, id(key)).unwrap();
+            }
+            self.ids.drop_generations(&self.connection, 16).unwrap();
+            self.ids.sweep(&self.connection, writes, Position(self.head)).unwrap();
+            if commits {
+                self.connection.execute_batch("COMMIT").unwrap();
+                self.ids.committed();
+                self.known.extend(put);
+                self.known.retain(|key| !pruned.contains(key));
+            } else {
+                self.connection.execute_batch("ROLLBACK").unwrap();
+                self.ids.undo(0);
+                self.head = before;
+            }
+        }
+
+        fn knows(&self, key: u64) -> bool {
+            let found = self.ids.find(&self.connection, id(key)).unwrap();
+            assert!(found.is_none_or(|found| found == PRINT));
+            found.is_some()
+        }
+
+        fn must_know_what_it_has(&self, keys: Range<u64>) {
+            for key in keys {
+                assert_eq!(self.knows(key), self.known.contains(&key), "{key}");
+                let place = position(&self.connection, id(key)).unwrap();
+                assert_eq!(place.is_some(), self.known.contains(&key), "{key}, to those who read");
+            }
+        }
+
+        fn count(&self, table: &str) -> i64 {
+            self.connection.query_row(&format!("SELECT COUNT(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        }
+
+        fn indexed(&self) -> i64 {
+            self.connection.query_row("SELECT seq FROM indexed", [], |row| row.get(0)).unwrap()
+        }
+    }
 
     #[test]
-    fn what_a_group_has_changed_is_taken_back_with_it() {
-        let connection = database();
-        let ids = load(&connection);
-        ids.add(id(1), Position(1), PRINT);
-        ids.committed();
-        ids.remove(&connection, id(1)).unwrap();
-        let changes = ids.changes();
-        ids.add(id(2), Position(2), PRINT);
-        ids.undo(changes);
-        assert_eq!(find(&ids, &connection, id(2)), None);
-        ids.undo(0);
-        assert_eq!(find(&ids, &connection, id(1)), Some(PRINT));
+    fn ids_are_known_wherever_they_are_and_after_whatever_ends() {
+        let mut log = Log::new();
+        let mut last = 0;
+        for step in 0..300 {
+            let keys = last..last + 1 + step % 23;
+            last = keys.end;
+            // What is undone comes again, at other positions.
+            if step % 5 == 0 {
+                log.group(keys.start + 1..keys.end, 0..0, false);
+            }
+            log.group(keys, 0..0, true);
+            if step % 37 == 0 {
+                log.reopen();
+            }
+            if step % 50 == 0 {
+                log.must_know_what_it_has(0..last + 20);
+            }
+        }
+        log.must_know_what_it_has(0..last + 20);
+        assert!(log.count("generation") > 8, "more than there is room for without folding");
+        let state = log.ids.state.borrow();
+        let bytes: usize = state.generations.iter().map(|generation| generation.filter.bytes()).sum();
+        assert!(bytes <= FILTERS_BYTES_MAX && bytes > FILTERS_BYTES_MAX / 2);
+        assert!(state.recent_count <= RECENT_MAX);
+    }
+
+    #[test]
+    fn pruned_ids_are_new_again_and_their_generations_go() {
+        let mut log = Log::new();
+        let last = 10 * GENERATION_MAX as u64;
+        for first in (0..last).step_by(16) {
+            log.group(first..first + 16, 0..0, true);
+        }
+        let (generations, rows) = (log.count("generation"), log.count("id_bucket"));
+        for first in (0..last - 64).step_by(16) {
+            log.group(0..0, first..first + 16, false);
+            if first % 160 == 0 {
+                log.must_know_what_it_has(first..first + 40);
+            }
+            log.group(0..0, first..first + 16, true);
+            if first % 480 == 0 {
+                log.reopen();
+            }
+        }
+        for _ in 0..rows {
+            log.group(0..0, 0..0, true);
+        }
+        log.must_know_what_it_has(0..last);
+        assert!(generations > 4 && log.count("generation") <= 2, "{generations}");
+        assert!(log.count("id_bucket") < rows / 4, "{} of {rows}", log.count("id_bucket"));
+        log.group(0..100, 0..0, true);
+        log.must_know_what_it_has(0..last);
+    }
+
+    #[test]
+    fn a_sweep_that_is_undone_or_cut_short_is_done_again() {
+        let mut log = Log::new();
+        log.group(0..3 * RECENT_MAX as u64, 0..0, false);
+        assert_eq!((log.count("id_bucket"), log.ids.changes()), (0, 0));
+        assert_eq!(log.ids.state.borrow().recent_count, 0);
+        let last = 8 * RECENT_MAX as u64 + 10;
+        // Few writes, so that a sweep takes several groups.
+        for first in 0..last {
+            log.group(first..first + 1, 0..0, true);
+        }
+        let around = log.indexed();
+        assert!(around > 0, "no sweep has been around");
+        let bucket = log.ids.state.borrow().sweep.bucket;
+        assert!(bucket > 0, "no sweep is under way");
+        let rows = log.count("id_bucket");
+        log.reopen();
+        log.must_know_what_it_has(0..last + 10);
+        for key in last..2 * last {
+            log.group(key..key + 1, 0..0, true);
+            log.must_know_what_it_has(key..key + 2);
+        }
+        assert!(log.indexed() > around && log.count("id_bucket") > rows);
+        log.reopen();
+        log.must_know_what_it_has(0..2 * last);
     }
 
     #[test]
     fn only_what_is_committed_and_not_pruned_is_told_to_others() {
-        let connection = database();
-        let ids = load(&connection);
+        let log = Log::new();
+        let Log { connection, ids, .. } = &log;
         ids.add(id(1), Position(1), PRINT);
         assert_eq!(ids.durable.find(id(1)), None, "not committed");
         ids.undo(0);
@@ -245,54 +651,40 @@ mod tests {
         assert_eq!(ids.durable.find(id(1)), None, "undone");
         ids.add(id(1), Position(1), PRINT);
         ids.add(id(2), Position(2), PRINT);
-        ids.remove(&connection, id(2)).unwrap();
+        ids.remove(connection, id(2)).unwrap();
         ids.committed();
         assert_eq!(ids.durable.find(id(1)), Some(PRINT));
         assert_eq!(ids.durable.find(id(2)), None, "pruned in its own group");
-        ids.remove(&connection, id(1)).unwrap();
+        ids.remove(connection, id(1)).unwrap();
         assert_eq!(ids.durable.find(id(1)), None, "pruned");
     }
 
     #[test]
-    fn a_slice_that_was_not_committed_is_merged_again() {
-        let connection = database();
-        let ids = load(&connection);
-        for key in 1..=MERGE_AT as u64 {
-            ids.add(id(key), Position(key), PRINT);
-        }
-        ids.committed();
-        let merged =
-            || connection.query_row("SELECT COUNT(*) FROM event_id", [], |row| row.get::<_, i64>(0)).unwrap();
-        for _ in 0..2 {
-            connection.execute_batch("BEGIN").unwrap();
-            ids.merge(&connection, 1).unwrap();
-            connection.execute_batch("ROLLBACK").unwrap();
-            ids.undo(0);
-            assert_eq!(merged(), 0);
-        }
-        while connection.query_row("SELECT seq FROM indexed", [], |row| row.get::<_, i64>(0)).unwrap() == 0 {
-            ids.merge(&connection, 1).unwrap();
-            ids.committed();
-        }
-        assert_eq!(merged(), i64::try_from(MERGE_AT).unwrap());
-        assert!(ids.state.borrow().recent.is_empty());
+    fn ids_of_an_earlier_version_are_known_until_they_are_pruned() {
+        let mut log = Log::new();
+        log.group(0..40, 0..0, true);
+        let sql = "INSERT INTO event_id (id, seq) SELECT id, seq FROM event; UPDATE indexed SET seq = 40";
+        log.connection.execute_batch(sql).unwrap();
+        log.reopen();
+        assert_eq!(log.ids.state.borrow().recent_count, 0);
+        log.group(40..200, 0..0, true);
+        log.must_know_what_it_has(0..210);
+        log.group(0..0, 0..30, true);
+        log.must_know_what_it_has(0..210);
+        assert_eq!(log.count("event_id"), 10);
+        log.group(0..30, 0..0, true);
+        log.must_know_what_it_has(0..210);
     }
 
     #[test]
-    fn an_event_that_is_pruned_while_its_id_is_merged_does_not_come_back() {
-        let connection = database();
-        let ids = load(&connection);
-        for key in 1..=MERGE_AT as u64 {
-            ids.add(id(key), Position(key), PRINT);
+    fn a_filter_that_is_missing_is_read_from_the_rows() {
+        let mut log = Log::new();
+        for first in (0..1000).step_by(10) {
+            log.group(first..first + 10, 0..0, true);
         }
-        ids.committed();
-        for _ in 0..MERGE_AT {
-            ids.merge(&connection, 1).unwrap();
-            ids.committed();
-            for key in 1..=MERGE_AT as u64 {
-                ids.remove(&connection, id(key)).unwrap();
-            }
-        }
-        assert_eq!(find(&ids, &connection, id(1)), None);
+        log.connection.execute("UPDATE generation SET filter = NULL WHERE number = 0", []).unwrap();
+        log.connection.execute("UPDATE generation SET filter = x'00' WHERE number = 1", []).unwrap();
+        log.reopen();
+        log.must_know_what_it_has(0..1010);
     }
 }

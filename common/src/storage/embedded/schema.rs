@@ -22,6 +22,11 @@ const STEPS: &[&str] = &[
     "ALTER TABLE event ADD COLUMN environment TEXT;
      ALTER TABLE parked ADD COLUMN environment TEXT;
      ALTER TABLE dead ADD COLUMN environment TEXT;",
+    // 3: ids are written in generations. Those that are in `event_id` stay there until they are pruned.
+    "DROP VIEW position;
+     CREATE TABLE generation (number INTEGER PRIMARY KEY, sweeps INTEGER NOT NULL DEFAULT 0, upto INTEGER, filter BLOB);
+     INSERT INTO generation (number) VALUES (0);
+     CREATE TABLE id_bucket (number INTEGER PRIMARY KEY, entries BLOB NOT NULL);",
 ];
 
 /// The version this code reads and writes.

@@ -409,9 +409,10 @@ impl Thread {
         }
         drop(appender);
         if !session.connection.is_autocommit()
-            && let Err(error) = session.ids.merge(&session.connection, answers.len())
+            && let Err(error) =
+                session.ids.sweep(&session.connection, answers.len(), Position(session.head()))
         {
-            session.failure.replace(Some(session.classify("merging ids", error)));
+            session.failure.replace(Some(session.classify("writing ids", error)));
         }
         if session.connection.is_autocommit() {
             return Err(session.failure.take().unwrap_or(StorageError::Closed));

@@ -1,4 +1,4 @@
--- Schema version 2 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- Schema version 3 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
 -- A file of an earlier version is brought here by the steps in `embedded/schema.rs`; a change here is a step there.
 -- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
 
@@ -7,7 +7,7 @@
 -- pruned, and the next position is always one more than the greatest here.
 CREATE TABLE event (
     seq          INTEGER PRIMARY KEY,
-    id           BLOB    NOT NULL,          -- the deduplication, see event_id
+    id           BLOB    NOT NULL,          -- the deduplication, see id_bucket
     source       TEXT    NOT NULL,
     type         TEXT    NOT NULL,
     subject      TEXT,
@@ -19,18 +19,29 @@ CREATE TABLE event (
     body         BLOB    NOT NULL,          -- the bytes received
     environment  TEXT                       -- of its source when it came; NULL before version 2: as its source is now
 );
--- One event per id, for as long as it is kept. Complete up to the position in `indexed`; the writer has the
--- ids behind it in memory and adds them here many at a time.
+-- One event per id, for as long as it is kept; `embedded/ids.rs` says how. Where an id may be: of each 16 bytes of a row the
+-- first 8 are the last of an id, the others a position, both with the highest byte first. Which row: `number` is a
+-- generation, then in 12 bits each the bucket, which is the beginning of the id, and the sweep that wrote it.
+CREATE TABLE id_bucket (
+    number  INTEGER PRIMARY KEY,
+    entries BLOB    NOT NULL
+);
+-- About a million ids each. The last one is being written; the others have their filter.
+CREATE TABLE generation (
+    number INTEGER PRIMARY KEY,
+    sweeps INTEGER NOT NULL DEFAULT 0,      -- those that have been around
+    upto   INTEGER,                         -- no event behind this position is in it
+    filter BLOB
+);
+INSERT INTO generation (number) VALUES (0);
+-- The ids of all events up to this position are in `id_bucket`, or in `event_id`; the writer has the others in memory.
+CREATE TABLE indexed (seq INTEGER NOT NULL);
+INSERT INTO indexed (seq) VALUES (0);
+-- What was written before version 3, until it is pruned.
 CREATE TABLE event_id (
     id  BLOB    PRIMARY KEY,
     seq INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE indexed (seq INTEGER NOT NULL);
-INSERT INTO indexed (seq) VALUES (0);
--- Where an id is, whether or not `event_id` has it.
-CREATE VIEW position AS
-    SELECT id, seq FROM event_id
-    UNION ALL SELECT id, seq FROM event WHERE seq > (SELECT seq FROM indexed);
 
 CREATE INDEX event_received_at ON event (received_at);
 
