@@ -180,11 +180,11 @@ fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Res
     let mut event = letter.event;
     event.received_at = now;
     let mut appender = Appender::new(session)?;
-    if appender.append(&event, OnConflict::Duplicate)? == Appended::Duplicate
+    if appender.append(event.clone(), OnConflict::Duplicate)? == Appended::Duplicate
         && appender.known(event.id)? != Some(event.fingerprint)
     {
         event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
-        appender.append(&event, OnConflict::Duplicate)?;
+        appender.append(event, OnConflict::Duplicate)?;
     }
     Ok(())
 }

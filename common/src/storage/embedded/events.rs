@@ -235,14 +235,17 @@ fn is_duplicate(stored: Fingerprint, event: &Event, on_conflict: OnConflict) -> 
 pub(super) struct Appender<'s> {
     session: &'s Session,
     insert: CachedStatement<'s>,
+    /// The event whose columns are bound: what the next one has in common with it needs no copy.
+    bound: Option<Event>,
 }
 
 impl<'s> Appender<'s> {
     pub(super) fn new(session: &'s Session) -> rusqlite::Result<Self> {
+        // Without `seq`, which is one more than the greatest then: the engine need not look whether it is taken.
         const INSERT: &str =
-            concat!("INSERT INTO event (seq, ", event_columns!(), ") VALUES (?, ", event_values!(), ")");
+            concat!("INSERT INTO event (", event_columns!(), ") VALUES (", event_values!(), ")");
         let insert = session.connection.prepare_cached(INSERT)?;
-        Ok(Self { session, insert })
+        Ok(Self { session, insert, bound: None })
     }
 
     /// The fingerprint of the event that has this id; none if the id is new.
@@ -251,17 +254,19 @@ impl<'s> Appender<'s> {
     }
 
     /// Puts an event into the log, unless its id is there.
-    pub(super) fn append(&mut self, event: &Event, on_conflict: OnConflict) -> rusqlite::Result<Appended> {
+    pub(super) fn append(&mut self, event: Event, on_conflict: OnConflict) -> rusqlite::Result<Appended> {
         match self.known(event.id)? {
             None => {
-                let position = Position(self.session.head() + 1);
-                rows::execute_with_event(&mut self.insert, &[&seq(position)], event)?;
-                self.session.stored(event, position);
+                let bound = self.bound.take();
+                rows::bind_event(&mut self.insert, 1, &event, bound.as_ref())?;
+                self.insert.raw_execute()?;
+                let position = self.session.stored(&event)?;
+                self.bound = Some(event);
                 Ok(Appended::Stored(position))
             }
-            Some(stored) if is_duplicate(stored, event, on_conflict) => Ok(Appended::Duplicate),
+            Some(stored) if is_duplicate(stored, &event, on_conflict) => Ok(Appended::Duplicate),
             Some(_) => {
-                quarantine(self.session, event, CONFLICT, CONFLICT_DETAIL)?;
+                quarantine(self.session, &event, CONFLICT, CONFLICT_DETAIL)?;
                 Ok(Appended::Conflict)
             }
         }

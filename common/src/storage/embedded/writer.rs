@@ -23,6 +23,7 @@ use super::ids::Ids;
 use super::telemetry::Telemetry;
 use crate::event::Event;
 use crate::storage::tables::readers::engine;
+use crate::storage::tables::rows::seq;
 use crate::storage::{Appended, Controls, OnConflict, Position, StorageError};
 
 /// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
@@ -69,10 +70,18 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Notes that an event was stored; the head moves when the group is durable.
-    pub(super) fn stored(&self, event: &Event, position: Position) {
+    /// Notes that an event has just been stored, and where; the head moves when the group is durable.
+    pub(super) fn stored(&self, event: &Event) -> rusqlite::Result<Position> {
+        let position = Position(self.head() + 1);
+        let given = self.connection.last_insert_rowid();
+        if given != seq(position) {
+            // Somebody else has written to the table. Nothing that is in a wrong place may be committed.
+            self.connection.execute_batch("ROLLBACK")?;
+            return Err(rusqlite::Error::IntegralValueOutOfRange(0, given));
+        }
         self.head.set(position.0);
         self.ids.add(event.id, position, event.fingerprint);
+        Ok(position)
     }
 
     /// The position of the last event stored, including this group's.
@@ -299,7 +308,7 @@ impl Order {
                 let result = match session {
                     None => Err(StorageError::Closed),
                     Some(session) => appender_of(session, appender)
-                        .and_then(|appender| appender.append(&event, on_conflict))
+                        .and_then(|appender| appender.append(event, on_conflict))
                         .map_err(|error| session.failed("storing an event", error)),
                 };
                 Some(Answer::Append { result, reply })

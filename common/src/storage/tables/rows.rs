@@ -93,22 +93,40 @@ pub(in crate::storage) fn execute_with_event(
     for (index, value) in head.iter().enumerate() {
         statement.raw_bind_parameter(index + 1, value)?;
     }
-    bind_event(statement, head.len() + 1, event)?;
+    bind_event(statement, head.len() + 1, event, None)?;
     statement.raw_execute()
 }
 
-fn bind_event(statement: &mut Statement<'_>, first: usize, event: &Event) -> rusqlite::Result<()> {
+/// Binds an event's columns to the parameters from `first` on. `bound` is the event that they were bound to last,
+/// if they still are: the engine copies each text, and most events share theirs with the one before.
+pub(in crate::storage) fn bind_event(
+    statement: &mut Statement<'_>,
+    first: usize,
+    event: &Event,
+    bound: Option<&Event>,
+) -> rusqlite::Result<()> {
     statement.raw_bind_parameter(first, event.id.as_bytes().as_slice())?;
-    statement.raw_bind_parameter(first + 1, &*event.source)?;
-    statement.raw_bind_parameter(first + 2, &*event.kind)?;
+    if bound.is_none_or(|bound| bound.source != event.source) {
+        statement.raw_bind_parameter(first + 1, &*event.source)?;
+    }
+    if bound.is_none_or(|bound| bound.kind != event.kind) {
+        statement.raw_bind_parameter(first + 2, &*event.kind)?;
+    }
     statement.raw_bind_parameter(first + 3, event.subject.as_deref())?;
     statement.raw_bind_parameter(first + 4, event.time.map(millis))?;
     statement.raw_bind_parameter(first + 5, millis(event.received_at))?;
-    statement.raw_bind_parameter(first + 6, event.content_type.as_deref())?;
-    statement.raw_bind_parameter(first + 7, event.traceparent.as_deref())?;
+    if bound.is_none_or(|bound| bound.content_type != event.content_type) {
+        statement.raw_bind_parameter(first + 6, event.content_type.as_deref())?;
+    }
+    if bound.is_none_or(|bound| bound.traceparent != event.traceparent) {
+        statement.raw_bind_parameter(first + 7, event.traceparent.as_deref())?;
+    }
     statement.raw_bind_parameter(first + 8, event.fingerprint.as_bytes().as_slice())?;
     statement.raw_bind_parameter(first + 9, &*event.body)?;
-    statement.raw_bind_parameter(first + 10, event.environment.map(Environment::name))
+    if bound.is_none_or(|bound| bound.environment != event.environment) {
+        statement.raw_bind_parameter(first + 10, event.environment.map(Environment::name))?;
+    }
+    Ok(())
 }
 
 /// The event whose columns begin at `first`.
