@@ -51,8 +51,11 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// How long the writer waits for a checkpoint that holds it.
 const WRITER_WAIT: Duration = Duration::from_secs(10);
-/// How long a checkpoint waits for readers before it lets the writer go on.
+/// How long a checkpoint that holds the writer waits for readers before it lets it go on.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(200);
+/// After what time each of them looks again, and what the system's timer adds. The engine's own pauses grow from 1 ms to
+/// 100, and everybody who posts meanwhile waits with the writer.
+const LOOK: Duration = Duration::from_micros(150);
 
 /// How to open the embedded storage.
 #[derive(Clone, Debug)]
@@ -88,7 +91,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
 
     let (stop_checkpoints, stopped) = std::sync::mpsc::channel();
     let checkpointer = Checkpointer {
-        connection: connect(&database, CHECKPOINT_WAIT)
+        connection: connect(&database, |looks| look_again(looks, CHECKPOINT_WAIT))
             .map_err(|error| engine("opening the checkpointer", error))?,
         database: database.clone(),
         log: log.clone(),
@@ -206,9 +209,9 @@ fn make_folder(folder: &Path) -> std::io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn connect(database: &Path, wait: Duration) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(database)?;
-    connection.busy_timeout(wait)?;
+fn connect(database: &Path, wait: fn(i32) -> bool) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open(database)?;
+    connection.busy_handler(Some(wait))?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
@@ -217,10 +220,20 @@ fn connect(database: &Path, wait: Duration) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Waits a moment for whoever has the lock; false after so many looks as take `wait`.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the engine has no other way to wait, and its threads are its own"
+)]
+fn look_again(looks: i32, wait: Duration) -> bool {
+    std::thread::sleep(LOOK);
+    LOOK * looks.unsigned_abs() < wait
+}
+
 /// The writer's connection on a file that is known to be whole, on disk, and of our version by now.
 fn prepare(database: &Path) -> Result<Connection, StorageError> {
     let failed = |error| engine("opening the database", error);
-    let mut connection = connect(database, WRITER_WAIT).map_err(failed)?;
+    let mut connection = connect(database, |looks| look_again(looks, WRITER_WAIT)).map_err(failed)?;
     // What an earlier process could not sync is synced here, or opening fails.
     let busy: i64 =
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;

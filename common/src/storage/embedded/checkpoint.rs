@@ -2,7 +2,8 @@
 //!
 //! The writer never checkpoints. This thread copies what is committed whenever enough has gathered, without
 //! holding anybody up (PASSIVE). Under unbroken load a passive checkpoint never catches the log's end, so
-//! the log would grow for ever: past [`LOG_BYTES_MAX`] one RESTART holds the writer for the short remainder.
+//! the log would grow for ever: past [`LOG_PAGES_MAX`] one RESTART holds the writer for the short remainder, and the
+//! log is written from its beginning again. Its file stays as long as it was, so its length says nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use super::telemetry::Telemetry;
 
 /// Event bytes written between two checkpoints.
 const STEP_BYTES: u64 = 8 << 20;
-/// Length of the write-ahead log at which the writer is held until it can begin anew.
-const LOG_BYTES_MAX: u64 = 128 << 20;
+/// Pages in the write-ahead log at which the writer is held until it can begin anew: 128 MiB of them. Few in tests.
+const LOG_PAGES_MAX: i64 = if cfg!(test) { 64 } else { 32 << 10 };
 /// How often to look.
 const PERIOD: Duration = Duration::from_millis(100);
 /// Looks after which a small rest is checkpointed too, so that an idle store is a short file.
@@ -49,18 +50,24 @@ impl Checkpointer {
     }
 
     fn checkpoint(&self) {
-        let mode = if length(&self.log) > LOG_BYTES_MAX { "RESTART" } else { "PASSIVE" };
-        let passed = self.run_pragma("PASSIVE");
-        let outcome =
-            if mode == "RESTART" { passed.and_then(|()| self.run_pragma("RESTART")) } else { passed };
-        if let Err(error) = outcome {
+        if let Err(error) = self.try_checkpoint() {
             self.telemetry.checkpoint_failed();
-            tracing::warn!(%error, mode, "a checkpoint of the store failed and will be tried again");
+            tracing::warn!(%error, "a checkpoint of the store failed and will be tried again");
         }
     }
 
-    fn run_pragma(&self, mode: &str) -> rusqlite::Result<()> {
-        self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+    fn try_checkpoint(&self) -> rusqlite::Result<()> {
+        if self.run_pragma("PASSIVE")? > LOG_PAGES_MAX {
+            // What has come meanwhile, so that little is left for which the writer is held.
+            self.run_pragma("PASSIVE")?;
+            self.run_pragma("RESTART")?;
+        }
+        Ok(())
+    }
+
+    /// Returns how many pages there were in the log.
+    fn run_pragma(&self, mode: &str) -> rusqlite::Result<i64> {
+        self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1))
     }
 
     fn measure(&self) {
@@ -71,4 +78,51 @@ impl Checkpointer {
 
 pub(super) fn length(file: &std::path::Path) -> u64 {
     std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use prometheus::Registry;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::storage::embedded::connect;
+
+    #[test]
+    fn the_writer_is_held_for_a_long_log_and_not_for_a_long_file() {
+        static WAITS: AtomicUsize = AtomicUsize::new(0);
+        let folder = TempDir::new().unwrap();
+        let database = folder.path().join("store.db");
+        let writer = connect(&database, |_| false).unwrap();
+        let checkpointer = Checkpointer {
+            connection: connect(&database, |_| {
+                WAITS.fetch_add(1, Ordering::Relaxed);
+                false
+            })
+            .unwrap(),
+            log: folder.path().join("store.db-wal"),
+            database,
+            written_bytes: Arc::default(),
+            telemetry: Arc::new(Telemetry::new(&Registry::new())),
+        };
+        // How often it has waited for a writer that is in the middle of something.
+        let waits = || {
+            writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+            WAITS.store(0, Ordering::Relaxed);
+            checkpointer.checkpoint();
+            writer.execute_batch("COMMIT").unwrap();
+            WAITS.load(Ordering::Relaxed)
+        };
+        writer.execute_batch("CREATE TABLE t (b)").unwrap();
+        assert_eq!(waits(), 0);
+        let bytes = (LOG_PAGES_MAX + 1) * 4096;
+        writer.execute("INSERT INTO t VALUES (zeroblob(?))", [bytes]).unwrap();
+        assert!(waits() > 0, "the log is long");
+        checkpointer.checkpoint();
+        writer.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        assert!(length(&checkpointer.log) > bytes.unsigned_abs(), "the file is long");
+        assert_eq!(waits(), 0, "the log is not");
+    }
 }
