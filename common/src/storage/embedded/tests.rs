@@ -186,3 +186,19 @@ async fn a_resend_is_a_duplicate_for_as_long_as_its_first_is_kept_and_the_store_
     storage.events.close().await;
     assert!(matches!(append(event(2)).await, Err(StorageError::Closed)));
 }
+
+#[tokio::test]
+async fn an_event_that_would_be_at_another_position_than_the_next_is_not_stored() {
+    let folder = InFolder::new();
+    let storage = folder.open().await;
+    storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
+    let sql = "INSERT INTO event SELECT 100, x'00', source, type, subject, time, received_at, content_type, \
+               traceparent, fingerprint, body, environment FROM event";
+    folder.database().execute(sql, []).unwrap();
+    let refused = storage.events.append(event(2), OnConflict::Quarantine).await;
+    assert!(matches!(refused, Err(StorageError::Engine { .. })), "{refused:?}");
+    folder.database().execute("DELETE FROM event WHERE seq = 100", []).unwrap();
+    let stored = storage.events.append(event(2), OnConflict::Quarantine).await;
+    assert_eq!(stored.unwrap(), Appended::Stored(Position(2)));
+    storage.events.close().await;
+}
