@@ -134,7 +134,8 @@ pub(super) struct Wire<S> {
     /// Whom it wakes.
     watched_by: Option<Waker>,
     /// Something was waited for that is no silence; hyper does not ask again before there is something to read, so
-    /// the silence behind the answer has to be begun by the answer.
+    /// the silence behind the answer has to be begun by the answer. A body likewise by its request: hyper has asked
+    /// for it before the request is looked at.
     unwatched: bool,
     /// Set while the peer takes nothing of what is written.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -274,8 +275,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.unwatched && self.phase.now() == IDLE {
-            self.unwatched = false;
+        let state = self.phase.state.load(Ordering::Relaxed);
+        let is_new = self.wait.is_none_or(|(waiting, _)| waiting != state);
+        if self.unwatched && is_new && matches!(state % NEXT, IDLE | BODY) {
+            self.unwatched = state % NEXT != IDLE;
             // It begins now, so it cannot be over.
             let _ = self.poll_late(cx);
         }

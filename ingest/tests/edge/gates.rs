@@ -261,6 +261,22 @@ async fn a_connection_that_says_no_more_is_closed_whatever_it_was_answered() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_body_begins_with_its_head_and_not_with_its_first_byte() {
+    let rig = rig(vec![preset("pagoefectivo")], |config| {
+        config.limits.body_timeout = Duration::from_millis(300);
+        // No other wait may be the one that ends it.
+        (config.limits.head_timeout, config.limits.idle_timeout) =
+            (Duration::from_secs(600), Duration::from_secs(600));
+    })
+    .await;
+    let request = valid(1, "");
+    let end = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    let (_, answer) = tokio::time::timeout(Duration::from_secs(20), rig.raw(&request[..end])).await.unwrap();
+    assert_eq!(status(answer.as_ref()), 408);
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn for_a_request_too_many_there_is_an_answer_on_a_connection_that_stays() {
     let rig = rig(vec![preset("pagoefectivo")], |config| config.limits.inflight_requests_max = 1).await;
     let mut waiting = TcpStream::connect(rig.address).await.unwrap();
