@@ -36,8 +36,8 @@ pub(super) struct Links {
 /// An open connection.
 pub(super) struct Link {
     requests: SendRequest<Full<Bytes>>,
-    connection: Box<Connection<TokioIo<Wire>, Full<Bytes>>>,
-    has_ended: bool,
+    /// None once it has ended: a request that it had not begun is refused when it is dropped, and not before.
+    connection: Option<Box<Connection<TokioIo<Wire>, Full<Bytes>>>>,
     seen: Seen,
     idle_since: Instant,
 }
@@ -124,8 +124,7 @@ impl Links {
             handshake.await.map_err(|error| NoAnswer::Http { error, answered: false })?;
         Ok(Link {
             requests,
-            connection: Box::new(connection),
-            has_ended: false,
+            connection: Some(Box::new(connection)),
             seen,
             idle_since: Instant::now(),
         })
@@ -165,12 +164,15 @@ impl Link {
 
     /// Writes and reads what can be written and read now. How it ends is told to whoever waits for an answer.
     fn work(&mut self, cx: &mut Context<'_>) {
-        self.has_ended = self.has_ended || Pin::new(&mut *self.connection).poll(cx).is_ready();
+        let Some(connection) = &mut self.connection else { return };
+        if Pin::new(&mut **connection).poll(cx).is_ready() {
+            self.connection = None;
+        }
     }
 
     /// Whether it waits for a request, as far as is known.
     fn is_free(&self) -> bool {
-        !self.has_ended && self.requests.is_ready()
+        self.connection.is_some() && self.requests.is_ready()
     }
 
     /// Whether it may carry another request, at a closer look.
