@@ -122,12 +122,7 @@ impl Links {
         let handshake = Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(TokioIo::new(wire));
         let (requests, connection) =
             handshake.await.map_err(|error| NoAnswer::Http { error, answered: false })?;
-        Ok(Link {
-            requests,
-            connection: Some(Box::new(connection)),
-            seen,
-            idle_since: Instant::now(),
-        })
+        Ok(Link { requests, connection: Some(Box::new(connection)), seen, idle_since: Instant::now() })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Link>> {
@@ -188,4 +183,42 @@ impl Link {
 /// For a look that nobody waits for.
 fn nobody() -> Context<'static> {
     Context::from_waker(Waker::noop())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
+
+    use super::super::client::Dialer;
+    use super::*;
+
+    fn request() -> Request<Full<Bytes>> {
+        Request::new(Full::default())
+    }
+
+    #[tokio::test]
+    async fn a_request_that_its_connection_ends_without_beginning_is_refused_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let links = Links::new(Connector::new(&Dialer::new(&[]), true), to, 1);
+        let receiver = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            stream
+        };
+        let (first, stream) = tokio::join!(links.exchange(request), receiver);
+        links.keep(first.unwrap().0);
+        // Taken while it is open, and closed before it is worked again.
+        let mut link = links.take().unwrap();
+        drop(stream);
+        sleep(Duration::from_millis(100)).await;
+        let refused = timeout(Duration::from_secs(10), link.exchange(request())).await;
+        assert!(refused.expect("it is not waited for").is_err());
+        assert!(!link.is_free());
+    }
 }
