@@ -99,6 +99,9 @@ struct State {
     /// The newest, by bucket, in the order in which they came.
     recent: Vec<Vec<Known>>,
     recent_count: usize,
+    /// More were there when the store was opened: the first sweep goes around however few come, or a process that is
+    /// restarted often would load more each time.
+    catches_up: bool,
     /// Oldest first; the last one is being written.
     generations: Vec<Generation>,
     sweep: Sweep,
@@ -161,6 +164,7 @@ impl Ids {
             state.remember(Known { id, position: rows::position(row, 0)?, fingerprint });
             durable.add(id, fingerprint);
         }
+        state.catches_up = state.recent_count > RECENT_MAX;
         Ok(Self { state: RefCell::new(state), durable })
     }
 
@@ -253,7 +257,8 @@ impl Ids {
     ) -> rusqlite::Result<()> {
         let state = &mut *self.state.borrow_mut();
         state.written = None;
-        let surplus = state.recent_count.saturating_sub(RECENT_MAX);
+        let surplus =
+            if state.catches_up { state.recent_count } else { state.recent_count.saturating_sub(RECENT_MAX) };
         let Some(generation) = state.generations.last_mut().filter(|_| surplus > 0) else { return Ok(()) };
         let sweep = state.sweep;
         let last = BUCKETS.min(sweep.bucket + SLICE_MIN + writes / WRITES_PER_BUCKET);
@@ -326,6 +331,7 @@ impl State {
         Ok(Self {
             recent: vec![Vec::new(); BUCKETS],
             recent_count: 0,
+            catches_up: false,
             generations,
             sweep: Sweep { number: sweeps, bucket: 0, upto: head },
             earlier: connection.query_row("SELECT EXISTS (SELECT 1 FROM event_id)", [], |row| row.get(0))?,
@@ -355,6 +361,7 @@ impl State {
             bucket.clear();
         }
         self.sweep = written.then;
+        self.catches_up = self.catches_up && self.sweep.bucket > 0;
         if written.ended.is_some() {
             generation.upto = written.ended;
             let next = Generation::new(generation.number + 1);
@@ -638,6 +645,22 @@ mod tests {
         assert!(log.indexed() > around && log.count("id_bucket") > rows);
         log.reopen();
         log.must_know_what_it_has(0..2 * last);
+    }
+
+    #[test]
+    fn however_often_it_is_reopened_what_is_loaded_stays_bounded() {
+        let mut log = Log::new();
+        let some = RECENT_MAX as u64 / 2;
+        for round in 0..20 {
+            log.reopen();
+            let loaded = log.ids.state.borrow().recent_count;
+            assert!(loaded <= 3 * RECENT_MAX, "{loaded} in round {round}");
+            for key in some * round..some * (round + 1) {
+                log.group(key..key + 1, 0..0, true);
+            }
+        }
+        log.reopen();
+        log.must_know_what_it_has(0..20 * some);
     }
 
     #[test]

@@ -422,6 +422,8 @@ impl Thread {
                 session.ids.sweep(&session.connection, answers.len(), Position(session.head()))
         {
             session.failure.replace(Some(session.classify("writing ids", error)));
+            // Half a sweep is none.
+            let _ = session.connection.execute_batch("ROLLBACK");
         }
         if session.connection.is_autocommit() {
             return Err(session.failure.take().unwrap_or(StorageError::Closed));
