@@ -96,12 +96,17 @@ impl Asker {
         loop {
             let gathered = waiting.recv_many(&mut asks, BATCH_MAX);
             // What is to be said does not wait for somebody to ask.
-            let gathered =
-                if unsaid.0.is_empty() { Ok(gathered.await) } else { timeout(ALONE, gathered).await };
+            let gathered = if unsaid.0.is_empty() {
+                Ok(gathered.await)
+            } else {
+                let pause = if failed_at.is_some() { ALONE } else { Duration::ZERO };
+                timeout(pause, gathered).await
+            };
             if gathered == Ok(0) {
                 return;
             }
-            if failed_at.is_some_and(|since| since.elapsed() < ALONE) {
+            let is_last = asks.iter().any(|ask| matches!(ask, Ask::Flush(_)));
+            if !is_last && failed_at.is_some_and(|since| since.elapsed() < ALONE) {
                 asks.drain(..).for_each(|ask| unsaid.keep(ask));
                 continue;
             }
@@ -217,14 +222,14 @@ impl ToRedisArgs for Shown<'_> {
     }
 }
 
-/// Confirmations that Redis has not heard; the rest of what it did not answer nobody waits for.
+/// Confirmations that Redis has not heard, and who waits for them; the rest of what it did not answer nobody waits for.
 #[derive(Default)]
 struct Unsaid(VecDeque<Ask>);
 
 impl Unsaid {
     /// Of more than there is room for the oldest go: they are repeated least.
     fn keep(&mut self, ask: Ask) {
-        if !matches!(ask, Ask::Confirm { .. }) {
+        if !matches!(ask, Ask::Confirm { .. } | Ask::Flush(_)) {
             return;
         }
         if self.0.len() >= WAITING_MAX {
@@ -233,10 +238,14 @@ impl Unsaid {
         self.0.push_back(ask);
     }
 
-    /// Some of them go with a batch, ahead of what is asked in it.
+    /// Some of them go with a batch, ahead of what is asked in it; who waits for all of them waits behind the others.
     fn join(&mut self, asks: &mut Vec<Ask>) {
         let some = self.0.len().min(BATCH_MAX);
-        asks.splice(..0, self.0.drain(..some));
+        let others = self.0.split_off(some);
+        asks.splice(..0, std::mem::replace(&mut self.0, others));
+        if !self.0.is_empty() {
+            self.0.extend(asks.extract_if(.., |ask| matches!(ask, Ask::Flush(_))));
+        }
     }
 }
 
@@ -258,5 +267,31 @@ impl Found {
         let is_done =
             found.strip_prefix(b"d:").is_some_and(|digits| hex::decode_to_slice(digits, &mut bytes).is_ok());
         if is_done { Self::Done(Fingerprint::from_bytes(bytes)) } else { Self::Pending }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_flush(ask: &Ask) -> bool {
+        matches!(ask, Ask::Flush(_))
+    }
+
+    #[test]
+    fn who_waits_for_everything_to_be_said_waits_behind_it() {
+        let mut unsaid = Unsaid::default();
+        let confirmation = || Ask::Confirm {
+            id: EventId::from_bytes([1; 16]),
+            fingerprint: Fingerprint::from_bytes([2; 16]),
+        };
+        (0..BATCH_MAX + 1).for_each(|_| unsaid.keep(confirmation()));
+        let mut asks = vec![Ask::Flush(oneshot::channel().0), confirmation()];
+        unsaid.join(&mut asks);
+        assert_eq!((asks.len(), asks.iter().any(is_flush)), (BATCH_MAX + 1, false));
+        let mut asks = Vec::new();
+        unsaid.join(&mut asks);
+        assert_eq!((asks.len(), asks.last().is_some_and(is_flush)), (2, true));
+        assert!(unsaid.0.is_empty());
     }
 }
