@@ -283,7 +283,9 @@ impl Courier {
             self.settle_at = Some(now + SETTLE_EVERY);
         }
         if self.tidy_at.is_some_and(|at| at <= now) {
-            self.tidy_at = self.fixed.sender.tidy().then_some(now + TIDY_EVERY);
+            // An attempt under way will leave its connection idle.
+            let is_left = self.fixed.sender.tidy() || self.in_flight > 0;
+            self.tidy_at = is_left.then_some(now + TIDY_EVERY);
         }
         for index in 0..self.readings.len() {
             let reading = &mut self.readings[index];
