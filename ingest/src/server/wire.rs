@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tracing::debug;
 
@@ -189,11 +190,12 @@ impl<S> Wire<S> {
             return Poll::Pending;
         }
         self.watched_by = Some(cx.waker().clone());
-        ready!(alarm.as_mut().poll(cx));
+        // Whatever the task has left of its budget: an alarm that was not looked at would wake nobody.
+        ready!(pin!(unconstrained(alarm.as_mut())).poll(cx));
         if alarm.deadline() < due {
             // It has rung for an earlier wait.
             alarm.as_mut().reset(due);
-            ready!(alarm.as_mut().poll(cx));
+            ready!(pin!(unconstrained(alarm.as_mut())).poll(cx));
         }
         let_go(WAITS[state % NEXT], due);
         Poll::Ready(())
