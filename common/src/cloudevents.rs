@@ -1,7 +1,8 @@
-//! An event's CloudEvents 1.0 context attributes as HTTP carries them.
+//! An event's CloudEvents 1.0 context attributes.
 //!
-//! Binary mode: the body stays as it is, the attributes travel beside it in `ce-` headers. Values are escaped as the
-//! HTTP protocol binding asks (section 3.1.3.2): printable ASCII stays, all else becomes percent-encoded UTF-8.
+//! Binary mode: the body stays as it is, the attributes travel beside it, in `ce_` headers of a Kafka record as they are,
+//! in `ce-` headers over HTTP escaped as that protocol binding asks (section 3.1.3.2): printable ASCII stays, all else
+//! becomes percent-encoded UTF-8.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -11,10 +12,13 @@ use crate::event::Event;
 /// The version of the specification, which each event carries.
 pub const SPEC_VERSION: &str = "1.0";
 
+/// What the attribute `source` begins with; the name of the event's source follows.
+pub const SOURCE_PREFIX: &str = "/sources/";
+
 /// The attribute `source` of events from the source of this name, escaped.
 #[must_use]
 pub fn source(name: &str) -> String {
-    format!("/sources/{}", escape(name))
+    format!("{SOURCE_PREFIX}{}", escape(name))
 }
 
 /// The attribute `time`: when the provider says it happened, else when it was received.

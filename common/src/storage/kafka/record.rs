@@ -12,6 +12,7 @@ use rdkafka::message::{Header, Headers as _, Message, OwnedHeaders};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::cloudevents::{SOURCE_PREFIX, SPEC_VERSION};
 use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::{DeadLetter, Delivered, Failure, Parked, Position, Record};
 
@@ -21,7 +22,6 @@ const FINGERPRINT: &str = "ce_chaskifingerprint";
 /// Of its source when the event came. Absent where an older chaski wrote the record: as its source is now.
 const ENVIRONMENT: &str = "ce_chaskienvironment";
 const TRACEPARENT: &str = "ce_traceparent";
-const SOURCE_PREFIX: &str = "/sources/";
 /// The state of a parked delivery.
 const PARKED: &str = "chaski-parked";
 /// The state of a dead letter.
@@ -309,7 +309,7 @@ fn headers(event: &Event) -> OwnedHeaders {
     let received = event.received_at.as_millisecond().to_string();
     [
         (CONTENT_TYPE, event.content_type.as_deref()),
-        ("ce_specversion", Some("1.0")),
+        ("ce_specversion", Some(SPEC_VERSION)),
         ("ce_id", Some(id)),
         ("ce_source", Some(&*source)),
         ("ce_type", Some(&*event.kind)),
