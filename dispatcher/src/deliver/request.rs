@@ -15,19 +15,6 @@ use prometheus::IntCounter;
 use super::sign::Signer;
 use crate::destination::{Auth, DestinationSpec};
 
-const CE_SPECVERSION: HeaderName = HeaderName::from_static("ce-specversion");
-const CE_ID: HeaderName = HeaderName::from_static("ce-id");
-const CE_SOURCE: HeaderName = HeaderName::from_static("ce-source");
-const CE_TYPE: HeaderName = HeaderName::from_static("ce-type");
-const CE_SUBJECT: HeaderName = HeaderName::from_static("ce-subject");
-const CE_TIME: HeaderName = HeaderName::from_static("ce-time");
-const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const CHASKI_ATTEMPT: HeaderName = HeaderName::from_static("chaski-attempt");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
 /// A header that is each event's own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Own {
@@ -44,21 +31,21 @@ enum Own {
     Traceparent,
 }
 
-/// Their names; some have two.
+/// Their names; the id has three.
 const OWN: [(HeaderName, Own); 13] = [
-    (CE_ID, Own::Id),
-    (WEBHOOK_ID, Own::Id),
-    (IDEMPOTENCY_KEY, Own::Id),
-    (CE_SOURCE, Own::Source),
-    (CE_TYPE, Own::Type),
-    (CE_SUBJECT, Own::Subject),
-    (CE_TIME, Own::Time),
-    (WEBHOOK_TIMESTAMP, Own::Timestamp),
-    (WEBHOOK_SIGNATURE, Own::Signature),
-    (CHASKI_ATTEMPT, Own::Attempt),
+    (HeaderName::from_static("ce-id"), Own::Id),
+    (HeaderName::from_static("webhook-id"), Own::Id),
+    (HeaderName::from_static("idempotency-key"), Own::Id),
+    (HeaderName::from_static("ce-source"), Own::Source),
+    (HeaderName::from_static("ce-type"), Own::Type),
+    (HeaderName::from_static("ce-subject"), Own::Subject),
+    (HeaderName::from_static("ce-time"), Own::Time),
+    (HeaderName::from_static("webhook-timestamp"), Own::Timestamp),
+    (HeaderName::from_static("webhook-signature"), Own::Signature),
+    (HeaderName::from_static("chaski-attempt"), Own::Attempt),
     (CONTENT_LENGTH, Own::Length),
     (CONTENT_TYPE, Own::ContentType),
-    (TRACEPARENT, Own::Traceparent),
+    (HeaderName::from_static("traceparent"), Own::Traceparent),
 ];
 
 /// Makes requests.
@@ -79,7 +66,7 @@ impl Requests {
     pub(super) fn new(spec: &DestinationSpec, header_dropped: IntCounter) -> Self {
         let mut template = HeaderMap::new();
         template.insert(USER_AGENT, HeaderValue::from_static(concat!("chaski/", env!("CARGO_PKG_VERSION"))));
-        template.insert(CE_SPECVERSION, HeaderValue::from_static(cloudevents::SPEC_VERSION));
+        template.insert("ce-specversion", HeaderValue::from_static(cloudevents::SPEC_VERSION));
         let host = host(&spec.url);
         for (name, value) in
             [(HOST, HeaderValue::from_str(&host).ok())].into_iter().chain(spec.auth.as_ref().map(credential))
@@ -254,17 +241,20 @@ mod tests {
     #[test]
     fn a_credential_stays_where_the_event_has_nothing_to_put() {
         let secret = |spec: &mut DestinationSpec| {
-            spec.auth = Some(Auth::Header { name: WEBHOOK_SIGNATURE, value: Secret::new("let me in") });
+            spec.auth = Some(Auth::Header {
+                name: HeaderName::from_static("webhook-signature"),
+                value: Secret::new("let me in"),
+            });
         };
         let (unsigned, _) = requests(secret);
-        assert_eq!(headers(&unsigned, &event(1))[WEBHOOK_SIGNATURE], "let me in");
+        assert_eq!(headers(&unsigned, &event(1))["webhook-signature"], "let me in");
     }
 
     #[test]
     fn a_source_that_is_not_configured_is_spelled_the_same() {
         let (known, _) = requests(|_| {});
         let (unknown, _) = requests(|spec| spec.sources.clear());
-        assert_eq!(headers(&known, &event(1))[CE_SOURCE], "/sources/pe");
+        assert_eq!(headers(&known, &event(1))["ce-source"], "/sources/pe");
         assert_eq!(headers(&known, &event(1)), headers(&unknown, &event(1)));
     }
 }
