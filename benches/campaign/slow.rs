@@ -2,9 +2,10 @@
 //! never read. Each is to be gone when its time is up, and comes again for as long as the campaign lasts.
 //!
 //! Two clocks say when it is gone: the gateway's own, which it notes in its log when it gives up, and the peer's, except
-//! where it never reads and its own system does not hear of the end before long. Between them lie the kernel's queue of connections that nobody has taken yet, and this program, which has thousands of peers
-//! to look after. How often that queue was full is told, too: a peer that met it believes to be connected, and is not
-//! before the kernel's next attempt, a second or three later.
+//! where it never reads and its own system does not hear of the end before long. Between them lie the kernel's queue of
+//! connections that nobody has taken yet, and this program, which has thousands of peers to look after. How often that
+//! queue was full is told, too: a peer that met it believes to be connected, and is not before the kernel's next attempt,
+//! a second or three later.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,14 +2,15 @@
 //!
 //! A refusal costs less than an event, but it costs: a read, a head, a write. Who is refused and comes again at once,
 //! a thousand times over, takes the processors from what has a place. So those connections take turns, and what they
-//! send meanwhile waits in the kernel, where it costs nothing. Who comes later than that, as `Retry-After` asks for, never notices.
+//! send meanwhile waits in the kernel, where it costs nothing. Who comes later than that, as `Retry-After` asks for,
+//! never notices.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From one turn to the next: 20,000 refusals a second, at a few microseconds each about a tenth of one processor.
+/// From one turn to the next: 20,000 refusals a second, a tenth to a fifth of one processor (ARCHITECTURE.md).
 const BETWEEN: Duration = Duration::from_micros(50);
 /// The longest wait for a turn, however many there are.
 const WAIT_MAX: Duration = Duration::from_millis(500);
