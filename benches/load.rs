@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +46,7 @@ impl Expected {
 }
 
 /// What a load saw.
+#[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) elapsed: Duration,
     /// From the first byte sent to the last byte read, in microseconds, ascending.
@@ -59,6 +61,12 @@ impl Seen {
 
     pub(crate) fn count(&self) -> usize {
         self.latencies_us.len()
+    }
+
+    /// Both, one after the other.
+    pub(crate) fn and(mut self, later: Self) -> Self {
+        self.latencies_us.extend(later.latencies_us);
+        Self::new(self.elapsed + later.elapsed, self.latencies_us)
     }
 
     /// The latency that this share of all requests did not exceed, in milliseconds.
@@ -105,12 +113,23 @@ impl Senders {
         count: usize,
         expected: Expected,
     ) -> anyhow::Result<Seen> {
-        let next = Arc::new(AtomicUsize::new(0));
+        self.post_these(callbacks, 0..count, expected).await
+    }
+
+    /// Posts the callbacks with these numbers.
+    pub(crate) async fn post_these(
+        &mut self,
+        callbacks: &Arc<Callbacks>,
+        numbers: Range<usize>,
+        expected: Expected,
+    ) -> anyhow::Result<Seen> {
+        let (count, end) = (numbers.len(), numbers.end);
+        let next = Arc::new(AtomicUsize::new(numbers.start));
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
         for connection in self.0.drain(..) {
             let (callbacks, next) = (Arc::clone(callbacks), Arc::clone(&next));
-            tasks.spawn(send(connection, callbacks, next, count, expected));
+            tasks.spawn(send(connection, callbacks, next, end, expected));
         }
         let mut latencies_us = Vec::with_capacity(count);
         let finished = async {
@@ -222,13 +241,13 @@ async fn send(
     mut connection: Connection,
     callbacks: Arc<Callbacks>,
     next: Arc<AtomicUsize>,
-    count: usize,
+    end: usize,
     expected: Expected,
 ) -> anyhow::Result<(Connection, Vec<u32>)> {
     let mut latencies_us = Vec::new();
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
-        if index >= count {
+        if index >= end {
             return Ok((connection, latencies_us));
         }
         let begun = Instant::now();

@@ -2,8 +2,8 @@
 //!
 //! Every side under measurement is a process of its own, so that its CPU time is its own: the release binary
 //! `chaski run`, a bare hyper server, a bare hyper client. This process makes the load and keeps the books. A
-//! case is measured between two runs of its baseline and divided by their mean, because the same machine is a
-//! different one a minute later. Whatever a run claims to have done is looked for afterwards, in the store and
+//! case takes turns with its baseline, or stands between two runs of it, because the same machine is a different
+//! one a minute later. Whatever a run claims to have done is looked for afterwards, in the store and
 //! at the receiver, byte by byte; a run whose work is not found there fails and has no figures.
 //!
 //! Nothing here judges a time: goals are printed beside the figures.

@@ -1,6 +1,6 @@
 //! What is measured, how much of it, and in which order.
 //!
-//! What has a baseline stands between two runs of it, or beside it in the same round. Each run has processes and a
+//! What has a baseline takes turns with it, stands between two runs of it, or beside it in the same round. Each run has processes and a
 //! store of its own, and a warm-up that is not counted.
 
 mod schedule;

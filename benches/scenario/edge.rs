@@ -1,8 +1,10 @@
-//! The edge: callbacks posted as fast as answers come, each case between two runs of a bare server.
+//! The edge: callbacks posted as fast as answers come, in turns with a bare server.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
@@ -18,6 +20,8 @@ use crate::tally::Tally;
 
 /// Makes each sync take a millisecond more; see there.
 const SLOW_SYNC: &str = include_str!("../slowsync.c");
+/// Turns of each side. A virtual machine changes its speed within seconds; both sides meet the same ones.
+const TURNS: usize = 10;
 /// Callbacks that are repeated in the scenario of duplicates.
 const REPEATED: usize = 5_000;
 
@@ -80,12 +84,48 @@ struct Run {
     resident_mib: f64,
 }
 
-impl Run {
-    fn new(count: usize, seen: &Seen, sample: Sample, server: &Process) -> anyhow::Result<Self> {
+/// A server that takes turns with another.
+struct Side<'s> {
+    server: &'s Process,
+    senders: Senders,
+    callbacks: Arc<Callbacks>,
+    expected: Expected,
+    seen: Seen,
+}
+
+impl<'s> Side<'s> {
+    fn new(server: &'s Process, senders: Senders, callbacks: &Arc<Callbacks>, expected: Expected) -> Self {
+        Self { server, senders, callbacks: Arc::clone(callbacks), expected, seen: Seen::default() }
+    }
+
+    async fn turn(&mut self, numbers: Range<usize>) -> anyhow::Result<()> {
+        let seen = self.senders.post_these(&self.callbacks, numbers, self.expected).await?;
+        self.seen = std::mem::take(&mut self.seen).and(seen);
+        Ok(())
+    }
+
+    fn run(self, count: usize, cpu: Duration) -> anyhow::Result<Run> {
+        let seen = self.seen;
         ensure!(seen.count() == count, "{} of {count} requests were answered", seen.count());
         let [p50_ms, p99_ms] = [0.5, 0.99].map(|share| seen.quantile_ms(share));
-        Ok(Self { sample, p50_ms, p99_ms, resident_mib: server.memory()?.now_mib })
+        let sample = Sample::new(count, seen.elapsed, cpu);
+        Ok(Run { sample, p50_ms, p99_ms, resident_mib: self.server.memory()?.now_mib })
     }
+}
+
+/// Load on two servers that are warm, by turns. What a server does in the other's turns is counted, too: what is
+/// left to be done when all has been answered.
+async fn by_turns(mut a: Side<'_>, mut b: Side<'_>, count: usize) -> anyhow::Result<[Run; 2]> {
+    // What the warm-up left behind (a commit, a checkpoint) ends first.
+    tokio::time::sleep(LOOK).await;
+    let before = [a.server.cpu()?, b.server.cpu()?];
+    for turn in 0..TURNS {
+        let numbers = count * turn / TURNS..count * (turn + 1) / TURNS;
+        a.turn(numbers.clone()).await?;
+        b.turn(numbers).await?;
+    }
+    let cpu = [a.server.cpu()? - before[0], b.server.cpu()? - before[1]];
+    Ok([a.run(count, cpu[0])?, b.run(count, cpu[1])?])
 }
 
 impl Bench {
@@ -95,24 +135,12 @@ impl Bench {
         load: &Loads,
         report: &mut Report,
     ) -> anyhow::Result<()> {
-        let mut last: Option<(Edge, Run)> = None;
         for edge in edges {
-            // The baseline behind one case is the one before the next, if that has the same.
-            let before = match last {
-                Some((other, run))
-                    if (other.connections, other.manner()) == (edge.connections, edge.manner()) =>
-                {
-                    run
-                }
-                _ => null(*edge, load).await?,
-            };
-            let measured = self.edge(*edge, load).await?;
-            let after = null(*edge, load).await?;
-            last = Some((*edge, after));
+            let [baseline, measured] = self.edge(*edge, load).await?;
             if matches!(edge.scenario, Scenario::Accept) && edge.connections == 64 {
                 self.sync(edge.scenario, edge.on, report).await?;
             }
-            edge.report(measured, before, after, report);
+            edge.report(measured, baseline, report);
         }
         Ok(())
     }
@@ -120,10 +148,17 @@ impl Bench {
     /// The rate of new callbacks at this many connections.
     pub(super) async fn edge_rate(&self, on: On, connections: usize, load: &Loads) -> anyhow::Result<f64> {
         let edge = Edge { scenario: Scenario::Accept, on, connections };
-        Ok(self.edge(edge, load).await?.sample.per_second)
+        let [_, measured] = self.edge(edge, load).await?;
+        Ok(measured.sample.per_second)
     }
 
-    async fn edge(&self, edge: Edge, load: &Loads) -> anyhow::Result<Run> {
+    /// The bare server and the gateway.
+    async fn edge(&self, edge: Edge, load: &Loads) -> anyhow::Result<[Run; 2]> {
+        let count = edge.count(load.callbacks.count());
+        let null = Null::start(edge.manner())?;
+        let to_null = if edge.manner() == Manner::Refuse { Expected::Refused } else { Expected::Ok };
+        let mut null_senders = Senders::connect(null.address, edge.connections).await?;
+        null_senders.post(&load.warm_up, Counts::warm_up(count), to_null).await?;
         let site = self.site()?;
         let store = self.store(&site, edge.on);
         let slow = matches!(edge.scenario, Scenario::SlowSync);
@@ -132,7 +167,6 @@ impl Bench {
         let gateway = Gateway::start_with(site.path(), &store, &[], extra).await?;
         let mut senders = Senders::connect(gateway.edge, edge.connections).await?;
         senders.post(&load.warm_up, load.warm_up.count(), Expected::Accepted).await?;
-        let count = edge.count(load.callbacks.count());
         let (callbacks, expected, stored) = match edge.scenario {
             Scenario::Duplicate => {
                 let repeated = REPEATED.min(load.callbacks.count());
@@ -147,30 +181,25 @@ impl Bench {
             }
             _ => (Arc::clone(&load.callbacks), Expected::Accepted, load.callbacks.tally()),
         };
-        let run = measure(&gateway.process, &mut senders, &callbacks, count, expected).await?;
-        drop(senders);
+        let baseline = Side::new(&null.process, null_senders, &load.callbacks, to_null);
+        let measured = Side::new(&gateway.process, senders, &callbacks, expected);
+        let runs = by_turns(baseline, measured, count).await?;
         gateway.stop().await?.must_be(load.warm_up.tally().and(stored))?;
-        Ok(run)
+        Ok(runs)
     }
 }
 
 impl Edge {
-    fn report(self, measured: Run, before: Run, after: Run, report: &mut Report) {
+    fn report(self, measured: Run, baseline: Run, report: &mut Report) {
         let case = format!("{} connections", self.connections);
-        let baseline = Sample::mean(before.sample, after.sample);
         let figure =
             |what, unit| Figure::of(self.scenario, self.on, &case, what, unit).beside(self.baseline());
-        let cpu = figure(CPU, Unit::Microseconds).wants(self.goal());
-        report.add(cpu, measured.sample.cpu_us, Some(baseline.cpu_us));
-        let rate = figure(RATE, Unit::PerSecond);
-        report.add(rate, measured.sample.per_second, Some(baseline.per_second));
-        for (what, of) in
-            [("answered, p50", (|run| run.p50_ms) as fn(&Run) -> f64), ("answered, p99", |run| run.p99_ms)]
-        {
-            let baseline = f64::midpoint(of(&before), of(&after));
-            report.add(figure(what, Unit::Milliseconds), of(&measured), Some(baseline));
-        }
-        report.add(figure(RESIDENT, Unit::Mebibytes), measured.resident_mib, Some(after.resident_mib));
+        let mut add = |figure, of: fn(&Run) -> f64| report.add(figure, of(&measured), Some(of(&baseline)));
+        add(figure(CPU, Unit::Microseconds).wants(self.goal()), |run| run.sample.cpu_us);
+        add(figure(RATE, Unit::PerSecond), |run| run.sample.per_second);
+        add(figure("answered, p50", Unit::Milliseconds), |run| run.p50_ms);
+        add(figure("answered, p99", Unit::Milliseconds), |run| run.p99_ms);
+        add(figure(RESIDENT, Unit::Mebibytes), |run| run.resident_mib);
     }
 }
 
@@ -184,16 +213,6 @@ fn slow_sync(site: &Path) -> anyhow::Result<PathBuf> {
         command.stdin(Stdio::null()).status().context("a C compiler is missing: apt-get install gcc")?;
     ensure!(built.success(), "slowsync.c does not compile");
     Ok(library)
-}
-
-/// The baseline of a case at the edge.
-async fn null(edge: Edge, load: &Loads) -> anyhow::Result<Run> {
-    let null = Null::start(edge.manner())?;
-    let expected = if edge.manner() == Manner::Refuse { Expected::Refused } else { Expected::Ok };
-    let mut senders = Senders::connect(null.address, edge.connections).await?;
-    let count = edge.count(load.callbacks.count());
-    senders.post(&load.warm_up, Counts::warm_up(count), expected).await?;
-    measure(&null.process, &mut senders, &load.callbacks, count, expected).await
 }
 
 /// Load on a server that is warm.
@@ -210,15 +229,4 @@ pub(super) async fn measured(
     let seen = senders.post(callbacks, count, expected).await?;
     let sample = Sample::new(count, seen.elapsed, server.cpu()? - cpu);
     Ok((seen, sample))
-}
-
-async fn measure(
-    server: &Process,
-    senders: &mut Senders,
-    callbacks: &Arc<Callbacks>,
-    count: usize,
-    expected: Expected,
-) -> anyhow::Result<Run> {
-    let (seen, sample) = measured(server, senders, callbacks, count, expected).await?;
-    Run::new(count, &seen, sample, server)
 }
