@@ -40,6 +40,7 @@ use std::time::Duration;
 use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_dispatcher::destination::DestinationSpec;
+use chaski_dispatcher::{SECRET_PREFIX, standard_key};
 use chaski_ingest::peer::Proxies;
 use chaski_ingest::source::SourceSpec;
 use chaski_ingest::verify::Freshness;
@@ -371,6 +372,27 @@ impl Checker<'_> {
             self.report.refuse(at, Reason::SecretWeak, weakness, hint);
         }
         weakness.is_none()
+    }
+
+    /// Refuses a secret that can be guessed, and one that no receiver's library could read.
+    fn signs(&mut self, at: &Place, secret: &Secret) -> bool {
+        if !self.strong(at, secret, "") {
+            return false;
+        }
+        if standard_key(secret).is_some() {
+            return true;
+        }
+        let is_marked = secret.expose().starts_with(SECRET_PREFIX.as_bytes());
+        if is_marked {
+            let message = format!("{SECRET_PREFIX} stands in front of what is no base64");
+            let hint = format!("take {SECRET_PREFIX} and the base64 of 24 random bytes or more");
+            self.report.refuse(at, Reason::Scheme, message, hint);
+        } else {
+            let message = "its text is the key as it stands; a receiver that uses a library of Standard Webhooks needs \
+                           the base64 of 24 to 64 bytes";
+            self.report.warn(at, message);
+        }
+        !is_marked
     }
 
     /// Refuses a secret that cannot stand in a header.

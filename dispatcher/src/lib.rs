@@ -42,5 +42,5 @@ mod journeys;
 pub use deliver::egress::is_never_dialled;
 pub use deliver::notice::{Answer, PostError, Poster};
 pub use deliver::reach::{Reached, Step, Unreachable, reach};
-pub use deliver::sign::Signer;
+pub use deliver::sign::{SECRET_PREFIX, Signer, standard_key};
 pub use dispatcher::{Dispatcher, DispatcherConfig, Error, REPLAYS_MAX, ReplayStarted};

@@ -98,7 +98,7 @@ impl Checker<'_> {
         let kind = if kind == "email" {
             Kind::Email(self.email(node)?)
         } else {
-            let secret = node.has("secret").then(|| self.receiver_secret(node));
+            let secret = node.has("secret").then(|| self.receiver_secret(&kind, node));
             let url = self.receiver_url(node)?;
             // A secret that was refused ends the reading: going on unsigned is not what was asked for.
             let secret = match secret {
@@ -116,10 +116,12 @@ impl Checker<'_> {
         Some(ReceiverSpec { name: name.into(), kind })
     }
 
-    fn receiver_secret(&mut self, node: &Node) -> Option<Secret> {
+    fn receiver_secret(&mut self, kind: &str, node: &Node) -> Option<Secret> {
         let at = node.at("secret");
         let secret = self.secret(&at, &node.text("secret")?)?;
-        self.strong(&at, &secret, "").then_some(secret)
+        // A webhook's signature is by Standard Webhooks; a bot's provider has a form of its own.
+        let is_fit = if kind == "webhook" { self.signs(&at, &secret) } else { self.strong(&at, &secret, "") };
+        is_fit.then_some(secret)
     }
 
     fn receiver_url(&mut self, node: &Node) -> Option<http::Uri> {

@@ -179,7 +179,7 @@ impl Checker<'_> {
         let secrets = self.rotating(&at, &node.texts("secret").unwrap_or_default());
         let secrets: Vec<_> = secrets.into_iter().map(|(_, secret)| secret).collect();
         for secret in &secrets {
-            if self.strong(&at, secret, "") && sources.uses(secret) {
+            if self.signs(&at, secret) && sources.uses(secret) {
                 self.report
                     .warn(&at, "a source uses the same secret: this receiver could sign as that sender");
             }

@@ -15,6 +15,8 @@ fn env(name: &str) -> Option<String> {
         "OTHER" => "k3J9-0aX7qLmZ-another-one",
         "EMPTY" => "",
         "SHORT" => "12345678",
+        "KEY" => "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "BROKEN_KEY" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS",
         "PLACEHOLDER" => "changeme-changeme-changeme",
         "LINES" => "1\r\nX-B: 2",
         _ => return None,
@@ -294,6 +296,7 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ("concurrency", destination("concurrency = 0"), "config_range", 3),
         ("timeout", destination("timeout = '121s'"), "config_range", 3),
         ("start", destination("start = 'yesterday'"), "config_range", 3),
+        ("signing secret without a key", destination("secret = 'env:BROKEN_KEY'"), "config_scheme", 3),
         ("weak signing secret", destination("secret = 'env:SHORT'"), "config_secret_weak", 3),
         ("client_ca alone", "[ingest.tls]\nclient_ca = '/nowhere/c'\n".to_owned(), "config_missing", 1),
         (
@@ -385,6 +388,19 @@ fn a_secret_on_its_way_out_may_be_gone() {
     );
     let warning = config.warnings.iter().find(|warning| warning.line == 4).unwrap();
     assert!(warning.message.contains("NOT_THERE"), "{warning}");
+}
+
+#[test]
+fn a_signing_secret_that_no_library_reads_is_said() {
+    let warned = |secret| {
+        let config = parse(&destination(&format!("secret = '{secret}'"))).unwrap();
+        config
+            .warnings
+            .iter()
+            .any(|warning| warning.line == 3 && warning.message.contains("Standard Webhooks"))
+    };
+    assert!(warned("env:GOOD"));
+    assert!(!warned("env:KEY"));
 }
 
 #[test]
