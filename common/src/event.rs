@@ -190,9 +190,14 @@ impl Fingerprint {
     }
 }
 
+/// Calculated and not looked up, which the compiler does for all of them at once: each event has its ids and digests
+/// written half a dozen times.
 fn digits<'b>(bytes: &[u8; 16], buffer: &'b mut [u8; 32]) -> &'b str {
-    // The buffer has the room, and the digits are ASCII.
-    let _ = hex::encode_to_slice(bytes, buffer);
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' - 10 + value };
+    for (pair, byte) in buffer.as_chunks_mut().0.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
+    }
+    // The digits are ASCII.
     std::str::from_utf8(buffer).unwrap_or_default()
 }
 
