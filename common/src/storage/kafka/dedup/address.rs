@@ -14,7 +14,6 @@ use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisResult, TlsMode};
 
-use super::batch::ANSWER_WITHIN;
 use crate::secret::Secret;
 
 const NOT_ONE: &str = "not the URL of a Redis server, of Sentinels or of a cluster";
@@ -118,9 +117,9 @@ impl Address {
 }
 
 async fn open(client: Client) -> RedisResult<Connection> {
-    let config = AsyncConnectionConfig::new()
-        .set_response_timeout(Some(ANSWER_WITHIN))
-        .set_connection_timeout(Some(STEP_WITHIN));
+    // Whoever asks bounds the time: a second timer per batch would say the same.
+    let config =
+        AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(Some(STEP_WITHIN));
     client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Server)
 }
 

@@ -10,8 +10,7 @@
 //! the other edges for as long as its sender repeats it.
 
 use std::collections::VecDeque;
-use std::fmt::Arguments;
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,6 +39,8 @@ const WAITING_MAX: usize = 16 * 1024;
 /// Room for a command.
 const ARGUMENTS_MAX: usize = 7;
 const ARGUMENT_BYTES: usize = 160;
+/// What the fingerprint of a durable event stands behind.
+const DONE: &str = "d:";
 /// Deletes a reservation that is ours.
 const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -68,7 +69,7 @@ pub(super) struct Asker {
     pub(super) address: Address,
     /// What keys begin with.
     pub(super) prefix: String,
-    /// This process; with a number it is the token of one reservation.
+    /// This process; with a number behind it it is the token of one reservation.
     pub(super) process: String,
     pub(super) window_seconds: u64,
     pub(super) degraded: IntGauge,
@@ -83,7 +84,8 @@ impl Asker {
         };
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (asks, waiting) = mpsc::channel(WAITING_MAX);
-        let asking = move || runtime.block_on(self.run(waiting));
+        // A task, since what wakes a runtime's own future is a write to its eventfd, from the same thread, too.
+        let asking = move || runtime.block_on(async { tokio::spawn(self.run(waiting)).await });
         thread::Builder::new().name("chaski-redis".to_owned()).spawn(asking).map_err(failed)?;
         Ok(asks)
     }
@@ -185,25 +187,35 @@ impl Asker {
     }
 
     fn command(&self, ask: &Ask) -> Cmd {
-        let Self { prefix, process, .. } = self;
+        let (digits, content) = (&mut [0; 32], &mut [0; 32]);
         let mut command = Cmd::with_capacity(ARGUMENTS_MAX, ARGUMENT_BYTES);
         match ask {
             Ask::Reserve { id, token, .. } => {
-                let (key, token) =
-                    (Shown(format_args!("{prefix}{id}")), Shown(format_args!("{process}:{token}")));
                 let lease = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
-                command.arg("SET").arg(key).arg(token).arg("NX").arg("GET").arg("PX").arg(lease);
+                let token = token.to_string();
+                command
+                    .arg("SET")
+                    .arg(Joined(&self.prefix, id.encode(digits)))
+                    .arg(Joined(&self.process, &token));
+                command.arg("NX").arg("GET").arg("PX").arg(lease);
             }
             Ask::Confirm { id, fingerprint } => {
-                let mut digits = [0; 32];
-                let digits = fingerprint.encode(&mut digits);
-                let (key, done) = (Shown(format_args!("{prefix}{id}")), Shown(format_args!("d:{digits}")));
-                command.arg("SET").arg(key).arg(done).arg("EX").arg(self.window_seconds);
+                let done = Joined(DONE, fingerprint.encode(content));
+                command
+                    .arg("SET")
+                    .arg(Joined(&self.prefix, id.encode(digits)))
+                    .arg(done)
+                    .arg("EX")
+                    .arg(self.window_seconds);
             }
             Ask::Release { id, token } => {
-                let (key, token) =
-                    (Shown(format_args!("{prefix}{id}")), Shown(format_args!("{process}:{token}")));
-                command.arg("EVAL").arg(RELEASE).arg(1).arg(key).arg(token);
+                let token = token.to_string();
+                command
+                    .arg("EVAL")
+                    .arg(RELEASE)
+                    .arg(1)
+                    .arg(Joined(&self.prefix, id.encode(digits)))
+                    .arg(Joined(&self.process, &token));
             }
             Ask::Flush(_) => {
                 command.arg("PING");
@@ -213,12 +225,16 @@ impl Asker {
     }
 }
 
-/// An argument that is written as it is shown, without a text of its own.
-struct Shown<'a>(Arguments<'a>);
+/// One argument of two parts, without a text of its own.
+struct Joined<'a>(&'a str, &'a str);
 
-impl ToRedisArgs for Shown<'_> {
+impl ToRedisArgs for Joined<'_> {
     fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
-        out.write_arg_fmt(self.0);
+        let mut argument = out.writer_for_next_arg();
+        for part in [self.0, self.1] {
+            // Into memory, which cannot fail.
+            let _ = argument.write_all(part.as_bytes());
+        }
     }
 }
 
@@ -264,9 +280,12 @@ impl Found {
     fn read(value: &Value) -> Self {
         let Value::BulkString(found) = value else { return Self::Nothing };
         let mut bytes = [0; 16];
-        let is_done =
-            found.strip_prefix(b"d:").is_some_and(|digits| hex::decode_to_slice(digits, &mut bytes).is_ok());
-        if is_done { Self::Done(Fingerprint::from_bytes(bytes)) } else { Self::Pending }
+        let is_done = |digits| hex::decode_to_slice(digits, &mut bytes).is_ok();
+        if found.strip_prefix(DONE.as_bytes()).is_some_and(is_done) {
+            Self::Done(Fingerprint::from_bytes(bytes))
+        } else {
+            Self::Pending
+        }
     }
 }
 

@@ -44,7 +44,7 @@ impl Shared {
         let asker = Asker {
             address,
             prefix: format!("{prefix}:dedup:"),
-            process: format!("p:{:016x}", RandomState::new().build_hasher().finish()),
+            process: format!("p:{:016x}:", RandomState::new().build_hasher().finish()),
             window_seconds: settings.window.as_secs().max(1),
             degraded: Metrics(registry).gauge("chaski_dedup_degraded", "1 while events go on without Redis."),
         };
