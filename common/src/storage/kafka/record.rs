@@ -17,6 +17,7 @@ use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::{DeadLetter, Delivered, Failure, Parked, Position, Record};
 
 const CONTENT_TYPE: &str = "content-type";
+/// Absent in the log, where it is the record's own time.
 const RECEIVED: &str = "ce_chaskireceived";
 const FINGERPRINT: &str = "ce_chaskifingerprint";
 /// Of its source when the event came. Absent where an older chaski wrote the record: as its source is now.
@@ -54,7 +55,8 @@ impl Outgoing {
             // The ordering key: one subject is in one partition.
             key: event.subject.as_deref().map_or_else(|| event.id.to_string(), str::to_owned),
             value: Some(event.body.clone()),
-            headers: headers(event),
+            headers: headers(event, None),
+            // When it was received: with this topic Kafka keeps what it is told, see `topics.rs`.
             timestamp: Some(event.received_at.as_millisecond()),
         }
     }
@@ -77,7 +79,7 @@ impl Outgoing {
             topic: Arc::clone(topic),
             key: parked_key(&parked.destination, parked.event.id),
             value: Some(parked.event.body.clone()),
-            headers: with(headers(&parked.event), PARKED, &state),
+            headers: with(delivery_headers(&parked.event), PARKED, &state),
             timestamp: None,
         }
     }
@@ -118,7 +120,7 @@ impl Outgoing {
             topic: Arc::clone(topic),
             key: dead_key(letter.destination.as_deref(), &letter.event),
             value: Some(letter.event.body.clone()),
-            headers: with(headers(&letter.event), DEAD, &state),
+            headers: with(delivery_headers(&letter.event), DEAD, &state),
             timestamp: None,
         }
     }
@@ -300,13 +302,17 @@ pub(super) fn read_delivered(message: &impl Message) -> Option<Delivered> {
     Some(Delivered { position: state.position, at: state.at, attempts: state.attempts })
 }
 
-fn headers(event: &Event) -> OwnedHeaders {
+/// Of a record whose own time is not when its event was received.
+fn delivery_headers(event: &Event) -> OwnedHeaders {
+    headers(event, Some(&event.received_at.as_millisecond().to_string()))
+}
+
+fn headers(event: &Event, received: Option<&str>) -> OwnedHeaders {
     let time = event.time.map(|time| time.to_string());
     let (mut id, mut fingerprint) = ([0; 32], [0; 32]);
     let id = event.id.encode(&mut id);
     let fingerprint = event.fingerprint.encode(&mut fingerprint);
     let source = [SOURCE_PREFIX, &event.source].concat();
-    let received = event.received_at.as_millisecond().to_string();
     [
         (CONTENT_TYPE, event.content_type.as_deref()),
         ("ce_specversion", Some(SPEC_VERSION)),
@@ -316,7 +322,7 @@ fn headers(event: &Event) -> OwnedHeaders {
         ("ce_subject", event.subject.as_deref()),
         ("ce_time", time.as_deref()),
         (TRACEPARENT, event.traceparent.as_deref()),
-        (RECEIVED, Some(&*received)),
+        (RECEIVED, received),
         (FINGERPRINT, Some(fingerprint)),
         (ENVIRONMENT, event.environment.map(Environment::name)),
     ]
