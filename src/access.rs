@@ -108,17 +108,27 @@ fn open_file(path: &Path, admin: SocketAddr) -> anyhow::Result<Storage> {
 }
 
 impl Remote {
-    /// The process that runs on this configuration's store; none if no chaski answers.
+    /// The process that runs on this configuration's store; none if no chaski answers. One of which that cannot be
+    /// told is refused: a command must not change somebody else's store.
     pub(crate) async fn find(config: &AccessConfig) -> anyhow::Result<Option<Self>> {
         let remote = Self::new(config)?;
         let Some(has) = remote.store().await else { return Ok(None) };
-        match config.storage.identity() {
-            Some(wanted) if wanted != has => bail!(
-                "the process at {} has another store than {}; is this the right configuration (-c)?",
-                remote.base,
-                shown(&config.storage)
-            ),
-            _ => Ok(Some(remote)),
+        let (base, store) = (&remote.base, shown(&config.storage));
+        let wanted = config.storage.identity().with_context(|| {
+            format!("a process answers at {base}, and whether it has the store in {store} cannot be told")
+        })?;
+        match wanted {
+            Some(wanted) if wanted == has => Ok(Some(remote)),
+            Some(_) => {
+                bail!(
+                    "the process at {base} has another store than {store}; is this the right configuration (-c)?"
+                )
+            }
+            None => {
+                bail!(
+                    "a process answers at {base}, and there is no store in {store}; is this the right configuration (-c)?"
+                )
+            }
         }
     }
 

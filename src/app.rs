@@ -173,7 +173,7 @@ impl App {
             .set(i64::try_from(config.storage.retention.as_secs()).unwrap_or(i64::MAX));
         let readiness = Readiness::default();
         let admin_config = config.admin.clone();
-        let store = config.storage.identity();
+        let store = config.storage.identity().context("reading who has the store")?;
         let (stop_delay, drain) = (config.ingest.stop_delay, config.ingest.drain_timeout);
         let operations = Operations {
             storage: storage.clone(),

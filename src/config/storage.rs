@@ -59,12 +59,15 @@ impl StorageConfig {
     }
 
     /// Tells whether two processes have the same storage. Of the embedded one it is who has, or last had, the
-    /// folder, and none if there is no store yet; of Kafka the names of its topics.
-    #[must_use]
-    pub fn identity(&self) -> Option<String> {
+    /// folder, and none if there is no store yet; of Kafka, where edges and dispatchers are many processes, the
+    /// names of its topics.
+    ///
+    /// # Errors
+    /// The folder cannot be looked into.
+    pub fn identity(&self) -> std::io::Result<Option<String>> {
         match &self.kind {
             StorageKind::Embedded { path } => embedded::holder(path),
-            StorageKind::Kafka { options, .. } => Some(format!("kafka {}", options.topic_prefix)),
+            StorageKind::Kafka { options, .. } => Ok(Some(format!("kafka {}", options.topic_prefix))),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Destination, Gateway, Layout, Receiver, Reply, Site, Storage, eventually, payment};
+use crate::harness::{
+    Callback, Destination, Gateway, Layout, Receiver, Reply, Site, Storage, eventually, payment,
+};
 
 /// Longer than what a receiver asks for, or the delivery ends there.
 const DAYS: &str = "first = \"100ms\"\nfactor = 2\ncap = \"1s\"\ngive_up_after = \"72h\"";
@@ -296,6 +298,35 @@ fn send_signs_as_the_provider_would() {
     assert_eq!(shop.ids_of(&["events"]).len(), 6);
     shop.stop();
     shop.site.command(&["send", "pagoefectivo"]).exits(1);
+}
+
+#[test]
+fn a_command_leaves_the_store_of_another_configuration_alone() {
+    let [ours, other] = [(); 2].map(|()| Site::on(Storage::File, &Layout::default()));
+    let gateway = ours.start();
+    let unusable = Callback::of("not JSON");
+    assert_eq!(gateway.send(&unusable).outcome(), "quarantined");
+    // Another folder with the same admin address: its store is missing, or cannot be one.
+    let text = other.toml(&Layout::default()).replace(&other.admin.to_string(), &ours.admin.to_string());
+    std::fs::write(other.path("a-file"), "").unwrap();
+    for (path, says) in [("not-there", "there is no store"), ("a-file", "cannot be told")] {
+        other.write(&text.replace("path = \"store\"", &format!("path = \"{path}\"")));
+        let commands: [&[&str]; 6] = [
+            &["dead", "drop", "--quarantined", "--yes"],
+            &["destinations", "pause", "orders"],
+            &["events"],
+            &["parked"],
+            &["replay", "--destination", "orders", "--from", "1h", "--to", "1m", "--yes"],
+            &["reload"],
+        ];
+        for arguments in commands {
+            let told = other.command(arguments);
+            assert!(told.exits(1).stderr.contains(says), "{arguments:?}: {told:?}");
+        }
+    }
+    let letters = ours.command(&["dead", "--quarantined", "--json"]).json();
+    assert_eq!(letters.as_array().unwrap().len(), 1, "{letters}");
+    gateway.stop();
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn another_stores_process_is_told_from_ours() {
     eventually("it runs", || gateway.logged("chaski is running"));
     Report::of(&ours).exits(1).says("process", "bad", "another store");
     new.write(&text.replace("path = \"store\"", "path = \"nothing-yet\""));
-    Report::of(&new).exits(1).says("process", "bad", "no store in this folder");
+    Report::of(&new).exits(1).says("process", "bad", "there is no store in");
 }
 
 #[test]

@@ -188,9 +188,15 @@ fn lock(folder: &Path) -> Result<File, StorageError> {
 
 /// What the process that has, or last had, the store in this folder has written into its lock's file: differs
 /// from process to process. None if there is no store.
-#[must_use]
-pub fn holder(folder: &Path) -> Option<String> {
-    std::fs::read_to_string(folder.join(LOCK_FILE)).ok()
+///
+/// # Errors
+/// What stands in the way of a look, a file in the folder's place for one.
+pub fn holder(folder: &Path) -> std::io::Result<Option<String>> {
+    match std::fs::read_to_string(folder.join(LOCK_FILE)) {
+        Ok(holder) => Ok(Some(holder)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn private() -> OpenOptions {

@@ -37,10 +37,6 @@ pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> 
         findings.push(Finding::skipped("process", format!("nothing answers at {}", access.admin)));
         return findings;
     };
-    if access.storage.identity().is_none() {
-        let found = format!("chaski answers at {}, and there is no store in this folder", access.admin);
-        return vec![Finding::bad("process", found, "is this the right configuration (-c)?")];
-    }
     let mut findings =
         vec![Finding::good("admin address", format!("{admin}: chaski answers, with this store"))];
     let metrics = match remote.get("/metrics").await {
