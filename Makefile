@@ -20,8 +20,9 @@ TESTS_PYTHON := target/tests-python
 # A minute of fuzzing of one target, unless it is said otherwise.
 TARGET ?= json
 SECONDS ?= 60
+FUZZER := $${CARGO_TARGET_DIR:-target}/debug/examples/chaski-fuzz
 
-.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz forgery series constant-time fmt tools-build tools-test
+.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz fuzz-all fuzz-build forgery series constant-time fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,11 +64,18 @@ campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload o
 	cargo build --release --package chaski --package chaski-benches --bins
 	$${CARGO_TARGET_DIR:-target}/release/chaski-bench campaign $(NAME) $(if $(SEED),--seed $(SEED)) --out benches/campaigns/$(NAME).jsonl
 
-fuzz: tools-build ## look for inputs that break a target, guided by coverage: make fuzz TARGET=json SECONDS=60
+fuzz: fuzz-build ## look for inputs that break a target, guided by coverage: make fuzz TARGET=json SECONDS=60
 	@mkdir -p fuzz/found target/fuzz/$(TARGET)
-	RUSTC_WORKSPACE_WRAPPER=fuzz/instrumented cargo build --package chaski-fuzz --features libfuzzer
-	CHASKI_FUZZ_TARGET=$(TARGET) "$${CARGO_TARGET_DIR:-target}/debug/chaski-fuzz" -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 \
+	CHASKI_FUZZ_TARGET=$(TARGET) "$(FUZZER)" -max_total_time=$(SECONDS) -max_len=4096 -timeout=300 \
 		-artifact_prefix=fuzz/found/$(TARGET)- target/fuzz/$(TARGET) fuzz/corpus/$(TARGET)
+
+fuzz-all: fuzz-build ## the same on every target, as many at a time as there are processors; a JSON line each, SEED and SECONDS
+	@tests/tools/need python3:python3
+	@$(if $(SEED),SEED=$(SEED)) fuzz/all "$(FUZZER)" $(SECONDS)
+
+# With the whole workspace in view, dependencies have the features that `make test` has built them with.
+fuzz-build: tools-build
+	RUSTC_WORKSPACE_WRAPPER=fuzz/instrumented cargo build --workspace --example chaski-fuzz --features chaski-fuzz/libfuzzer
 
 forgery: tools-build ## ten million forged requests against every preset, none may be accepted; one JSON line, SEED repeats a run
 	CARGO_PROFILE_TEST_OPT_LEVEL=3 CHASKI_FORGERIES=$${CHASKI_FORGERIES:-10000000} \
