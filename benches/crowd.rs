@@ -47,6 +47,8 @@ pub(crate) struct Pressed {
     pub(crate) taken: Seen,
     /// Answered 503 in that time; latencies likewise.
     pub(crate) refused: Seen,
+    /// Sent in that time and answered behind it. One that is never answered is an error.
+    pub(crate) late: usize,
     /// What was accepted, then and afterwards.
     pub(crate) tally: Tally,
     /// Share of that time in which this thread used its processor.
@@ -107,12 +109,14 @@ impl Crowd {
             if let Some((since, elapsed, due, busy, taken_then, refused_then)) = ended {
                 if self.free.len() == self.connections.len() {
                     // What came later does not count as goodput, but it is in the store.
+                    let late = taken.len() + refused.len() - taken_then - refused_then;
                     taken.truncate(taken_then);
                     refused.truncate(refused_then);
                     let (taken, refused) = (Seen::new(elapsed, taken), Seen::new(elapsed, refused));
-                    return Ok(Pressed { due, sent: next, taken, refused, tally, busy });
+                    return Ok(Pressed { due, sent: next, taken, refused, late, tally, busy });
                 }
-                ensure!(now < since + PATIENCE, "answers are missing");
+                let missing = self.connections.len() - self.free.len();
+                ensure!(now < since + PATIENCE, "{missing} answers are missing");
             }
             let wait =
                 if ended.is_none() && !self.free.is_empty() { schedule.next(next, begun, now) } else { LOOK };

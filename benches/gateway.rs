@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -17,6 +17,7 @@ use crate::process::{LOOK, Process};
 use crate::store::{Books, Store};
 use crate::wire::Connection;
 
+const SLOW_SYNC: &str = include_str!("slowsync.c");
 /// How long a start may take.
 const START: Duration = Duration::from_secs(180);
 /// Deliveries under way at once to each destination, as to the bare client's; chaski's default.
@@ -149,6 +150,19 @@ impl Gateway {
 /// What a gateway in this folder has said, line by line, in JSON.
 pub(crate) fn log_in(site: &Path) -> PathBuf {
     site.join("log")
+}
+
+/// Builds a library that makes each sync take so much longer, less than a second.
+pub(crate) fn slow_sync(site: &Path, more: Duration) -> anyhow::Result<PathBuf> {
+    let (source, library) = (site.join("slowsync.c"), site.join("slowsync.so"));
+    fs::write(&source, SLOW_SYNC)?;
+    let mut command = Command::new("cc");
+    command.args(["-shared", "-fPIC", "-O1"]).arg(format!("-DMORE_NS={}", more.subsec_nanos()));
+    command.arg("-o").args([&library, &source]).arg("-ldl");
+    let built =
+        command.stdin(Stdio::null()).status().context("a C compiler is missing: apt-get install gcc")?;
+    ensure!(built.success(), "slowsync.c does not compile");
+    Ok(library)
 }
 
 /// Where the edge and the admin API are, if this line of the log tells it.

@@ -1,12 +1,12 @@
-/* A disk whose syncs take a millisecond more, as those of a cloud do. Preloaded into the real binary. */
+/* A disk whose syncs take MORE_NS nanoseconds more, as those of a cloud do. Preloaded into the real binary. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <time.h>
 #include <unistd.h>
 
 static void wait_for_it(void) {
-    struct timespec millisecond = {0, 1000000};
-    nanosleep(&millisecond, NULL);
+    struct timespec more = {0, MORE_NS};
+    nanosleep(&more, NULL);
 }
 
 #define REAL(name) \

@@ -1,16 +1,14 @@
 //! The edge: callbacks posted as fast as answers come, in turns with a bare server.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 
 use super::{Bench, Counts, Loads, Scenario};
 use crate::callback::{Callbacks, Signature};
-use crate::gateway::{Extra, Gateway};
+use crate::gateway::{Extra, Gateway, slow_sync};
 use crate::load::{Expected, Seen, Senders};
 use crate::null::Manner;
 use crate::process::{LOOK, Null, Process};
@@ -18,8 +16,8 @@ use crate::report::{CPU, Figure, Goal, RATE, RESIDENT, Report, Sample, Unit};
 use crate::store::On;
 use crate::tally::Tally;
 
-/// Makes each sync take a millisecond more; see there.
-const SLOW_SYNC: &str = include_str!("../slowsync.c");
+/// What a sync takes more on a slow disk.
+const SLOWER: Duration = Duration::from_millis(1);
 /// Turns of each side. A virtual machine changes its speed within seconds; both sides meet the same ones.
 const TURNS: usize = 10;
 /// Callbacks that are repeated in the scenario of duplicates.
@@ -162,7 +160,7 @@ impl Bench {
         let site = self.site()?;
         let store = self.store(&site, edge.on);
         let slow = matches!(edge.scenario, Scenario::SlowSync);
-        let shim = if slow { Some(slow_sync(site.path())?) } else { None };
+        let shim = if slow { Some(slow_sync(site.path(), SLOWER)?) } else { None };
         let extra = Extra { preload: shim.as_deref(), ..Extra::default() };
         let gateway = Gateway::start_with(site.path(), &store, &[], extra).await?;
         let mut senders = Senders::connect(gateway.edge, edge.connections).await?;
@@ -201,18 +199,6 @@ impl Edge {
         add(figure("answered, p99", Unit::Milliseconds), |run| run.p99_ms);
         add(figure(RESIDENT, Unit::Mebibytes), |run| run.resident_mib);
     }
-}
-
-/// Builds the library that makes syncs slow.
-fn slow_sync(site: &Path) -> anyhow::Result<PathBuf> {
-    let (source, library) = (site.join("slowsync.c"), site.join("slowsync.so"));
-    std::fs::write(&source, SLOW_SYNC)?;
-    let mut command = Command::new("cc");
-    command.args(["-shared", "-fPIC", "-O1", "-o"]).args([&library, &source]).arg("-ldl");
-    let built =
-        command.stdin(Stdio::null()).status().context("a C compiler is missing: apt-get install gcc")?;
-    ensure!(built.success(), "slowsync.c does not compile");
-    Ok(library)
 }
 
 /// Load on a server that is warm.

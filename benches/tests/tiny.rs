@@ -160,8 +160,11 @@ fn slow_peers_are_let_go_and_genuine_senders_are_served() {
 #[test]
 fn in_an_overload_every_request_is_taken_or_told_so() {
     let seen = campaign("overload");
-    for crowd in seen["crowds"].as_array().unwrap() {
+    for crowd in [&seen, &seen["slow_disk"]].iter().flat_map(|of| of["crowds"].as_array().unwrap()) {
         assert!(crowd["goodput_per_second"].as_f64() > Some(0.0), "{seen}");
+        let number = |of: &str| crowd[of].as_u64().unwrap();
+        let answered = number("taken") + number("refused") + number("answered_after_the_end");
+        assert_eq!(number("sent"), answered, "{seen}");
     }
 }
 
