@@ -234,6 +234,8 @@ impl Edge {
         let peers = Peers::new(limits.connections_per_peer);
         let tls = tls.map(|tls| tls.offering(config.http2));
         let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
+        let threads = Threads::start().map_err(EdgeError::Threads)?;
+        let turns = Turns::new(threads.count(), Instant::now().into());
         let shared = Shared {
             limits,
             http2: config.http2,
@@ -244,8 +246,8 @@ impl Edge {
             acceptor,
             metrics,
             peers,
-            threads: Threads::start().map_err(EdgeError::Threads)?,
-            turns: Turns::new(Instant::now().into()),
+            threads,
+            turns,
         };
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }

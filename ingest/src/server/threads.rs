@@ -56,6 +56,11 @@ impl Threads {
         Ok(Self { runtimes, _end: end.drop_guard() })
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.runtimes.len()).unwrap_or(u32::MAX)
+    }
+
     /// The one that has the least to do.
     pub(super) fn least_busy(&self) -> Option<&Handle> {
         self.runtimes.iter().min_by_key(|runtime| runtime.metrics().num_alive_tasks())

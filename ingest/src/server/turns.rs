@@ -10,23 +10,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From one turn to the next: 20,000 refusals a second, a tenth to a fifth of one processor (ARCHITECTURE.md).
+/// From one turn to the next of one thread: 20,000 refusals a second, a tenth to a fifth of its processor
+/// (ARCHITECTURE.md).
 const BETWEEN: Duration = Duration::from_micros(50);
 /// The longest wait for a turn, however many there are.
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
-/// The last turn that was given.
-pub(super) struct Turns(Mutex<Instant>);
+/// Turns of all threads together.
+pub(super) struct Turns {
+    between: Duration,
+    /// The last that was given.
+    last: Mutex<Instant>,
+}
 
 impl Turns {
-    pub(super) fn new(now: Instant) -> Self {
-        Self(Mutex::new(now))
+    pub(super) fn new(threads: u32, now: Instant) -> Self {
+        Self { between: BETWEEN / threads.max(1), last: Mutex::new(now) }
     }
 
     /// The next free turn; `now` where nobody is before.
     pub(super) fn next(&self, now: Instant) -> Instant {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = (*last + BETWEEN).clamp(now, now + WAIT_MAX);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = (*last + self.between).clamp(now, now + WAIT_MAX);
         *last
     }
 }
@@ -38,7 +43,7 @@ mod tests {
     #[test]
     fn a_crowd_is_spread_and_one_alone_does_not_wait() {
         let now = Instant::now();
-        let turns = Turns::new(now);
+        let turns = Turns::new(1, now);
         let later = now + Duration::from_secs(1);
         assert_eq!(turns.next(later), later);
         let crowd: Vec<Instant> = (0..1000).map(|_| turns.next(later)).collect();
@@ -48,5 +53,13 @@ mod tests {
         assert_eq!(at_most, Some(later + WAIT_MAX));
         let afterwards = later + 2 * WAIT_MAX;
         assert_eq!(turns.next(afterwards), afterwards);
+    }
+
+    #[test]
+    fn each_thread_adds_its_turns() {
+        let now = Instant::now();
+        let turns = Turns::new(4, now);
+        let last = (0..1000).map(|_| turns.next(now)).last();
+        assert_eq!(last, Some(now + 1000 * BETWEEN / 4));
     }
 }
