@@ -66,7 +66,7 @@ campaign: tools-build ## attack a gateway while it serves: NAME=slow, overload o
 
 fuzz: fuzz-build ## look for inputs that break a target, guided by coverage: make fuzz TARGET=json SECONDS=60
 	@mkdir -p fuzz/found target/fuzz/$(TARGET)
-	CHASKI_FUZZ_TARGET=$(TARGET) "$(FUZZER)" -max_total_time=$(SECONDS) -max_len=4096 -timeout=300 \
+	CHASKI_FUZZ_TARGET=$(TARGET) "$(FUZZER)" -max_total_time=$(SECONDS) -max_len=4096 -timeout=300 -report_slow_units=300 \
 		-artifact_prefix=fuzz/found/$(TARGET)- target/fuzz/$(TARGET) fuzz/corpus/$(TARGET)
 
 fuzz-all: fuzz-build ## the same on every target, as many at a time as there are processors; a JSON line each, SEED and SECONDS
