@@ -154,7 +154,7 @@ impl Acceptor {
         } else {
             read_body(body, body_bytes_max, charge).await
         };
-        phase.end_body();
+        phase.end_body(read.is_ok());
         let body = match read {
             Ok(body) => body,
             Err(Outcome::Refused(why)) => return refused(source, why),

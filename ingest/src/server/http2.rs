@@ -144,7 +144,7 @@ where
     let since = begun.since;
     let wire = Wire::new(stream, phase.clone(), limits).with_begun(begun);
     // The wire's waits are of one request at a time; each stream has its own.
-    phase.end_body();
+    phase.end_body(true);
     let streams = Streams::new(since);
     let service = service_fn(|request| {
         let (shared, stream) = (shared.clone(), streams.begin());

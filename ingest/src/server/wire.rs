@@ -6,10 +6,12 @@
 //! be written.
 //!
 //! Closing a socket with unread bytes resets it, and the reset can overtake the answer. So after a refusal the
-//! writing half is closed first, and a bounded rest is read and thrown away.
+//! writing half is closed first, and a bounded rest is read and thrown away; where all of a request was read and nothing
+//! stands behind it, there is no rest to wait for.
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,22 +52,27 @@ pub(crate) struct Phase {
     late: AtomicBool,
     stalled: AtomicBool,
     closing: AtomicBool,
+    /// Nothing is missing of the request that is the last.
+    whole: AtomicBool,
     /// Before that, the next request is not looked at.
     turn: Mutex<Option<Instant>>,
 }
 
 impl Phase {
     pub(super) fn begin_request(&self) {
+        self.whole.store(false, Ordering::Relaxed);
         self.enter(BODY);
     }
 
-    /// The body is read, or will not be.
-    pub(crate) fn end_body(&self) {
+    /// The body is read, all of it or what there will be of it.
+    pub(crate) fn end_body(&self, whole: bool) {
+        self.whole.store(whole, Ordering::Relaxed);
         self.enter(REQUEST);
     }
 
     pub(super) fn end_request(&self, closing: bool) {
         self.closing.store(closing, Ordering::Relaxed);
+        self.whole.fetch_and(closing, Ordering::Relaxed);
         self.enter(IDLE);
     }
 
@@ -98,6 +105,10 @@ impl Phase {
     /// Whether the peer has not taken what was written to it in time.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_in_head(&self) -> bool {
@@ -297,10 +308,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                 return Poll::Ready(Ok(()));
             }
         }
-        let timer = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut scratch = [0; 4096];
+        let mut scratch = [MaybeUninit::uninit(); 4096];
         loop {
-            let mut buf = ReadBuf::new(&mut scratch);
+            let mut buf = ReadBuf::uninit(&mut scratch);
             match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
                     this.discarded += buf.filled().len();
@@ -309,7 +319,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                     }
                 }
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return timer.as_mut().poll(cx).map(Ok),
+                // There is nothing that could be unread.
+                Poll::Pending if this.phase.is_whole() && this.discarded == 0 => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    let timer = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+                    return timer.as_mut().poll(cx).map(Ok);
+                }
             }
         }
     }
