@@ -14,7 +14,7 @@ mod turns;
 pub(crate) mod wire;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -30,6 +30,7 @@ use hyper::body::Incoming;
 use prometheus::Registry;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -270,12 +271,17 @@ impl Edge {
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
         info!(address = %self.address, tls = self.shared.tls_acceptor().is_some(), "edge listening");
-        match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => {
-                accept_connections(&listener, &self.shared, &tracker, &shutdown, &cut).await;
+        let reception = Arc::new(Reception::new(
+            self.listener,
+            self.shared.clone(),
+            End { shutdown, cut: cut.clone(), tracker: tracker.clone() },
+        ));
+        for accepting in self.shared.threads.spawn_on_each(|| reception.clone().accept_connections()) {
+            if accepting.await.is_err() {
+                tracing::error!("connections are not taken any more by one thread");
             }
-            Err(error) => tracing::error!(%error, "the listener cannot be served"),
         }
+        drop(reception);
         tracker.close();
         if timeout(drain, tracker.wait()).await.is_err() {
             warn!(open = tracker.len(), "connections cut at the end of the drain time");
@@ -329,43 +335,62 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-async fn accept_connections(
-    listener: &tokio::net::TcpListener,
-    shared: &Arc<Shared>,
-    tracker: &TaskTracker,
-    shutdown: &CancellationToken,
-    cut: &CancellationToken,
-) {
-    let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
-    let doorman = Doorman::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = accept(listener) => accepted,
-            () = shutdown.cancelled() => return,
-        };
-        let (Ok((stream, peer)), Some(thread)) = (accepted, shared.threads.least_busy()) else {
-            shared.metrics.connection_error(ConnectionError::Accept);
-            tokio::time::sleep(ACCEPT_RETRY).await;
-            continue;
-        };
-        let (peer, tls) = (peer.ip().to_canonical(), shared.tls_acceptor());
-        let Ok(permit) = permits.clone().try_acquire_owned() else {
-            shared.metrics.connection_error(ConnectionError::Full);
-            doorman.turn_away(stream, tls.is_none());
-            continue;
-        };
-        let connection = Connection::open(shared.clone(), peer, permit);
-        // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
-        let end = End { shutdown: shutdown.child_token(), cut: cut.clone(), tracker: tracker.clone() };
-        let serving = async move { connection.serve(stream, tls, &end).await };
-        tracker.spawn_on(serving, thread);
-    }
+/// Where connections come in, on all threads.
+struct Reception {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    permits: Arc<Semaphore>,
+    doorman: Doorman,
+    end: End,
 }
 
-/// A connection that no runtime has yet.
-async fn accept(listener: &tokio::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream.into_std()?, peer))
+impl Reception {
+    fn new(listener: TcpListener, shared: Arc<Shared>, end: End) -> Self {
+        let permits = Arc::new(Semaphore::new(shared.limits.connections_max));
+        Self { listener, shared, permits, doorman: Doorman::new(), end }
+    }
+
+    /// Until the shutdown, on the runtime of whoever asks.
+    async fn accept_connections(self: Arc<Self>) {
+        let listener = self.listener.try_clone().and_then(tokio::net::TcpListener::from_std);
+        let listener = match listener {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the listener cannot be served"),
+        };
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.end.shutdown.cancelled() => return,
+            };
+            let taken = accepted.and_then(|(stream, peer)| self.take(stream, peer.ip().to_canonical()));
+            if taken.is_err() {
+                self.shared.metrics.connection_error(ConnectionError::Accept);
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+
+    /// Serves a connection, here or on another thread.
+    fn take(&self, stream: TcpStream, peer: IpAddr) -> io::Result<()> {
+        let tls = self.shared.tls_acceptor();
+        let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+            self.shared.metrics.connection_error(ConnectionError::Full);
+            self.doorman.turn_away(stream, tls.is_none());
+            return Ok(());
+        };
+        let connection = Connection::open(self.shared.clone(), peer, permit);
+        // Each connection asks a token of its own: one for all of them would be a lock that they meet at.
+        let end = End { shutdown: self.end.shutdown.child_token(), ..self.end.clone() };
+        let tracker = &self.end.tracker;
+        match self.shared.threads.less_busy() {
+            None => _ = tracker.spawn(async move { connection.serve(stream, tls, &end).await }),
+            Some(thread) => {
+                let stream = stream.into_std()?;
+                tracker.spawn_on(async move { connection.serve_moved(stream, tls, &end).await }, thread);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The peer closed in the middle of its request: there is nobody to answer.

@@ -26,6 +26,7 @@ use crate::metrics::ConnectionError;
 const HEAD_BYTES_FLOOR: usize = 8192;
 
 /// When a connection has to end.
+#[derive(Clone)]
 pub(super) struct End {
     /// With its next answer.
     pub(super) shutdown: CancellationToken,
@@ -79,11 +80,16 @@ impl Connection {
         Self { shared, peer, _permit: permit }
     }
 
+    /// As [`Connection::serve`], with one that another runtime has taken.
+    pub(super) async fn serve_moved(self, stream: std::net::TcpStream, tls: Option<TlsAcceptor>, end: &End) {
+        match TcpStream::from_std(stream) {
+            Ok(stream) => self.serve(stream, tls, end).await,
+            Err(_) => self.shared.metrics.connection_error(ConnectionError::Accept),
+        }
+    }
+
     /// On the runtime of whoever asks.
-    pub(super) async fn serve(mut self, stream: std::net::TcpStream, tls: Option<TlsAcceptor>, end: &End) {
-        let Ok(mut stream) = TcpStream::from_std(stream) else {
-            return self.shared.metrics.connection_error(ConnectionError::Accept);
-        };
+    pub(super) async fn serve(mut self, mut stream: TcpStream, tls: Option<TlsAcceptor>, end: &End) {
         // Answers are small and whole; waiting to fill a segment only adds to the time to 200.
         let _ = stream.set_nodelay(true);
         let shared = self.shared.clone();

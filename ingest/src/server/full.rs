@@ -27,13 +27,11 @@ impl Doorman {
     }
 
     /// Closes a connection, with a 503 in front if it is in clear text. Does not wait for that.
-    pub(super) fn turn_away(&self, stream: std::net::TcpStream, is_clear: bool) {
+    pub(super) fn turn_away(&self, mut stream: TcpStream, is_clear: bool) {
         let Ok(turn) = self.0.clone().try_acquire_owned() else { return };
         if is_clear {
             tokio::spawn(async move {
-                if let Ok(mut stream) = TcpStream::from_std(stream) {
-                    let _ = timeout(TELLING, tell(&mut stream)).await;
-                }
+                let _ = timeout(TELLING, tell(&mut stream)).await;
                 drop(turn);
             });
         }

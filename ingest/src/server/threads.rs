@@ -1,8 +1,11 @@
 //! The threads that connections live on: one for each processor, each with a runtime of its own.
 //!
-//! A connection stays on the thread that it was given to. On a runtime of several workers it wanders: what wakes it
+//! A connection stays on the thread that serves it. On a runtime of several workers it wanders: what wakes it
 //! is the storage's thread, and whichever worker is free takes it then, with all that belongs to it in the cache of
 //! another processor. ARCHITECTURE.md has what that costs.
+//!
+//! Each takes connections from the one listener. Where another has clearly less to do, that one gets it: what a sender
+//! keeps open is spread, and what ends with its first answer crosses no thread.
 //!
 //! What a connection spawns stays with it, too: the steps behind an append end on these threads, which therefore go on
 //! for as long as anybody has a hand on the edge.
@@ -20,6 +23,7 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// As many as help anybody: each takes some memory, and waits in the kernel by itself.
@@ -61,9 +65,20 @@ impl Threads {
         u32::try_from(self.runtimes.len()).unwrap_or(u32::MAX)
     }
 
-    /// The one that has the least to do.
-    pub(super) fn least_busy(&self) -> Option<&Handle> {
-        self.runtimes.iter().min_by_key(|runtime| runtime.metrics().num_alive_tasks())
+    /// Begins something on each of them.
+    pub(super) fn spawn_on_each<F>(&self, mut future: impl FnMut() -> F) -> Vec<JoinHandle<()>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.runtimes.iter().map(|runtime| runtime.spawn(future())).collect()
+    }
+
+    /// The one that has the least to do, if that is less by an eighth than what the one has that this is called on.
+    pub(super) fn less_busy(&self) -> Option<&Handle> {
+        let here = Handle::current().metrics().num_alive_tasks();
+        let by_tasks = self.runtimes.iter().map(|runtime| (runtime.metrics().num_alive_tasks(), runtime));
+        let (least, runtime) = by_tasks.min_by_key(|(tasks, _)| *tasks)?;
+        (least + least / 8 + 1 < here).then_some(runtime)
     }
 }
 
@@ -139,10 +154,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_comes_stays_until_another_thread_has_clearly_less_to_do() {
+        let threads = Arc::new(Threads::start().unwrap());
+        let is_alone = threads.count() == 1;
+        let main = Builder::new_current_thread().build().unwrap();
+        for (tasks, is_moved) in [(0, false), (8, true)] {
+            let asked = Arc::clone(&threads);
+            let busy = threads.runtimes.first().unwrap();
+            let _idle: Vec<_> = (0..tasks).map(|_| busy.spawn(std::future::pending::<()>())).collect();
+            let moved = busy.spawn(async move { asked.less_busy().is_some() });
+            assert_eq!(main.block_on(moved).unwrap(), is_moved && !is_alone, "{tasks}");
+        }
+    }
+
+    #[test]
     fn whoever_waits_for_another_thread_is_woken_by_post_and_whoever_lets_go_is_not_missed() {
         const MANY: usize = 100;
         let threads = Threads::start().unwrap();
-        let thread = threads.least_busy().unwrap();
+        let thread = threads.runtimes.first().unwrap();
         let (mut asked, mut answered) = (Vec::new(), Vec::new());
         for number in 0..MANY {
             let (tell, told) = oneshot::channel();
