@@ -119,7 +119,8 @@ async fn payloads_are_for_this_user_only_and_the_lock_tells_processes_apart() {
     let folder = InFolder::new();
     let path = folder.0.path().join("made");
     let storage = open(&Options { path: path.clone() }, &Registry::new()).unwrap();
-    let first = super::holder(&path).unwrap();
+    let holder = || super::holder(&path).unwrap();
+    let first = holder();
     storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
     for file in [path.clone(), path.join(FILE), path.join(format!("{FILE}-wal"))] {
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
@@ -127,7 +128,9 @@ async fn payloads_are_for_this_user_only_and_the_lock_tells_processes_apart() {
     }
     storage.events.close().await;
     open(&Options { path: path.clone() }, &Registry::new()).unwrap().events.close().await;
-    assert!(first.is_some() && super::holder(&path).unwrap() != first);
+    assert!(first.is_some() && holder() != first);
+    assert_eq!(super::holder(&path.join("nowhere")).unwrap(), None);
+    assert!(super::holder(&path.join(FILE)).is_err(), "a file is no folder");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
