@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use crate::json::{self, Document, Fault, Found, Places, Root};
 use crate::location::{Location, Pointer};
 use crate::respond::labelled;
-use crate::source::{EventSpec, SpecError};
+use crate::source::{EventSpec, Faults, SpecError, SpecErrors};
 use crate::verify::{Verified, parse_rfc3339, parse_unix_auto, scheme};
 
 /// Parts of a deduplication key.
@@ -146,65 +146,61 @@ struct PagoEfectivo {
 }
 
 impl Rules {
-    pub(crate) fn compile(spec: &EventSpec) -> Result<Self, SpecError> {
+    pub(crate) fn compile(spec: &EventSpec) -> Result<Self, SpecErrors> {
+        let mut faults = Faults::default();
         let mut pointers = Vec::new();
-        let fallback = match spec.fallback.as_deref() {
-            None => false,
-            Some("body-sha256") => true,
+        let fallback = faults.keep(match spec.fallback.as_deref() {
+            None => Ok(false),
+            Some("body-sha256") => Ok(true),
             Some(other) => {
-                return Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256"));
+                Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256"))
             }
-        };
-        if spec.id.is_empty() && !fallback {
-            return Err(SpecError::new(
+        });
+        if spec.id.is_empty() && fallback == Some(false) {
+            faults.keep(Err::<(), _>(SpecError::new(
                 "event.id",
                 "nothing tells two events apart",
                 "for example [\"json:/id\"], or fallback = \"body-sha256\"",
-            ));
+            )));
         }
         if spec.id.len() > KEY_PARTS_MAX {
-            return Err(SpecError::new(
-                "event.id",
-                format!("{} parts", spec.id.len()),
-                format!("at most {KEY_PARTS_MAX}"),
-            ));
+            let wrong = format!("{} parts", spec.id.len());
+            faults.keep(Err::<(), _>(SpecError::new("event.id", wrong, format!("at most {KEY_PARTS_MAX}"))));
         }
-        let mut field = |name: &str, text: &String| Field::compile(name, text, &mut pointers);
-        let id = spec.id.iter().map(|part| field("event.id", part)).collect::<Result<Vec<_>, _>>()?;
-        let mut optional =
-            |name: &str, text: &Option<String>| text.as_ref().map(|text| field(name, text)).transpose();
-        let kind = optional("event.type", &spec.kind)?;
-        let subject = optional("event.subject", &spec.subject)?;
-        let time = optional("event.time", &spec.time)?;
-        let grammar = match spec.content.as_deref() {
-            None | Some("json") => Grammar::Json,
-            Some("form") => Grammar::Form,
-            Some("any") => Grammar::Any,
-            Some("pagoefectivo") => Grammar::PagoEfectivo(PagoEfectivo::compile(&mut pointers)?),
-            Some(other) => {
-                return Err(SpecError::new(
-                    "event.content",
-                    format!("no content is called {other}"),
-                    "json, form, any or pagoefectivo",
-                ));
-            }
-        };
+        let mut field = |name: &str, text: &String| faults.keep(Field::compile(name, text, &mut pointers));
+        let parts = spec.id.iter().enumerate();
+        let id = parts.filter_map(|(index, part)| field(&format!("event.id.{index}"), part)).collect();
+        let mut optional = |name, text: &Option<String>| text.as_ref().and_then(|text| field(name, text));
+        let kind = optional("event.type", &spec.kind);
+        let subject = optional("event.subject", &spec.subject);
+        let time = optional("event.time", &spec.time);
+        let grammar = faults.keep(Grammar::compile(spec.content.as_deref(), &mut pointers));
         if pointers.len() > json::POINTERS_MAX {
-            return Err(SpecError::new(
-                "event",
-                "too many places in the JSON",
-                format!("at most {}", json::POINTERS_MAX),
-            ));
+            let right = format!("at most {}", json::POINTERS_MAX);
+            faults.keep(Err::<(), _>(SpecError::new("event", "too many places in the JSON", right)));
         }
-        if matches!(grammar, Grammar::Form | Grammar::Any) && !pointers.is_empty() {
-            return Err(SpecError::new(
+        if let (Some(Grammar::Form | Grammar::Any), Some(pointer), Some(content)) =
+            (&grammar, pointers.first(), &spec.content)
+        {
+            let wrong = format!("\"{content}\" need not be JSON, and json:{pointer} is read from it");
+            faults.keep(Err::<(), _>(SpecError::new(
                 "event.content",
-                "json: places need content that is JSON",
-                "json, or other places",
-            ));
+                wrong,
+                "\"json\", or take other places",
+            )));
         }
         let places = Places::of(pointers.iter().map(Pointer::steps));
-        Ok(Self { grammar, id, fallback, kind, subject, time, max_age: spec.max_age, places })
+        let whole = grammar.zip(fallback).map(|(grammar, fallback)| Self {
+            grammar,
+            id,
+            fallback,
+            kind,
+            subject,
+            time,
+            max_age: spec.max_age,
+            places,
+        });
+        faults.finish(whole)
     }
 
     /// Reads a verified request, in one pass where it is JSON.
@@ -284,6 +280,21 @@ impl Rules {
             EventId::derive(source, [b"content".as_slice(), fingerprint.as_bytes()])
         } else {
             EventId::derive(source, parts.iter().map(|part| part.as_bytes()))
+        })
+    }
+}
+
+impl Grammar {
+    fn compile(name: Option<&str>, pointers: &mut Vec<Pointer>) -> Result<Self, SpecError> {
+        Ok(match name {
+            None | Some("json") => Self::Json,
+            Some("form") => Self::Form,
+            Some("any") => Self::Any,
+            Some("pagoefectivo") => Self::PagoEfectivo(PagoEfectivo::compile(pointers)?),
+            Some(other) => {
+                let right = "json, form, any or pagoefectivo";
+                return Err(SpecError::new("event.content", format!("no content is called {other}"), right));
+            }
         })
     }
 }
@@ -518,9 +529,9 @@ mod tests {
             id: id.iter().map(|&part| part.into()).collect(),
             ..EventSpec::default()
         };
-        let field = |spec: &EventSpec| Rules::compile(spec).unwrap_err().field;
+        let field = |spec: &EventSpec| SpecError::from(Rules::compile(spec).unwrap_err()).field;
         assert_eq!(field(&event(&[])), "event.id");
-        assert_eq!(field(&event(&["cookie:a"])), "event.id");
+        assert_eq!(field(&event(&["json:/a", "cookie:a"])), "event.id.1");
         assert_eq!(field(&EventSpec { kind: Some("x".into()), ..event(&["json:/id"]) }), "event.type");
         assert_eq!(
             field(&EventSpec { content: Some("xml".into()), ..event(&["json:/id"]) }),

@@ -144,7 +144,7 @@ impl IpNet {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {wrong}; {right}")]
 pub struct SpecError {
-    /// The field, from the source's own table on: `signature.template`.
+    /// The field, from the source's own table on: `signature.template`; of a list the entry as well: `event.id.0`.
     pub field: String,
     /// What is wrong with it.
     pub wrong: String,
@@ -155,6 +155,55 @@ pub struct SpecError {
 impl SpecError {
     pub(crate) fn new(field: &str, wrong: impl Into<String>, right: impl Into<String>) -> Self {
         Self { field: field.to_owned(), wrong: wrong.into(), right: right.into() }
+    }
+}
+
+/// Everything that is wrong with a description; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecErrors(Vec<SpecError>);
+
+impl From<SpecError> for SpecErrors {
+    fn from(error: SpecError) -> Self {
+        Self(vec![error])
+    }
+}
+
+impl From<SpecErrors> for SpecError {
+    /// The first of them.
+    fn from(SpecErrors(mut errors): SpecErrors) -> Self {
+        errors.swap_remove(0)
+    }
+}
+
+impl IntoIterator for SpecErrors {
+    type Item = SpecError;
+    type IntoIter = std::vec::IntoIter<SpecError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+/// What was found wrong with a description so far, while the rest of it is looked at.
+#[derive(Default)]
+pub(crate) struct Faults(Vec<SpecError>);
+
+impl Faults {
+    /// What is in order; what is not is noted.
+    pub(crate) fn keep<T>(&mut self, outcome: Result<T, impl Into<SpecErrors>>) -> Option<T> {
+        outcome.map_err(|errors| self.0.extend(errors.into())).ok()
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The whole, if all of it was in order.
+    pub(crate) fn finish<T>(self, whole: Option<T>) -> Result<T, SpecErrors> {
+        match whole {
+            Some(whole) if self.is_empty() => Ok(whole),
+            _ => Err(SpecErrors(self.0)),
+        }
     }
 }
 
@@ -170,6 +219,32 @@ pub struct SchemeSpec {
     /// How it is answered.
     #[serde(default)]
     pub reply: ReplySpec,
+}
+
+/// A description, compiled: all that a request is held against.
+pub(crate) struct Compiled {
+    pub(crate) scheme: Scheme,
+    pub(crate) rules: Rules,
+    pub(crate) reply: Reply,
+}
+
+impl SchemeSpec {
+    /// Looks at all of it with the eyes of the edge: what passes here is taken there.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its field and what would be right.
+    pub fn check(&self, secrets: &Secrets) -> Result<Scheme, SpecErrors> {
+        self.compile(secrets).map(|compiled| compiled.scheme)
+    }
+
+    pub(crate) fn compile(&self, secrets: &Secrets) -> Result<Compiled, SpecErrors> {
+        let mut faults = Faults::default();
+        let scheme = faults.keep(Scheme::compile(self, secrets));
+        let rules = faults.keep(Rules::compile(&self.event));
+        let reply = faults.keep(Reply::compile(&self.reply));
+        let whole = scheme.zip(rules).zip(reply);
+        faults.finish(whole.map(|((scheme, rules), reply)| Compiled { scheme, rules, reply }))
+    }
 }
 
 /// `[sources.NAME.signature]`.
@@ -412,14 +487,16 @@ impl Sources {
                 ..error
             };
             check_name(&spec).map_err(in_source)?;
+            let compiled = spec.scheme.compile(&spec.secrets);
+            let Compiled { scheme, rules, reply } = compiled.map_err(|errors| in_source(errors.into()))?;
             let source = Source {
                 name: spec.name.clone(),
                 environment: spec.environment,
-                scheme: Scheme::compile(&spec.scheme, &spec.secrets).map_err(in_source)?,
-                rules: Rules::compile(&spec.scheme.event).map_err(in_source)?,
+                scheme,
+                rules,
                 allow_ips: spec.allow_ips.clone(),
                 on_conflict: spec.on_conflict,
-                reply: Reply::compile(&spec.scheme.reply).map_err(in_source)?,
+                reply,
                 metrics: metrics.source(&spec.name, uses),
             };
             if !names.insert(spec.name.clone()) {

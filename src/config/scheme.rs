@@ -2,7 +2,6 @@
 //! edge, so that what cannot work is told with its line before anything runs.
 
 use chaski_common::secret::Secret;
-use chaski_ingest::location::Location;
 use chaski_ingest::presets;
 use chaski_ingest::source::{SchemeSpec, Secrets};
 use chaski_ingest::verify::{Freshness, Scheme};
@@ -10,7 +9,6 @@ use chaski_ingest::verify::{Freshness, Scheme};
 use super::Checker;
 use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
-use super::value::Entry;
 
 /// Stands in for secrets that could not be loaded, so that the rest of the scheme is checked all the same.
 /// It is text, hex and base64 alike.
@@ -37,7 +35,7 @@ impl Checker<'_> {
                 overlay(merged.entry(part).or_insert_with(|| toml::Table::new().into()), own.into());
             }
         }
-        if !self.complete(node, &merged) {
+        if !self.complete(node, &mut merged) {
             return None;
         }
         match merged.try_into::<SchemeSpec>() {
@@ -49,10 +47,11 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether the fields that have no default are there.
-    fn complete(&mut self, node: &Node, merged: &toml::Table) -> bool {
-        let signature = merged.get("signature");
-        if signature.is_none() && !node.section("signature").given {
+    /// Puts something in place of the fields that have no default and are not there, so that the others are looked
+    /// at all the same; false where there is no description at all.
+    fn complete(&mut self, node: &Node, merged: &mut toml::Table) -> bool {
+        let own = node.section("signature");
+        if !merged.contains_key("signature") && !own.given {
             if node.writes("provider") || node.writes("signature") {
                 return false;
             }
@@ -64,33 +63,32 @@ impl Checker<'_> {
             self.report.refuse(node.place(), Reason::Missing, "neither provider nor signature", hint);
             return false;
         }
-        let inside =
-            |table: Option<&toml::Value>, key: &str| table.is_some_and(|table| table.get(key).is_some());
-        let timestamp = signature.and_then(|signature| signature.get("timestamp"));
-        let event = merged.get("event");
-        let own = node.section("signature");
-        let stamp = own.section("timestamp");
-        let mut complete = true;
-        let mut need = |is_there: bool, node: &Node, key: &str, hint: &str| {
-            if !is_there && !node.writes(key) {
-                self.report.refuse(&node.at(key), Reason::Missing, "missing", hint);
-            }
-            complete &= is_there;
-        };
-        need(inside(signature, "algorithm"), own, "algorithm", "write for example \"hmac-sha256\"");
-        need(inside(signature, "from"), own, "from", "write for example \"header:x-signature\"");
-        if timestamp.is_some() || stamp.given {
-            need(inside(timestamp, "from"), stamp, "from", "write for example \"header:x-timestamp\"");
-            need(inside(timestamp, "format"), stamp, "format", "write for example \"unix\"");
+        let signature = table(merged, "signature");
+        self.need_inside(signature, own, "algorithm", "hmac-sha256");
+        self.need_inside(signature, own, "from", "header:x-signature");
+        let own = own.section("timestamp");
+        if signature.contains_key("timestamp") || own.given {
+            let timestamp = table(signature, "timestamp");
+            self.need_inside(timestamp, own, "from", "header:x-timestamp");
+            self.need_inside(timestamp, own, "format", "unix");
         }
-        let identified = inside(event, "id") || inside(event, "fallback");
-        need(
-            identified,
-            node.section("event"),
-            "id",
-            "write for example [\"json:/id\"], or fallback = \"body-sha256\"",
-        );
-        complete
+        let (event, own) = (table(merged, "event"), node.section("event"));
+        if !event.contains_key("id") && !event.contains_key("fallback") {
+            if !own.writes("id") && !own.writes("fallback") {
+                let hint = "write for example [\"json:/id\"], or fallback = \"body-sha256\"";
+                self.report.refuse(&own.at("id"), Reason::Missing, "missing", hint);
+            }
+            event.insert("fallback".to_owned(), "body-sha256".into());
+        }
+        true
+    }
+
+    /// Refuses the absence of a field, and puts an example there.
+    fn need_inside(&mut self, table: &mut toml::Table, own: &Node, key: &str, example: &str) {
+        if !table.contains_key(key) {
+            self.need(own, key, &format!("write for example {example:?}"));
+            table.insert(key.to_owned(), example.into());
+        }
     }
 
     /// What the edge makes of it; whatever it cannot work with is a problem.
@@ -100,55 +98,20 @@ impl Checker<'_> {
         spec: &SchemeSpec,
         secrets: Option<&Secrets>,
     ) -> Option<Scheme> {
-        let places_are_good = self.check_places(node, spec);
-        if http::HeaderValue::from_str(&spec.reply.content_type).is_err() {
-            let at = node.section("reply").at("content_type");
-            self.report.refuse(&at, Reason::Range, "not a header value", "write for example \"text/plain\"");
-        }
         let stand_in = || match spec.signature.key.select {
             None => Secrets::Any(vec![Secret::new(STAND_IN).into()]),
             Some(_) => Secrets::ById([(String::new(), Secret::new(STAND_IN).into())].into()),
         };
-        match Scheme::compile(spec, secrets.unwrap_or(&stand_in())) {
-            Ok(scheme) => places_are_good.then_some(scheme),
-            Err(error) => {
-                // Of a secret that only stands in nothing is said.
-                if secrets.is_some() || error.field != "secrets" {
-                    self.report.refuse(
-                        &place_of(node, &error.field),
-                        Reason::Scheme,
-                        error.wrong,
-                        format!("write {}", error.right),
-                    );
-                }
-                None
-            }
+        let errors = match spec.check(secrets.unwrap_or(&stand_in())) {
+            Ok(scheme) => return Some(scheme),
+            Err(errors) => errors,
+        };
+        // Of a secret that only stands in nothing is said.
+        for error in errors.into_iter().filter(|error| secrets.is_some() || error.field != "secrets") {
+            let at = place_of(node, &error.field);
+            self.report.refuse(&at, Reason::Scheme, error.wrong, format!("write {}", error.right));
         }
-    }
-
-    /// Whether every place that an event is read from is one.
-    fn check_places(&mut self, node: &Node, spec: &SchemeSpec) -> bool {
-        let event = node.section("event");
-        let parts = event.texts("id").unwrap_or_default();
-        let single =
-            [("type", &spec.event.kind), ("subject", &spec.event.subject), ("time", &spec.event.time)];
-        let single = single.into_iter().filter_map(|(key, place)| {
-            place.clone().map(|text| (key, Entry { line: event.at(key).line, text }))
-        });
-        let mut good = true;
-        for (key, entry) in parts.into_iter().map(|part| ("id", part)).chain(single) {
-            if let Err(right) = Location::parse(&entry.text) {
-                let at = Place { line: entry.line, ..event.at(key) };
-                self.report.refuse(
-                    &at,
-                    Reason::Scheme,
-                    format!("{:?} is no place", entry.text),
-                    format!("write {right}"),
-                );
-                good = false;
-            }
-        }
-        good
+        None
     }
 
     /// Says what the scheme does not protect.
@@ -165,13 +128,25 @@ impl Checker<'_> {
     }
 }
 
+/// A table in a table, made if it is not there.
+fn table<'t>(tables: &'t mut toml::Table, name: &str) -> &'t mut toml::Table {
+    let inner = tables.entry(name).or_insert_with(|| toml::Table::new().into());
+    inner.as_table_mut().expect("the reader takes nothing but a table here, and the presets have them")
+}
+
 /// Where a field of the description is written: `signature.template`, seen from the source's own table.
 fn place_of(node: &Node, field: &str) -> Place {
     match field.split_once('.') {
-        Some((section, rest)) => match node.find(section) {
-            Some(inner) => place_of(inner, rest),
+        Some((section, rest)) => match (node.find(section), rest.parse::<usize>()) {
+            (Some(inner), _) => place_of(inner, rest),
+            // An entry of a list, if the list is the file's own.
+            (None, Ok(index)) => {
+                let entry = node.texts(section).and_then(|list| list.into_iter().nth(index));
+                let at = node.at(section);
+                Place { line: entry.filter(|_| node.has(section)).map_or(at.line, |entry| entry.line), ..at }
+            }
             // A table of free names (`const`) has no nodes of its own: the field is named all the same.
-            None => Place { key: node.at(field).key, ..node.at(section) },
+            (None, Err(_)) => Place { key: node.at(field).key, ..node.at(section) },
         },
         // The secrets stand at the source or at its key.
         None if field == "secrets" && !node.has("secrets") => {

@@ -267,6 +267,32 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ),
         ("template without a time", described("template = '{ts}.{body}'"), "config_scheme", 5),
         ("no place", whole_source("[sources.a.event]\nid = ['json:/id',\n'cookie:x']"), "config_scheme", 6),
+        (
+            "places in a preset's content that need not be JSON",
+            "[sources.a]\nprovider = 'github'\nsecrets = ['env:GOOD']\n[sources.a.event]\ntype = 'json:/action'\n".to_owned(),
+            "config_scheme",
+            4,
+        ),
+        (
+            "places in JSON of a form",
+            described("").replace("id = ['json:/id']", "content = 'form'\nid = ['json:/id']"),
+            "config_scheme",
+            4,
+        ),
+        (
+            "places in JSON of anything",
+            described("").replace("id = ['json:/id']", "id = ['header:i']\ncontent = 'any'\ntype = 'json:/t'"),
+            "config_scheme",
+            5,
+        ),
+        ("no part of a key", described("").replace("['json:/id']", "[]"), "config_scheme", 4),
+        (
+            "no part of a preset's key",
+            "[sources.a]\nprovider = 'stripe'\nsecrets = ['env:GOOD']\nevent.id = []\n".to_owned(),
+            "config_scheme",
+            4,
+        ),
+        ("too many parts", described("").replace("'json:/id'", &["'json:/id'"; 9].join(",")), "config_scheme", 4),
         ("no form", whole_source("[sources.a.signature]\nbody = ['yaml']"), "config_scheme", 5),
         ("not hex", described("[sources.a.signature.key]\nencoding = 'hex'"), "config_scheme", 2),
         (
@@ -340,6 +366,36 @@ fn all_problems_of_a_file_are_told_at_once_in_its_order() {
                 [destinations.d]\nurl = 'http://erp.test/x'\nrate = 'fast'\n[destinations.d.retry]\nfirst = 5\n";
     let lines: Vec<usize> = verdict(text).into_iter().map(|(_, line)| line).collect();
     assert_eq!(lines, [2, 3, 6, 7, 9, 10, 12]);
+}
+
+#[test]
+fn all_problems_of_a_scheme_are_told_at_once() {
+    let text = "[sources.a]\nsecrets = { k = 'env:GOOD', l = 'env:OTHER' }\n[sources.a.signature]\nalgorithm = 'hmac-sha256'\nfrom = 'cookie:s'\n\
+                tags = ['v1']\ntemplate = '{foo}{const:c}'\nencoding = 'base64'\nbody = ['raw',\n'min']\n\
+                [sources.a.signature.key]\nencoding = 'hex'\nselect = 'k'\n\
+                [sources.a.signature.timestamp]\nfrom = 'cookie:t'\nformat = 'unix'\n\
+                [sources.a.event]\nid = ['json:/id',\n'x']\ntype = 'y'\nsubject = 'z'\n";
+    let told = [2, 2, 3, 3, 5, 7, 10, 13, 15, 19, 20, 21];
+    let lines = |text: &str| {
+        let mut lines: Vec<usize> = verdict(text).into_iter().map(|(_, line)| line).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let sorted = |mut told: Vec<usize>| {
+        told.sort_unstable();
+        told
+    };
+    assert_eq!(lines(text), sorted(told.to_vec()), "{}", parse(text).unwrap_err());
+    // What is missing hides nothing: with an example in its place, the rest is looked at.
+    let without = text.replace("algorithm = 'hmac-sha256'", "").replace("format = 'unix'", "");
+    assert_eq!(
+        lines(&without),
+        sorted([told.as_slice(), &[3, 14]].concat()),
+        "{}",
+        parse(&without).unwrap_err()
+    );
+    let told = parse(text).unwrap_err().to_string();
+    assert!(told.contains("secrets: k: a secret is not hex") && told.contains("secrets: l: "), "{told}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use chaski_common::mac::Hash;
 use super::scheme::{TimestampPlace, TimestampRule};
 use crate::location::Location;
 use crate::respond::Refusal;
-use crate::source::{SignatureSpec, SpecError};
+use crate::source::{Faults, SignatureSpec, SpecError, SpecErrors};
 
 /// Signatures in one request: two keys, two versions, and room.
 const CANDIDATES_MAX: usize = 16;
@@ -118,30 +118,33 @@ fn decode_hex(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Layout {
-    pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecError> {
-        let from = Location::parse(&spec.from)
-            .map_err(|right| SpecError::new("signature.from", format!("{} is no place", spec.from), right))?;
-        if spec.pair.is_some() && spec.tags.is_empty() {
-            return Err(SpecError::new(
+    pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecErrors> {
+        let mut faults = Faults::default();
+        let from =
+            faults.keep(Location::parse(&spec.from).map_err(|right| {
+                SpecError::new("signature.from", format!("{} is no place", spec.from), right)
+            }));
+        faults.keep(match (&spec.pair, spec.tags.as_slice()) {
+            (Some(_), []) => Err(SpecError::new(
                 "signature.tags",
                 "entries have tags and none counts",
                 "the tags whose entries are signatures",
-            ));
-        }
-        if spec.pair.is_none() && !spec.tags.is_empty() {
-            return Err(SpecError::new(
+            )),
+            (None, [_, ..]) => Err(SpecError::new(
                 "signature.pair",
                 "there are tags and nothing that splits them off",
                 "for example =",
-            ));
-        }
+            )),
+            _ => Ok(()),
+        });
         for (field, text) in [("signature.list", &spec.list), ("signature.pair", &spec.pair)] {
             if text.as_ref().is_some_and(String::is_empty) {
-                return Err(SpecError::new(field, "empty", "the text that splits, or leave it out"));
+                let right = "the text that splits, or leave it out";
+                faults.keep(Err::<(), _>(SpecError::new(field, "empty", right)));
             }
         }
-        let encoding =
-            Encoding::compile("signature.encoding", &spec.encoding, &[Encoding::Hex, Encoding::Base64])?;
+        let allowed = [Encoding::Hex, Encoding::Base64];
+        let encoding = faults.keep(Encoding::compile("signature.encoding", &spec.encoding, &allowed));
         let bytes = match algorithm {
             Algorithm::Hmac(hash) => Some(hash.tag_bytes()),
             Algorithm::Ed25519 => Some(64),
@@ -149,7 +152,8 @@ impl Layout {
         };
         let (list, pair, tags, prefix) =
             (spec.list.clone(), spec.pair.clone(), spec.tags.clone(), spec.prefix.clone());
-        Ok(Self { from, list, pair, tags, prefix, encoding, bytes })
+        let whole = from.zip(encoding);
+        faults.finish(whole.map(|(from, encoding)| Self { from, list, pair, tags, prefix, encoding, bytes }))
     }
 
     /// The decoded signatures, and the timestamp if it stands among them.

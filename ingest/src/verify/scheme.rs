@@ -22,7 +22,7 @@ use crate::json;
 use crate::location::{self, Location};
 use crate::request::{Head, Received};
 use crate::respond::Refusal;
-use crate::source::{DatedSecret, SchemeSpec, Secrets, SignatureSpec, SpecError, Validity};
+use crate::source::{Faults, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
 
 /// Secrets of one source.
 const SECRETS_MAX: usize = 16;
@@ -112,18 +112,26 @@ impl Scheme {
     /// Compiles a description with its live secrets.
     ///
     /// # Errors
-    /// [`SpecError`] names the field, what is wrong with it and what would be right.
-    pub fn compile(spec: &SchemeSpec, secrets: &Secrets) -> Result<Self, SpecError> {
+    /// Each [`SpecError`] names a field, what is wrong with it and what would be right.
+    pub fn compile(spec: &SchemeSpec, secrets: &Secrets) -> Result<Self, SpecErrors> {
         let spec = &spec.signature;
+        // Nothing else makes sense without it.
         let algorithm = Algorithm::compile(spec)?;
-        let layout = Layout::compile(spec, algorithm)?;
+        let mut faults = Faults::default();
+        let layout = faults.keep(Layout::compile(spec, algorithm));
         let template = match algorithm {
-            Algorithm::HttpBasic => None,
-            _ => Some(Template::compile(&spec.template, &spec.constants)?),
+            Algorithm::HttpBasic => Some(None),
+            _ => faults.keep(Template::compile(&spec.template, &spec.constants)).map(Some),
         };
+        let signs_time = |template: &Template| template.uses(&Variable::Timestamp);
+        let needed = template.as_ref().and_then(Option::as_ref).is_some_and(signs_time);
+        let timestamp = faults.keep(compile_timestamp(spec, needed));
+        let keys = faults.keep(Keys::compile(spec, algorithm, secrets));
+        let forms = faults.keep(compile_forms(&spec.body));
+        let whole = layout.zip(template).zip(timestamp).zip(keys).zip(forms);
+        let ((((layout, template), timestamp), keys), forms) = faults.finish(whole)?;
+
         let uses = |variable: &Variable| template.as_ref().is_some_and(|template| template.uses(variable));
-        let timestamp = compile_timestamp(spec, &layout, uses(&Variable::Timestamp))?;
-        let keys = Keys::compile(spec, algorithm, secrets)?;
         let freshness = match &timestamp {
             None => Freshness::None,
             Some(TimestampRule { from, past, future, needed, .. }) => {
@@ -142,15 +150,7 @@ impl Scheme {
         let timestamp_in_body = matches!(&timestamp, Some(TimestampRule { from: TimestampPlace::At(place), .. }) if place.in_body());
         let select_in_body = matches!(&keys, Keys::ById { select, .. } if select.in_body());
         let claim_in_body = layout.from.in_body() || timestamp_in_body || select_in_body;
-        Ok(Self {
-            forms: compile_forms(&spec.body)?,
-            layout,
-            template,
-            keys,
-            timestamp,
-            freshness,
-            claim_in_body,
-        })
+        Ok(Self { forms, layout, template, keys, timestamp, freshness, claim_in_body })
     }
 
     /// What the timestamp proves.
@@ -340,29 +340,23 @@ impl Keys {
         .unwrap_or_default()
     }
 
-    fn compile(spec: &SignatureSpec, algorithm: Algorithm, secrets: &Secrets) -> Result<Self, SpecError> {
-        let count = match secrets {
-            Secrets::Any(secrets) => secrets.len(),
-            Secrets::ById(secrets) => secrets.len(),
-        };
+    fn compile(spec: &SignatureSpec, algorithm: Algorithm, secrets: &Secrets) -> Result<Self, SpecErrors> {
+        let mut faults = Faults::default();
+        let select = spec.key.select.as_ref().map(|select| {
+            Location::parse(select).map_err(|right| {
+                SpecError::new("signature.key.select", format!("{select} is no place"), right)
+            })
+        });
+        let select = select.and_then(|select| faults.keep(select));
+        let encoding = faults.keep(key_encoding(spec));
+        let named = secrets.named();
+        let count = named.len();
         if count == 0 || count > SECRETS_MAX {
-            return Err(SpecError::new("secrets", format!("{count} secrets"), format!("1 to {SECRETS_MAX}")));
+            let wrong = format!("{count} secrets");
+            faults.keep(Err::<(), _>(SpecError::new("secrets", wrong, format!("1 to {SECRETS_MAX}"))));
         }
-        match (secrets, &spec.key.select) {
-            (Secrets::Any(secrets), None) => secrets
-                .iter()
-                .map(|secret| DatedKey::compile(spec, algorithm, secret))
-                .collect::<Result<_, _>>()
-                .map(Self::Any),
-            (Secrets::ById(secrets), Some(select)) => {
-                let select = Location::parse(select).map_err(|right| {
-                    SpecError::new("signature.key.select", format!("{select} is no place"), right)
-                })?;
-                let keys = secrets.iter().map(|(id, secret)| {
-                    Ok((id.clone().into_bytes(), DatedKey::compile(spec, algorithm, secret)?))
-                });
-                Ok(Self::ById { select, keys: keys.collect::<Result<_, SpecError>>()? })
-            }
+        let misfit = match (secrets, &spec.key.select) {
+            (Secrets::Any(_), None) | (Secrets::ById(_), Some(_)) => Ok(()),
             (Secrets::Any(_), Some(_)) => Err(SpecError::new(
                 "secrets",
                 "the request names its secret, and these have no names",
@@ -373,20 +367,32 @@ impl Keys {
                 "these have names, and nothing in the request selects one",
                 "a list, or signature.key.select",
             )),
+        };
+        faults.keep(misfit);
+        let mut keys = Vec::with_capacity(count);
+        for (name, dated) in named.into_iter().filter(|_| encoding.is_some()) {
+            let key = Key::compile(spec, algorithm, &dated.secret).map_err(|error| match count {
+                1 => error,
+                _ => SpecError { wrong: format!("{name}: {}", error.wrong), ..error },
+            });
+            let key = faults.keep(key).map(|key| DatedKey { key, validity: dated.validity });
+            keys.extend(key.map(|key| (name.into_owned().into_bytes(), key)));
         }
+        faults.finish(Some(match select {
+            Some(select) => Self::ById { select, keys },
+            None => Self::Any(keys.into_iter().map(|(_, key)| key).collect()),
+        }))
     }
 }
 
-impl DatedKey {
-    fn compile(spec: &SignatureSpec, algorithm: Algorithm, dated: &DatedSecret) -> Result<Self, SpecError> {
-        Ok(Self { key: Key::compile(spec, algorithm, &dated.secret)?, validity: dated.validity })
-    }
+fn key_encoding(spec: &SignatureSpec) -> Result<Encoding, SpecError> {
+    let allowed = [Encoding::Utf8, Encoding::Hex, Encoding::Base64];
+    Encoding::compile("signature.key.encoding", &spec.key.encoding, &allowed)
 }
 
 /// The bytes a secret stands for.
 pub(super) fn key_bytes(spec: &SignatureSpec, secret: &Secret) -> Result<Secret, SpecError> {
-    let allowed = [Encoding::Utf8, Encoding::Hex, Encoding::Base64];
-    let encoding = Encoding::compile("signature.key.encoding", &spec.key.encoding, &allowed)?;
+    let encoding = key_encoding(spec)?;
     let text = secret.expose();
     let text = text.strip_prefix(spec.key.strip_prefix.as_bytes()).unwrap_or(text);
     let bytes = encoding.decode(text).ok_or_else(|| {
@@ -432,61 +438,62 @@ impl Key {
     }
 }
 
-fn compile_forms(names: &[String]) -> Result<Vec<BodyForm>, SpecError> {
+fn compile_forms(names: &[String]) -> Result<Vec<BodyForm>, SpecErrors> {
     let right = "raw, json_minify, or both in the order they are tried";
     if names.is_empty() || names.len() > 2 {
-        return Err(SpecError::new("signature.body", format!("{} forms", names.len()), right));
+        return Err(SpecError::new("signature.body", format!("{} forms", names.len()), right).into());
     }
-    let form = |name: &String| match name.as_str() {
-        "raw" => Ok(BodyForm::Raw),
-        "json_minify" => Ok(BodyForm::Minified),
-        other => Err(SpecError::new("signature.body", format!("no form is called {other}"), right)),
-    };
-    names.iter().map(form).collect()
+    let mut faults = Faults::default();
+    let forms = names.iter().enumerate().filter_map(|(index, name)| {
+        faults.keep(match name.as_str() {
+            "raw" => Ok(BodyForm::Raw),
+            "json_minify" => Ok(BodyForm::Minified),
+            other => {
+                let field = format!("signature.body.{index}");
+                Err(SpecError::new(&field, format!("no form is called {other}"), right))
+            }
+        })
+    });
+    let forms = forms.collect();
+    faults.finish(Some(forms))
 }
 
 pub(super) fn compile_timestamp(
     spec: &SignatureSpec,
-    layout: &Layout,
     needed: bool,
-) -> Result<Option<TimestampRule>, SpecError> {
+) -> Result<Option<TimestampRule>, SpecErrors> {
     let Some(timestamp) = &spec.timestamp else {
         let right = "[signature.timestamp], or a template without {ts}";
         return if needed {
-            Err(SpecError::new(
-                "signature.timestamp",
-                "the template signs a timestamp that has no place",
-                right,
-            ))
+            let wrong = "the template signs a timestamp that has no place";
+            Err(SpecError::new("signature.timestamp", wrong, right).into())
         } else {
             Ok(None)
         };
     };
-    let from = match timestamp.from.strip_prefix("tag:") {
-        Some(tag) if layout.pair.is_some() && !tag.is_empty() => TimestampPlace::Tag(tag.to_owned()),
-        Some(_) => {
-            return Err(SpecError::new(
-                "signature.timestamp.from",
-                "the signature's entries have no tags",
-                "signature.pair, or header:NAME",
-            ));
+    const FROM: &str = "signature.timestamp.from";
+    let mut faults = Faults::default();
+    let from = faults.keep(match timestamp.from.strip_prefix("tag:") {
+        // Tags that nothing splits off are a fault of their own.
+        Some(tag) if !tag.is_empty() && (spec.pair.is_some() || !spec.tags.is_empty()) => {
+            Ok(TimestampPlace::Tag(tag.to_owned()))
         }
-        None => TimestampPlace::At(Location::parse(&timestamp.from).map_err(|right| {
-            SpecError::new(
-                "signature.timestamp.from",
-                format!("{} is no place", timestamp.from),
-                format!("tag:TAG, {right}"),
-            )
-        })?),
-    };
-    let format = Format::named(&timestamp.format).ok_or_else(|| {
-        SpecError::new(
-            "signature.timestamp.format",
-            format!("no format is called {}", timestamp.format),
-            "unix, unix_ms, unix_auto or rfc3339",
-        )
-    })?;
-    Ok(Some(TimestampRule { from, format, past: timestamp.past, future: timestamp.future, needed }))
+        Some(_) => {
+            let right = "signature.pair, or header:NAME";
+            Err(SpecError::new(FROM, "the signature's entries have no tags", right))
+        }
+        None => Location::parse(&timestamp.from).map(TimestampPlace::At).map_err(|right| {
+            let wrong = format!("{} is no place", timestamp.from);
+            SpecError::new(FROM, wrong, format!("tag:TAG, {right}"))
+        }),
+    });
+    let format = faults.keep(Format::named(&timestamp.format).ok_or_else(|| {
+        let wrong = format!("no format is called {}", timestamp.format);
+        SpecError::new("signature.timestamp.format", wrong, "unix, unix_ms, unix_auto or rfc3339")
+    }));
+    let (past, future) = (timestamp.past, timestamp.future);
+    let rule = from.zip(format).map(|(from, format)| TimestampRule { from, format, past, future, needed });
+    faults.finish(rule.map(Some))
 }
 
 /// What stands at a location. A place in the body is empty before the body is there.

@@ -65,7 +65,7 @@ pub fn sign(spec: &SchemeSpec, signer: Signer<'_>, body: &[u8], now: Timestamp) 
         return draft.finish();
     }
     let template = Template::compile(&spec.signature.template, &spec.signature.constants)?;
-    let timestamp = compile_timestamp(&spec.signature, &layout, template.uses(&Variable::Timestamp))?;
+    let timestamp = compile_timestamp(&spec.signature, template.uses(&Variable::Timestamp))?;
     let mut draft = Draft::new(spec, body);
     if let (Some(select), Some(id)) = (&spec.signature.key.select, signer.key_id) {
         let place = Location::parse(select)

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::location::Location;
-use crate::source::SpecError;
+use crate::source::{Faults, SpecError, SpecErrors};
 
 const FIELD: &str = "signature.template";
 
@@ -37,7 +37,8 @@ pub(crate) struct Filters {
 pub(crate) struct Template(Vec<Piece>);
 
 impl Template {
-    pub(crate) fn compile(text: &str, constants: &BTreeMap<String, String>) -> Result<Self, SpecError> {
+    pub(crate) fn compile(text: &str, constants: &BTreeMap<String, String>) -> Result<Self, SpecErrors> {
+        let mut faults = Faults::default();
         let mut pieces = Vec::new();
         let mut optional: Option<Vec<Piece>> = None;
         let mut rest = text;
@@ -57,11 +58,12 @@ impl Template {
                 }
                 '{' => {
                     let end = rest.find('}').ok_or_else(|| wrong("a { without its }"))?;
-                    let piece = variable(&rest[1..end], constants)?;
+                    let piece = faults.keep(variable(&rest[1..end], constants));
                     rest = &rest[end + 1..];
+                    let Some(piece) = piece else { continue };
                     piece
                 }
-                '[' | '}' => return Err(wrong(&format!("a stray {first}"))),
+                '[' | '}' => return Err(wrong(&format!("a stray {first}")).into()),
                 _ => {
                     let piece = Piece::Literal(rest[..literal_end].into());
                     rest = &rest[literal_end..];
@@ -71,17 +73,14 @@ impl Template {
             optional.as_mut().unwrap_or(&mut pieces).push(piece);
         }
         if optional.is_some() {
-            return Err(wrong("a [ without its ]"));
+            return Err(wrong("a [ without its ]").into());
         }
         let template = Self(pieces);
-        if template.variables().next().is_none() {
-            return Err(SpecError::new(
-                FIELD,
-                "no variable, so every request has the same signature",
-                "for example {body}",
-            ));
+        if faults.is_empty() && template.variables().next().is_none() {
+            let wrong = "no variable, so every request has the same signature";
+            return Err(SpecError::new(FIELD, wrong, "for example {body}").into());
         }
-        Ok(template)
+        faults.finish(Some(template))
     }
 
     /// The variables, each with whether it may be missing.
