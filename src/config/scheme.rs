@@ -1,6 +1,8 @@
 //! How a source signs: its preset with the file's own fields laid over it, complete, and compiled by the
 //! edge, so that what cannot work is told with its line before anything runs.
 
+use std::time::Duration;
+
 use chaski_common::secret::Secret;
 use chaski_ingest::presets;
 use chaski_ingest::source::{SchemeSpec, Secrets};
@@ -9,7 +11,10 @@ use chaski_ingest::verify::{Freshness, Scheme};
 use super::Checker;
 use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
+use super::units::spell_duration;
 
+/// The longest window around a timestamp, unless the preset has a longer one.
+const TOLERANCE_MAX: Duration = Duration::from_secs(3600);
 /// Stands in for secrets that could not be loaded, so that the rest of the scheme is checked all the same.
 /// It is text, hex and base64 alike.
 const STAND_IN: &str = "00112233445566778899aabbccddeeff";
@@ -29,6 +34,7 @@ impl Checker<'_> {
             }
             None => toml::Table::new(),
         };
+        self.check_tolerance(node, &merged);
         for part in ["signature", "event", "reply"] {
             let own = node.section(part).overrides();
             if !own.is_empty() {
@@ -43,6 +49,23 @@ impl Checker<'_> {
             Err(error) => {
                 self.report.refuse(node.section("signature").place(), Reason::Scheme, error.message(), "");
                 None
+            }
+        }
+    }
+
+    /// Refuses a window in which a request could be replayed for long. A preset may know of a sender that needs one,
+    /// and what it says may be said again.
+    fn check_tolerance(&mut self, node: &Node, preset: &toml::Table) {
+        let own = node.section("signature").section("timestamp");
+        let preset = preset.get("signature").and_then(|signature| signature.get("timestamp"));
+        for key in ["past", "future"] {
+            let seconds = preset.and_then(|preset| preset.get(key)?.as_integer()).unwrap_or_default();
+            let most = TOLERANCE_MAX.max(Duration::from_secs(seconds.unsigned_abs()));
+            let given = own.duration(key);
+            if given > most {
+                let [most, given] = [most, given].map(spell_duration);
+                let message = format!("must be from 1s to {most}, not {given}");
+                self.report.refuse(&own.at(key), Reason::Range, message, "");
             }
         }
     }

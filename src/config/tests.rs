@@ -616,6 +616,32 @@ fn a_preset_is_overridden_field_by_field() {
 }
 
 #[test]
+fn a_window_is_an_hour_at_most_or_that_of_the_preset() {
+    let of = |provider: &str, window: &str| {
+        let secrets = "secrets = ['env:GOOD']\n[sources.a.signature.const]\nx_login = 'l'\n";
+        verdict(&format!(
+            "[sources.a]\nprovider = '{provider}'\n{secrets}[sources.a.signature.timestamp]\n{window}\n"
+        ))
+    };
+    for (provider, window) in [
+        ("dlocal", "past = '2h'"),
+        ("dlocal", "past = '1h'\nfuture = '1h'"),
+        ("pagsmile", "past = '24h'"),
+        ("stripe", "past = '1h'"),
+    ] {
+        assert_eq!(of(provider, window), [], "{provider}: {window}");
+    }
+    for (provider, window) in [
+        ("dlocal", "past = '3h'"),
+        ("dlocal", "future = '2h'"),
+        ("stripe", "past = '2h'"),
+        ("pagsmile", "past = '2d'"),
+    ] {
+        assert_eq!(of(provider, window), [("config_range", 7)], "{provider}: {window}");
+    }
+}
+
+#[test]
 fn every_preset_loads_with_what_only_a_merchant_has() {
     let env = |name: &str| match name {
         "BASIC" => Some("chaski:0aX7qLmZk3J9".to_owned()),
