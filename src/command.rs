@@ -75,7 +75,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run => return run::run(&file, Role::Both).await,
         Command::Ingest => return run::run(&file, Role::Edge).await,
         Command::Dispatch { only } => return run::run(&file, Role::Dispatcher { only }).await,
-        Command::Topics { command } => return topics::run(&access()?, command, json).await,
+        Command::Topics { command } => return topics::run(&access()?, &file, command, json).await,
         Command::Demo(demo) => return demo::run(demo, json).await,
         Command::Check => output::line(check::run(&load_to_check(&file, json)?, json).trim_end()),
         Command::Doctor(Doctor { canary: None, .. }) => return doctor::run(&file, json).await,

@@ -219,6 +219,21 @@ impl Config {
     }
 }
 
+/// A problem that only shows when a configuration is put to use, told as all others are: with the line that `key`,
+/// a full one, has in the file.
+#[must_use]
+pub fn refused(file: &Path, key: &str, reason: Reason, message: &str, hint: &str) -> ConfigErrors {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let text = read_file(file).unwrap_or_default();
+    let read = Checker::new(file, &|_| None).read(&text);
+    let mut names = section.split('.').filter(|name| !name.is_empty());
+    let node = read.as_ref().and_then(|root| names.try_fold(root, |node, name| node.find(name)));
+    let line = node.map_or(0, |node| node.at(name).line);
+    let mut report = Report::new(file.to_owned());
+    report.refuse(&Place { line, key: key.to_owned() }, reason, message, hint);
+    report.into_errors()
+}
+
 /// Reads a file that is no larger than a configuration is.
 fn read_file(path: &Path) -> Result<String, ConfigErrors> {
     use std::io::Read as _;

@@ -11,14 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Reload as _;
 use crate::app::{App, Role};
-use crate::config::Config;
-use crate::{logging, output};
+use crate::config::{self, Config, Reason};
+use crate::logging;
 
 pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
-    if let Some(code) = refused(&config, file, &role) {
-        return Ok(code);
-    }
+    check_role(&config, file, &role)?;
     logging::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(%warning, "configuration");
@@ -27,12 +25,9 @@ pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     let (sources, destinations) = (config.sources.len(), config.destinations.len());
     let app = match App::open(config, file, role).await {
         Err(error) if is_locked(&error) => {
-            output::say(format_args!(
-                "{}: storage.path: {}; stop that process, or name another folder",
-                file.display(),
-                error.root_cause()
-            ));
-            return Ok(ExitCode::from(super::EXIT_CONFIG));
+            let wrong = error.root_cause().to_string();
+            let hint = "stop that process, or name another folder";
+            return Err(config::refused(file, "storage.path", Reason::Duplicate, &wrong, hint).into());
         }
         opened => opened?,
     };
@@ -67,23 +62,21 @@ fn is_locked(error: &anyhow::Error) -> bool {
 }
 
 /// One half of chaski needs a storage that the other half can share, and destinations that exist.
-fn refused(config: &Config, file: &Path, role: &Role) -> Option<ExitCode> {
+fn check_role(config: &Config, file: &Path, role: &Role) -> anyhow::Result<()> {
     if *role != Role::Both && config.storage.is_embedded() {
-        output::say(format_args!(
-            "{}: storage.kind: \"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart; \
-             use `chaski run`, or kind = \"kafka\"",
-            file.display()
-        ));
-        return Some(ExitCode::from(super::EXIT_CONFIG));
+        let wrong = "\"embedded\" is one file that one process owns, so edge and dispatcher cannot run apart";
+        let hint = "use `chaski run`, or kind = \"kafka\"";
+        return Err(config::refused(file, "storage.kind", Reason::Unsupported, wrong, hint).into());
     }
-    let Role::Dispatcher { only } = role else { return None };
+    let Role::Dispatcher { only } = role else { return Ok(()) };
     let names: Vec<&str> = config.destinations.iter().map(|destination| &*destination.name).collect();
-    let unknown = only.iter().find(|name| !names.contains(&name.as_str()))?;
-    output::say(format_args!(
-        "chaski: there is no destination named {unknown} (--only); there are: {}",
-        names.join(", ")
-    ));
-    Some(ExitCode::from(super::EXIT_USAGE))
+    match only.iter().find(|name| !names.contains(&name.as_str())) {
+        Some(unknown) => Err(super::usage(format!(
+            "there is no destination named {unknown} (--only); there are: {}",
+            names.join(", ")
+        ))),
+        None => Ok(()),
+    }
 }
 
 #[derive(PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! `chaski topics`: what the Kafka storage needs on the brokers, and making it. Topics that are there and wrong
 //! are told and left alone.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -8,7 +9,7 @@ use chaski_common::storage::kafka::{self, Options, Step};
 use serde::Serialize;
 
 use crate::cli::TopicsCommand;
-use crate::config::{AccessConfig, StorageKind};
+use crate::config::{self, AccessConfig, Reason, StorageKind};
 use crate::output;
 
 /// How one topic stands.
@@ -22,13 +23,14 @@ struct Row {
 }
 
 pub(super) async fn run(
-    config: &AccessConfig,
+    access: &AccessConfig,
+    file: &Path,
     command: Option<TopicsCommand>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let StorageKind::Kafka { options, .. } = &config.storage.kind else {
-        output::say("storage.kind: \"embedded\" has no topics; they belong to kind = \"kafka\"");
-        return Ok(ExitCode::from(super::EXIT_CONFIG));
+    let StorageKind::Kafka { options, .. } = &access.storage.kind else {
+        let (wrong, hint) = ("\"embedded\" has no topics", "they belong to kind = \"kafka\"");
+        return Err(config::refused(file, "storage.kind", Reason::Unsupported, wrong, hint).into());
     };
     let is_applied = command == Some(TopicsCommand::Apply);
     let asking = || format!("asking {}", options.brokers.join(", "));

@@ -1,6 +1,6 @@
 //! The configuration: refused whole and in words that let its owner mend it, explained without a secret.
 
-use crate::harness::{DESTINATION_SECRET, Destination, Layout, PE_SECRET, Receiver, Site};
+use crate::harness::{DESTINATION_SECRET, Destination, Layout, PE_SECRET, Receiver, Site, Storage};
 
 #[test]
 fn every_problem_is_listed_with_its_line_and_key() {
@@ -47,6 +47,27 @@ sources = [\"pagoefectvo\"]
         }
     }
     assert!(!site.store().exists(), "nothing was begun");
+}
+
+#[test]
+fn what_a_storage_cannot_do_is_refused_at_its_line() {
+    let site = Site::on(Storage::File, &Layout::default());
+    let text = site.toml(&Layout::default());
+    let line = 1 + text.lines().position(|line| line == "kind = \"embedded\"").unwrap();
+    for (text, place) in [
+        (text.clone(), format!("chaski.toml:{line}: storage.kind: ")),
+        (text.replace("kind = \"embedded\"\n", ""), format!("chaski.toml:{}: storage.kind: ", line - 1)),
+        (
+            text.replace("[storage]\nkind = \"embedded\"\npath = \"store\"\n", ""),
+            "chaski.toml: storage.kind: ".to_owned(),
+        ),
+    ] {
+        site.write(&text);
+        for command in ["ingest", "dispatch", "topics"] {
+            let told = site.command(&[command]);
+            assert!(told.exits(78).stderr.contains(&place), "{command}, {place}: {told:?}");
+        }
+    }
 }
 
 #[test]

@@ -15,9 +15,11 @@ fn a_second_process_on_the_same_store_is_refused_and_the_first_goes_on() {
     // Other addresses, the same folder.
     let text = site.toml(&layout);
     let other = text.replace(&site.edge.port().to_string(), "0").replace(&site.admin.port().to_string(), "0");
+    let line = 1 + other.lines().position(|line| line.starts_with("path = ")).unwrap();
     std::fs::write(site.path("other.toml"), other).unwrap();
     let told = site.bare(&["run", "-c", "other.toml"]);
     assert!(told.exits(78).stderr.contains("in use by another process"), "{told:?}");
+    assert!(told.stderr.contains(&format!("other.toml:{line}: storage.path: ")), "{told:?}");
     // The same addresses as well.
     site.command(&["run"]).exits(78);
     receiver.wait_for(&gateway.accept(&payment(1)));
