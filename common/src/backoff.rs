@@ -130,6 +130,29 @@ impl Schedule {
         }
         times
     }
+
+    /// How many attempts after the first there are until giving up, if each delay is as long as it can be.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let mut at = Duration::ZERO;
+        for attempt in 1_u32.. {
+            let ceiling = self.ceiling(attempt);
+            let is_last_step = match &self.delays {
+                Delays::Growing { cap, factor, .. } => ceiling == *cap || *factor <= 1.0,
+                Delays::Listed(delays) => attempt as usize >= delays.len(),
+            };
+            if is_last_step {
+                // From here on all are the same.
+                let left = self.give_up_after.saturating_sub(at).as_nanos() / ceiling.as_nanos();
+                return u64::from(attempt - 1) + u64::try_from(left).unwrap_or(u64::MAX);
+            }
+            at = at.saturating_add(ceiling);
+            if at > self.give_up_after {
+                return u64::from(attempt - 1);
+            }
+        }
+        u64::from(u32::MAX)
+    }
 }
 
 /// A number in `[0, 1)` that depends on the delivery and the attempt alone.
@@ -210,5 +233,20 @@ mod tests {
             .sum::<f64>()
             / 2000.0;
         assert!((2.3..2.7).contains(&mean), "uniform below 5 s has its mean at 2.5 s, not {mean}");
+    }
+
+    #[test]
+    fn retries_are_counted_as_they_are_listed() {
+        let [ms, s] = [Duration::from_millis, Duration::from_secs];
+        for schedule in [
+            Schedule::growing(s(5), 3.0, s(6 * 3600), s(72 * 3600)).unwrap(),
+            Schedule::growing(ms(100), 1.0, s(60), s(600)).unwrap(),
+            Schedule::growing(ms(100), 1.5, s(7), ms(600_050)).unwrap(),
+            Schedule::growing(s(5), 3.0, s(6 * 3600), s(30)).unwrap(),
+            Schedule::listed(vec![s(5), s(1), s(30)], s(3600)).unwrap(),
+            Schedule::listed(vec![s(5), s(10), s(30)], s(12)).unwrap(),
+        ] {
+            assert_eq!(schedule.retries(), schedule.latest_times(usize::MAX).len() as u64, "{schedule:?}");
+        }
     }
 }

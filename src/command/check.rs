@@ -205,6 +205,8 @@ pub struct Destination {
     pub start: String,
     /// The latest times of the attempts after the first, counted from it.
     pub retries: Vec<String>,
+    /// How many more follow.
+    pub retries_more: u64,
     /// After this it is a dead letter.
     pub give_up_after: String,
 }
@@ -351,6 +353,7 @@ fn explain_destination(destination: &DestinationSpec) -> Destination {
             Start::Beginning => "beginning".to_owned(),
             Start::At(time) => time.to_string(),
         },
+        retries_more: destination.retry.retries().saturating_sub(times.len() as u64),
         retries: times.into_iter().map(spell_duration).collect(),
         give_up_after: spell_duration(destination.retry.give_up_after()),
     }

@@ -720,6 +720,17 @@ fn check_explains_everything_and_shows_no_secret() {
     );
 }
 
+#[test]
+fn check_says_how_many_retries_it_does_not_list() {
+    let config = parse(&destination("retry = { first = '1s', factor = 1, give_up_after = '1h' }")).unwrap();
+    let text = crate::command::check::run(&config, false);
+    assert!(text.contains("1m39s, 1m40s, and 3500 more\n"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&crate::command::check::run(&config, true)).unwrap();
+    assert_eq!(json["destinations"][0]["retries_more"], 3500);
+    let all = parse(&destination("retry = { first = '1s', factor = 2, give_up_after = '1h' }")).unwrap();
+    assert!(!crate::command::check::run(&all, false).contains(" more"));
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_reading_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..40, "[\\[\\]{}\"'=.,# \n0-9a-z\u{e9}\\\\:/-]{0,8}"), 1..8)) {

@@ -150,7 +150,11 @@ impl Destination {
             self.concurrency, self.timeout, self.ordering
         )?;
         writeln!(out, "  starts       {}", self.start)?;
-        writeln!(out, "  retries      at the latest after {}", listed(&self.retries, "never"))?;
+        let more = match self.retries_more {
+            0 => String::new(),
+            count => format!(", and {count} more"),
+        };
+        writeln!(out, "  retries      at the latest after {}{more}", listed(&self.retries, "never"))?;
         writeln!(
             out,
             "  gives up     {} after the first attempt, then it is a dead letter",
