@@ -96,7 +96,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return alerts::test(&Config::load(&file)?, receiver.as_deref(), json).await;
         }
         Command::Reload => return reload::run(&access()?, json).await,
-        Command::Config { command: ConfigCommand::Reference } => output::line(config::reference().trim_end()),
+        Command::Config { command: ConfigCommand::Reference } => config::reference(json)?,
         Command::Config { command: ConfigCommand::Schema } => output::line(config::schema().trim_end()),
     }
     Ok(ExitCode::SUCCESS)

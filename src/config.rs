@@ -48,7 +48,7 @@ use chaski_ingest::{Limits, TlsConfig};
 
 pub use access::AccessConfig;
 pub use problem::{ConfigErrors, Problem, Reason, Warning};
-pub use reference::reference;
+pub use reference::{reference, settings};
 pub use schema::schema;
 pub(crate) use secret::weakness;
 pub use storage::{StorageConfig, StorageKind};

@@ -2,6 +2,10 @@
 //!
 //! It is itself a configuration that loads, given the secrets it names. `deploy/chaski.toml` is this text.
 
+use serde::Serialize;
+use serde_json::Value;
+
+use super::schema::to_json;
 use super::settings::{FILE, Section, Setting};
 
 const HEAD: &str = "\
@@ -39,6 +43,42 @@ pub fn reference() -> String {
         }
     }
     text
+}
+
+/// One setting, for programs.
+#[derive(Debug, Serialize)]
+pub struct Documented {
+    /// Its full key; NAME is what the operator calls it.
+    pub key: String,
+    /// What it takes, with bounds and units.
+    pub takes: String,
+    /// What holds when it is left out.
+    pub default: Option<Value>,
+    /// What it may look like.
+    pub example: Option<Value>,
+    /// What it is about.
+    pub doc: &'static str,
+}
+
+/// The settings in the order of the annotated file.
+#[must_use]
+pub fn settings() -> Vec<Documented> {
+    let mut settings = Vec::new();
+    FILE.sections.iter().for_each(|section| document(&mut settings, section, section.name));
+    settings
+}
+
+fn document(settings: &mut Vec<Documented>, section: &Section, path: &str) {
+    settings.extend(section.settings.iter().map(|setting| Documented {
+        key: format!("{path}.{}", setting.key),
+        takes: setting.kind.describe(),
+        default: setting.default.and_then(to_json),
+        example: setting.example.and_then(to_json),
+        doc: setting.doc,
+    }));
+    for inner in section.sections.iter().chain(section.each) {
+        document(settings, inner, &format!("{path}.{}", inner.name));
+    }
 }
 
 fn print(text: &mut String, section: &Section, path: &str, inside_optional: bool) {
@@ -108,6 +148,35 @@ mod tests {
         assert_eq!(config.sources.len(), 2);
         assert_eq!(config.destinations.len(), 1);
         assert_eq!(config.warnings, []);
+    }
+
+    #[test]
+    fn every_setting_is_there_for_programs_as_well() {
+        let settings = serde_json::to_value(settings()).unwrap();
+        let find =
+            |key: &str| settings.as_array().unwrap().iter().find(|setting| setting["key"] == key).unwrap();
+        let max_body = find("ingest.max_body");
+        assert_eq!(
+            (&max_body["default"], &max_body["takes"]),
+            (&"256KiB".into(), &"a size from 1KiB to 16MiB".into())
+        );
+        assert_eq!(find("sources.NAME.signature.algorithm")["default"], Value::Null);
+        assert_eq!(find("alerts.receivers.NAME.kind")["example"], "slack");
+        let is_there = |key: &str| {
+            let last = format!(".{key}");
+            settings
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|setting| setting["key"].as_str().unwrap().ends_with(&last))
+        };
+        for line in reference().lines() {
+            let line = line.trim_start_matches("# ");
+            let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(' ')) else {
+                continue;
+            };
+            assert!(is_there(key), "{line}");
+        }
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn kind(kind: Kind) -> Value {
 }
 
 /// A TOML literal of the table of settings as JSON.
-fn to_json(literal: &str) -> Option<Value> {
+pub(super) fn to_json(literal: &str) -> Option<Value> {
     let table: toml::Table = format!("value = {literal}").parse().ok()?;
     serde_json::to_value(table.get("value")?).ok()
 }

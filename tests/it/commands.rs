@@ -364,7 +364,16 @@ fn exit_codes_tell_what_went_wrong() {
         let told = site.command(arguments);
         assert!(told.exits(1).stderr.contains(unknown), "{arguments:?}: {told:?}");
     }
-    for arguments in [&["events"][..], &["parked"], &["dead"], &["destinations"], &["reload"], &["check"]] {
+    for arguments in [
+        &["events"][..],
+        &["parked"],
+        &["dead"],
+        &["destinations"],
+        &["reload"],
+        &["check"],
+        &["config", "reference"],
+        &["config", "schema"],
+    ] {
         site.command(&[arguments, &["--json"]].concat()).json();
     }
     gateway.stop();
