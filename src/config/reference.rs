@@ -13,7 +13,8 @@ const HEAD: &str = "\
 #
 # Durations and sizes carry units (\"500ms\", \"5s\", \"5m\", \"72h\", \"30d\"; \"256KiB\", \"1MiB\"). A secret is never written
 # here, but where it is kept: \"env:NAME\" or \"file:PATH\" (a file only its owner can read). Relative paths start at
-# the folder of this file. What is commented out has no default and shows an example. Unknown keys are refused.
+# the folder of this file. What is commented out, or says so, has no default and shows an example. Unknown
+# keys are refused.
 # `chaski check` explains the file; `kill -HUP` or `chaski reload` reads it again.
 ";
 
@@ -106,7 +107,7 @@ fn line(setting: &Setting, path: &str, optional: bool) -> String {
     match (setting.default, setting.example) {
         (Some(default), Some(example)) if !optional => format!("{key} = {example} # default: {default}\n"),
         (Some(default), _) if !optional => format!("{key} = {default}\n"),
-        (None, Some(example)) if live && !optional => format!("{key} = {example}\n"),
+        (None, Some(example)) if live && !optional => format!("{key} = {example} # no default\n"),
         (_, Some(example)) => format!("# {key} = {example}\n"),
         (Some(default), None) => format!("# {key} = {default}\n"),
         (None, None) => String::new(),
@@ -176,6 +177,19 @@ mod tests {
                 continue;
             };
             assert!(is_there(key), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_must_be_written_is_not_shown_as_a_default() {
+        let text = reference();
+        for line in [
+            "algorithm = \"hmac-sha256\" # no default\n",
+            "from = \"header:x-acme-timestamp\" # no default\n",
+            "format = \"unix\" # no default\n",
+            "past = \"5m\"\n",
+        ] {
+            assert!(text.contains(line), "{line} is missing in:\n{text}");
         }
     }
 
