@@ -488,6 +488,8 @@ pub struct RunningView {
     pub url: String,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
+    /// Whether the last attempt was answered 410: the receiver wants no more.
+    pub disabled: bool,
     /// Attempts under way.
     pub in_flight: u64,
     /// Failed attempts since the last success.
@@ -593,6 +595,7 @@ impl Operations {
                     .ok()
                     .and_then(|name| Some(name.as_str()?.to_owned()))
                     .unwrap_or_default(),
+                disabled: status.disabled,
                 in_flight: status.in_flight,
                 consecutive_failures: status.consecutive_failures,
                 last_success: status.last_success,

@@ -3,7 +3,7 @@
 //! It opens when the destination fails, not when an event does: [`OPENS_AFTER`] outage-class failures in a
 //! row, of [`OPENS_FOR`] different events at least. Open, it lets one probe through at a time, a second after
 //! opening and then at twice the distance each time, up to a minute. A probe that succeeds begins a ramp: one
-//! at a time, two, four, until the destination's own concurrency is reached.
+//! at a time, two, four, until the destination's own concurrency is reached or nothing is left to deliver.
 
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,15 @@ impl Breaker {
         }
     }
 
+    /// Nothing is left that waits for the ramp to end: what comes next comes as it does to a destination that is up.
+    pub(crate) const fn rest(&mut self) -> Change {
+        if let State::Ramp { .. } = self.state {
+            self.state = State::Closed;
+            return Change::Closed;
+        }
+        Change::None
+    }
+
     /// An attempt told nothing of the destination. If it was the probe, another follows after the same wait.
     pub(crate) fn unknown(&mut self, was_probe: bool, now: Instant) -> Change {
         if let State::Probing { wait } = self.state
@@ -257,6 +266,19 @@ mod tests {
         }
         assert_eq!(limits, [1, 2, 2, 4, 4, 4, 4]);
         assert_eq!(breaker.gate(now, 8), Gate::Limit(8));
+    }
+
+    #[test]
+    fn with_nothing_left_the_ramp_ends_and_nothing_else_does() {
+        let now = Instant::now();
+        assert_eq!(Breaker::new().rest(), Change::None);
+        let mut breaker = opened(now);
+        assert_eq!(breaker.rest(), Change::None);
+        breaker.probe();
+        assert_eq!(breaker.rest(), Change::None);
+        assert!(breaker.is_open());
+        breaker.up(8);
+        assert_eq!((breaker.rest(), breaker.state()), (Change::Closed, BreakerState::Closed));
     }
 
     #[test]

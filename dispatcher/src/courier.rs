@@ -267,6 +267,7 @@ impl Courier {
             }
         }
         self.launch(now);
+        self.rest();
         let time = self.fixed.clock.now();
         if self.may_look(now)
             && let Some(limit) = self.book.look(now, time)

@@ -401,6 +401,28 @@ async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
 }
 
 #[tokio::test]
+async fn the_breaker_closes_behind_an_outage_that_held_up_few() {
+    let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_down = down.clone();
+    let receiver = Receiver::start(move |_| {
+        Answer::Status(if is_down.load(std::sync::atomic::Ordering::Relaxed) { 503 } else { 200 })
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.concurrency = 64;
+    spec.retry = patient(Duration::from_millis(50));
+    let bench = Bench::start(vec![spec]).await;
+    let mut last = Position(0);
+    for n in 0..4 {
+        last = bench.append(event(n)).await;
+    }
+    until("open", async || bench.status().breaker == BreakerState::Open).await;
+    down.store(false, std::sync::atomic::Ordering::Relaxed);
+    bench.settled("erp", last).await;
+    until("closed", async || bench.status().breaker == BreakerState::Closed).await;
+}
+
+#[tokio::test]
 async fn a_restart_goes_on_where_it_was_and_what_was_parked_is_delivered() {
     let sick = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (is_sick, poison) = (sick.clone(), event(1).id.to_string());

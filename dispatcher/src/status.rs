@@ -16,6 +16,8 @@ pub struct DestinationStatus {
     pub paused: bool,
     /// Whether its breaker lets deliveries through.
     pub breaker: BreakerState,
+    /// Whether the last attempt was answered 410: the receiver wants no more.
+    pub disabled: bool,
     /// Read from the log and not begun: ready, or behind another of their subject.
     pub queued: u64,
     /// Attempts under way.

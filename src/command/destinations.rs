@@ -54,6 +54,7 @@ fn state(view: &DestinationView) -> String {
     let mut state = match &view.running {
         _ if view.progress.paused => "paused".to_owned(),
         None => "not running here".to_owned(),
+        Some(running) if running.disabled => "disabled (410)".to_owned(),
         Some(running) if running.breaker == "closed" => "up".to_owned(),
         Some(running) => format!("breaker {}", running.breaker),
     };

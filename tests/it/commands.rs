@@ -148,6 +148,11 @@ fn what_is_shown_is_the_same_over_a_running_process_and_over_its_store() {
     let mut shop = Shop::open();
     everything_is_shown(&shop, "delivered");
     assert_eq!(shop.destination("erp")["running"]["breaker"], "closed");
+    let disabled = |name| shop.destination(name)["running"]["disabled"].clone();
+    assert_eq!([disabled("gone"), disabled("orders")], [json!(true), json!(false)]);
+    let told = shop.site.command(&["destinations"]);
+    let row = |name: &str| told.stdout.lines().find(|line| line.contains(name)).unwrap().to_owned();
+    assert!(row("gone").contains("disabled (410)") && row("orders").contains(" up "), "{told:?}");
     shop.stop();
     // Kafka keeps no row per delivery: only whoever made it knows when.
     let taken = if let Storage::File = shop.site.storage { "delivered" } else { "settled" };

@@ -73,12 +73,26 @@ impl Courier {
         };
         match change {
             Change::None => {}
-            Change::Closed => tracing::info!(destination = %name, "breaker closed"),
+            Change::Closed => self.say_closed(),
             Change::Opened => {
                 tracing::warn!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "breaker opened");
                 self.lanes.iter_mut().for_each(Lane::forgive);
             }
         }
+    }
+
+    /// Closes the breaker behind an outage of which nothing is left to be delivered.
+    pub(super) fn rest(&mut self) {
+        let is_done = self.in_flight == 0
+            && self.book.count() == 0
+            && self.lanes.iter().all(|lane| lane.unsettled() == 0);
+        if is_done && self.breaker.rest() == Change::Closed {
+            self.say_closed();
+        }
+    }
+
+    fn say_closed(&self) {
+        tracing::info!(destination = %self.fixed.spec.name, "breaker closed");
     }
 
     /// What follows an attempt for its delivery.

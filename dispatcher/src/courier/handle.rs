@@ -73,6 +73,7 @@ impl Handle {
                 1 => BreakerState::Open,
                 _ => BreakerState::HalfOpen,
             },
+            disabled: view.metrics.disabled.get() != 0,
             queued: count(&view.metrics.queued),
             in_flight: count(&view.metrics.in_flight),
             waiting: count(&view.metrics.parked) + view.waiting.load(Relaxed),

@@ -318,6 +318,7 @@ mod tests {
                 oldest_dead: None,
             };
             let running = RunningView {
+                disabled: false,
                 url: String::new(),
                 breaker: "closed".to_owned(),
                 in_flight: 0,
