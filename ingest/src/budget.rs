@@ -75,8 +75,9 @@ impl Known {
         self.full_ms << Self::GENUINE_BITS | self.genuine_until
     }
 
-    const fn standing(self, now_ms: u64) -> Standing {
-        if self.full_ms <= now_ms + WINDOW_MS {
+    /// With room for one more failure it is within.
+    const fn standing(self, now_ms: u64, failure_ms: u64) -> Standing {
+        if self.full_ms + failure_ms <= now_ms + WINDOW_MS {
             Standing::Within
         } else if self.is_genuine(now_ms) {
             Standing::OverAndGenuine
@@ -107,7 +108,8 @@ impl Budget {
     }
 
     pub(crate) fn standing(&self, address: IpAddr, now: Instant) -> Standing {
-        self.look(address).map_or(Standing::Within, |slot| Known::read(slot.load()).standing(self.ms(now)))
+        let standing = |slot: &Slot| Known::read(slot.load()).standing(self.ms(now), self.failure_ms);
+        self.look(address).map_or(Standing::Within, standing)
     }
 
     /// Notes a wrong signature.
@@ -116,7 +118,7 @@ impl Budget {
         self.change(address, now_ms, |known| {
             // An address far over its budget is as far as it can be: within a minute it may try again.
             let full_ms = known.full_ms.max(now_ms) + self.failure_ms;
-            Some(Known { full_ms: full_ms.min(now_ms + WINDOW_MS + self.failure_ms), ..known })
+            Some(Known { full_ms: full_ms.min(now_ms + WINDOW_MS), ..known })
         });
     }
 
@@ -198,8 +200,6 @@ mod tests {
             assert_eq!(budget.standing(address(1), at(0)), Standing::Within);
             budget.failed(address(1), at(0));
         }
-        assert_eq!(budget.standing(address(1), at(0)), Standing::Within, "what it may have is not too much");
-        budget.failed(address(1), at(0));
         assert_eq!(budget.standing(address(1), at(999)), Standing::Over);
         assert_eq!(budget.standing(address(1), at(1000)), Standing::Within);
         assert_eq!(budget.standing(address(2), at(0)), Standing::Within, "nobody else's affair");
