@@ -44,7 +44,10 @@ fn object(section: &Section) -> Map<String, Value> {
     // A preset can stand in for what is required elsewhere.
     let required: Vec<&str> =
         section.settings.iter().filter(|setting| setting.required).map(|setting| setting.key).collect();
-    if !required.is_empty() && !PRESET_FILLS.contains(&section.name) {
+    if ALL_OR_NONE.contains(&section.name) {
+        let each = section.settings.iter().map(|setting| (setting.key.to_owned(), required.clone().into()));
+        schema.insert("dependentRequired".to_owned(), each.collect::<Map<_, Value>>().into());
+    } else if !required.is_empty() && !PRESET_FILLS.contains(&section.name) {
         schema.insert("required".to_owned(), required.into());
     }
     schema
@@ -52,6 +55,9 @@ fn object(section: &Section) -> Map<String, Value> {
 
 /// The sections of which a preset may have given the required keys.
 const PRESET_FILLS: &[&str] = &["signature", "timestamp", "event"];
+
+/// The sections that may stand there empty: what is required is so as soon as anything is written.
+const ALL_OR_NONE: &[&str] = &["tls"];
 
 fn property(setting: &Setting) -> Value {
     let mut schema = kind(setting.kind);
@@ -133,5 +139,9 @@ mod tests {
         let schema: Value = serde_json::from_str(&schema()).unwrap();
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
         covers(&FILE, &schema);
+        // The sample of the public surface has an empty one.
+        let tls = &schema["properties"]["ingest"]["properties"]["tls"];
+        assert_eq!(tls.get("required"), None);
+        assert_eq!(tls["dependentRequired"]["client_ca"], json!(["cert", "key"]));
     }
 }
