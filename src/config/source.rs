@@ -207,7 +207,8 @@ impl Checker<'_> {
         let select = scheme.map(|scheme| &mut scheme.signature.key.select);
         match holder.value("secrets") {
             Some(Value::Dated(listed)) => {
-                // Secrets without names cannot be selected. Trying each of them is as safe, so this is no refusal.
+                // Secrets without names cannot be selected. Trying each of them is as safe, so this is no refusal:
+                // the sample of the public surface has it.
                 if select.and_then(Option::take).is_some() {
                     let message = "a list has no key ids, so signature.key.select is not used; write { \"key-1\" = \"env:NAME\" }";
                     self.report.warn(&at, message);
@@ -219,7 +220,8 @@ impl Checker<'_> {
                 (!secrets.is_empty()).then_some(Secrets::Any(secrets))
             }
             Some(Value::DatedTable(table)) => {
-                if select.is_some_and(|select| select.is_none()) {
+                let is_selected = select.is_none_or(|select| select.is_some());
+                if !is_selected {
                     let hint = "write a list, or say in signature.key.select where the request names the key";
                     self.report.refuse(
                         &at,
@@ -236,7 +238,7 @@ impl Checker<'_> {
                 let found = table.values().zip(fetched).filter_map(|(dated, secret)| Some((dated, secret?)));
                 let secrets = self.good_secrets(owner, &at, found.collect())?;
                 let is_whole = secrets.len() == table.len();
-                is_whole.then(|| Secrets::ById(table.keys().cloned().zip(secrets).collect()))
+                (is_whole && is_selected).then(|| Secrets::ById(table.keys().cloned().zip(secrets).collect()))
             }
             _ => {
                 if !node.writes("secrets") && !key.writes("secrets") {

@@ -347,6 +347,7 @@ fn a_single_fault_is_one_problem() {
     for text in [
         whole_source("tolerence = '300s'"),
         source("secrets = ['env:SHORT']"),
+        source("secrets = { k = 'env:GOOD' }"),
         destination("retry = { schedule = ['400d'] }"),
         with_url("http://erp.test/x"),
         source(""),
