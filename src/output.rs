@@ -45,6 +45,14 @@ pub(crate) fn print(table: &Table, nothing: &str) {
     }
 }
 
+/// So many of something: `1 letter`, `2 letters`.
+pub(crate) fn count(number: impl Into<u64>, one: &str) -> String {
+    match number.into() {
+        1 => format!("1 {one}"),
+        number => format!("{number} {one}s"),
+    }
+}
+
 /// Text with control characters made visible, so that a body cannot steer the terminal.
 pub(crate) fn harmless(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -79,6 +87,14 @@ pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!(
+            [0_u64, 1, 2].map(|number| count(number, "letter")),
+            ["0 letters", "1 letter", "2 letters"]
+        );
+    }
 
     #[test]
     fn control_characters_of_a_body_are_made_visible() {

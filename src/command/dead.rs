@@ -120,7 +120,8 @@ async fn change(
         Change::Drop => ("will be deleted for good", "Delete them?"),
     };
     for ((place, reason), count) in by_place {
-        output::say(format_args!("{count} letters of {place} ({reason}) {will}"));
+        let letters = output::count(count, "letter");
+        output::say(format_args!("{letters} of {place} ({reason}) {will}"));
     }
     if !yes && !output::confirm(question)? {
         bail!("nothing was done");

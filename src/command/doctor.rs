@@ -65,8 +65,9 @@ pub(super) async fn run(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
 const CONFIGURATION: &str = "configuration";
 
 fn configured(file: &Path, config: &Config) -> Vec<Finding> {
-    let (sources, destinations) = (config.sources.len(), config.destinations.len());
-    let found = format!("{}: {sources} sources, {destinations} destinations", file.display());
+    let sources = output::count(config.sources.len() as u64, "source");
+    let destinations = output::count(config.destinations.len() as u64, "destination");
+    let found = format!("{}: {sources}, {destinations}", file.display());
     let warning = |warning: &crate::config::Warning| {
         Finding::warning(CONFIGURATION, warning.to_string(), "see `chaski check`")
     };

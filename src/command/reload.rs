@@ -15,6 +15,7 @@ pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<Exi
         Ok(reloaded) => reloaded,
         Err(problems) => {
             output::say(problems);
+            output::say("nothing has changed: the old configuration stays in force");
             return Ok(ExitCode::from(super::EXIT_CONFIG));
         }
     };
@@ -23,8 +24,9 @@ pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     output::line(format_args!(
-        "reloaded: {} sources, {} destinations",
-        reloaded.sources, reloaded.destinations
+        "reloaded: {}, {}",
+        output::count(reloaded.sources as u64, "source"),
+        output::count(reloaded.destinations as u64, "destination")
     ));
     if !reloaded.needs_restart.is_empty() {
         output::say(format_args!(

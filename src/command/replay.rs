@@ -60,8 +60,9 @@ async fn replay(
         output::json(&begun)?;
     } else {
         output::line(format_args!(
-            "replay {} of {} events to {destination} has begun",
-            begun.number, begun.events
+            "replay {} of {} to {destination} has begun",
+            begun.number,
+            output::count(begun.events, "event")
         ));
     }
     if matches!(access, Access::Local(_)) {
@@ -78,7 +79,8 @@ async fn replay(
 async fn watch(access: &Access, destination: &str, events: u64) -> anyhow::Result<()> {
     let spinner =
         ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
-    spinner.set_message(format!("delivering {events} events to {destination} (Ctrl-C leaves it running)"));
+    let events = output::count(events, "event");
+    spinner.set_message(format!("delivering {events} to {destination} (Ctrl-C leaves it running)"));
     let mut period = tokio::time::interval(PERIOD);
     loop {
         period.tick().await;

@@ -86,6 +86,7 @@ pub fn spell_duration(duration: Duration) -> String {
 pub fn spell_size(bytes: u64) -> String {
     match bytes {
         0 => "0B".to_owned(),
+        _ if bytes.is_multiple_of(1 << 30) => format!("{}GiB", bytes >> 30),
         _ if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
         _ if bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
         _ => format!("{bytes}B"),
@@ -118,6 +119,13 @@ mod tests {
         }
         for text in ["", "1", "1kb", "1KB", "KiB", "1 MiB", "99999999999GiB"] {
             assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spelt_size_reads_back() {
+        for text in ["0B", "100B", "256KiB", "1025KiB", "16MiB", "1GiB", "1025MiB"] {
+            assert_eq!(spell_size(parse_size(text).unwrap()), text);
         }
     }
 

@@ -158,6 +158,7 @@ fn a_source_is_not_reloaded_away_while_its_events_are_on_their_way() {
     site.write(&good.replace("[sources.pagoefectivo]", "[sources.other]"));
     let told = site.command(&["reload"]);
     assert!(told.exits(78).stderr.contains("pagoefectivo"), "{told:?}");
+    assert!(told.stderr.ends_with("the old configuration stays in force\n"), "{told:?}");
     receiver.becomes(|_| Reply::status(200));
     for id in &ids {
         receiver.wait_for(id);
