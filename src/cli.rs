@@ -166,7 +166,7 @@ pub struct Send {
     /// Sign as if it were then: RFC 3339, or a time span back from now such as 10m
     #[arg(long, value_parser = moment)]
     pub at: Option<Timestamp>,
-    /// Sign with a key that is not the source's
+    /// Sign with a key that is not the source's; success is then to be refused
     #[arg(long)]
     pub forge: bool,
 }

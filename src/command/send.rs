@@ -61,9 +61,10 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
     }
     bar.finish_and_clear();
     report(&answers, &by_status, json)?;
-    let taken =
-        by_status.keys().all(|status| StatusCode::from_u16(*status).is_ok_and(|status| status.is_success()));
-    Ok(if taken { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    // What is forged is to be refused.
+    let is_wanted = if send.forge { StatusCode::is_client_error } else { StatusCode::is_success };
+    let is_well = |status: &u16| StatusCode::from_u16(*status).is_ok_and(|status| is_wanted(&status));
+    Ok(if by_status.keys().all(is_well) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The source of this name.

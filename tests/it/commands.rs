@@ -297,10 +297,17 @@ fn send_signs_as_the_provider_would() {
     let told = shop.site.command(&["send", "pagoefectivo", "--body", body.to_str().unwrap()]);
     assert!(told.ok().stdout.contains("200") && told.stdout.contains("duplicate"), "{told:?}");
     let forged = shop.site.command(&["send", "pagoefectivo", "--forge"]);
-    forged.exits(1);
+    // Refused is what it should be.
+    forged.ok();
     assert!(forged.stdout.contains("401"), "{forged:?}");
     shop.site.command(&["send", "nobody"]).exits(1);
     assert_eq!(shop.ids_of(&["events"]).len(), 6);
+    // An edge that takes it has the key that was forged with; one that cannot tell has not refused it.
+    let broken = Receiver::scripted(|_| Reply::status(503));
+    for (taker, url) in [("taken", shop.orders.url()), ("not refused", broken.url())] {
+        let told = shop.site.command(&["send", "pagoefectivo", "--forge", "--url", &url]);
+        assert_eq!(told.code, Some(1), "{taker}: {told:?}");
+    }
     shop.stop();
     shop.site.command(&["send", "pagoefectivo"]).exits(1);
 }
