@@ -39,6 +39,14 @@ fn a_process_that_ends_at_once_alarms_nobody() {
     assert_eq!(gateway.logged("alert"), None);
 }
 
+/// Linked in is all it is, see `main.rs`: a linker that leaves it out says nothing.
+#[test]
+fn memory_comes_from_the_allocator_that_is_linked_in() {
+    let site = Site::new(&Layout::default()).with_env("MIMALLOC_VERBOSE", "1");
+    let told = site.bare(&["--version"]);
+    assert!(told.ok().stderr.contains("mimalloc"), "{told:?}");
+}
+
 #[test]
 fn an_address_that_is_taken_is_named() {
     let site = Site::new(&Layout::default());
