@@ -104,8 +104,7 @@ impl Asker {
         let mut is_crowd = false;
         loop {
             if is_crowd {
-                // Nothing else is on this thread, and who asks meanwhile need not wake it.
-                thread::sleep(LINGER);
+                linger();
             }
             let gathered = waiting.recv_many(&mut asks, BATCH_MAX);
             // What is to be said does not wait for somebody to ask.
@@ -235,6 +234,14 @@ impl Asker {
         }
         command
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "nothing else is on this thread, and who asks meanwhile need not wake it"
+)]
+fn linger() {
+    thread::sleep(LINGER);
 }
 
 /// One argument of two parts, without a text of its own.
