@@ -227,6 +227,10 @@ mod tests {
         let id = EventId::derive("pe", [b"x".as_slice()]);
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().len(), 32);
+        for first in (0..=u8::MAX).step_by(16) {
+            let bytes = std::array::from_fn(|index| first + index as u8);
+            assert_eq!(EventId::from_bytes(bytes).to_string(), hex::encode(bytes));
+        }
         for wrong in ["", "12", "zz", &"0".repeat(31), &"0".repeat(33)] {
             assert_eq!(wrong.parse::<EventId>(), Err(InvalidEventId));
         }
