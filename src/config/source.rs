@@ -11,6 +11,7 @@ use chaski_common::clock::Clock;
 use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
+use chaski_ingest::location::Location;
 use chaski_ingest::source::{DatedSecret, IpNet, SchemeSpec, Secrets, SourceSpec};
 use chaski_ingest::verify::Scheme;
 use jiff::Timestamp;
@@ -209,7 +210,16 @@ impl Checker<'_> {
             Some(Value::Dated(listed)) => {
                 // Secrets without names cannot be selected. Trying each of them is as safe, so this is no refusal:
                 // the sample of the public surface has it.
-                if select.and_then(Option::take).is_some() {
+                if let Some(select) = select.and_then(Option::take) {
+                    if let Err(right) = Location::parse(&select) {
+                        let message = format!("{select} is no place");
+                        self.report.refuse(
+                            &key.at("select"),
+                            Reason::Scheme,
+                            message,
+                            format!("write {right}"),
+                        );
+                    }
                     let message = "a list has no key ids, so signature.key.select is not used; write { \"key-1\" = \"env:NAME\" }";
                     self.report.warn(&at, message);
                 }

@@ -133,6 +133,7 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
             "config_duplicate",
             5,
         ),
+        ("no place of a key id", described("[sources.a.signature.key]\nselect = 'k'"), "config_scheme", 9),
         ("key ids without select", source("secrets = { k = 'env:GOOD' }"), "config_range", 3),
         (
             "CF-007",
