@@ -93,6 +93,10 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let checkpointer = Checkpointer {
         connection: connect(&database, |looks| look_again(looks, CHECKPOINT_WAIT))
             .map_err(|error| engine("opening the checkpointer", error))?,
+        file: File::open(&database).map_err(|error| StorageError::Engine {
+            doing: "opening the checkpointer",
+            source: Arc::new(error),
+        })?,
         database: database.clone(),
         log: log.clone(),
         written_bytes: Arc::clone(&writer.written_bytes),
@@ -149,8 +153,9 @@ impl Embedded {
         let Some(threads) = threads else { return };
         self.readers.close();
         let joined = tokio::task::spawn_blocking(move || {
-            drop(threads.stop_checkpoints);
             let _ = threads.writer.join();
+            // Last, see `Checkpointer::file`.
+            drop(threads.stop_checkpoints);
             let _ = threads.checkpointer.join();
         });
         if joined.await.is_err() {
