@@ -45,7 +45,7 @@ pub(crate) struct Servers {
 }
 
 /// Bytes of a record as chaski publishes it: the body, and its headers.
-pub(crate) const RECORD_BYTES: usize = 760;
+pub(crate) const RECORD_BYTES: usize = 725;
 /// Above the default, whose last places a destination does not fill: it stops before.
 const PARKED_MAX: usize = 200_000;
 /// Records that are produced one after the other.

@@ -86,7 +86,7 @@ fn every_scenario_on_kafka_does_its_work() {
             ("accept", "256 connections", 5),
             ("deliver", "1 destination", 2),
             ("deliver", "8 destinations", 2),
-            ("publish", "256 connections, records of 760 B", 1),
+            ("publish", "256 connections, records of 725 B", 1),
             ("latency", "as fast as it goes", 2),
             ("latency", "20 % of capacity", 7),
             ("latency", "50 % of capacity", 7),
