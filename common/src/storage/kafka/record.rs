@@ -17,7 +17,7 @@ use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::{DeadLetter, Delivered, Failure, Parked, Position, Record};
 
 const CONTENT_TYPE: &str = "content-type";
-/// Absent in the log, where it is the record's own time.
+/// In the log it is the record's own time instead.
 const RECEIVED: &str = "ce_chaskireceived";
 const FINGERPRINT: &str = "ce_chaskifingerprint";
 /// Of its source when the event came. Absent where an older chaski wrote the record: as its source is now.
@@ -48,16 +48,19 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// An event for the log.
+    /// An event for the log. Of when it was received the record's own time tells, which with this topic Kafka keeps as
+    /// it is told, see `topics.rs`; a header only where no record can have that time: at or before the zero of clocks.
     pub(super) fn event(topic: &Arc<str>, event: &Event) -> Self {
+        let received = event.received_at.as_millisecond();
+        let (timestamp, headers) =
+            if received > 0 { (Some(received), headers(event, None)) } else { (None, full_headers(event)) };
         Self {
             topic: Arc::clone(topic),
             // The ordering key: one subject is in one partition.
             key: event.subject.as_deref().map_or_else(|| event.id.to_string(), str::to_owned),
             value: Some(event.body.clone()),
-            headers: headers(event, None),
-            // When it was received: with this topic Kafka keeps what it is told, see `topics.rs`.
-            timestamp: Some(event.received_at.as_millisecond()),
+            headers,
+            timestamp,
         }
     }
 
@@ -79,7 +82,7 @@ impl Outgoing {
             topic: Arc::clone(topic),
             key: parked_key(&parked.destination, parked.event.id),
             value: Some(parked.event.body.clone()),
-            headers: with(delivery_headers(&parked.event), PARKED, &state),
+            headers: with(full_headers(&parked.event), PARKED, &state),
             timestamp: None,
         }
     }
@@ -120,7 +123,7 @@ impl Outgoing {
             topic: Arc::clone(topic),
             key: dead_key(letter.destination.as_deref(), &letter.event),
             value: Some(letter.event.body.clone()),
-            headers: with(delivery_headers(&letter.event), DEAD, &state),
+            headers: with(full_headers(&letter.event), DEAD, &state),
             timestamp: None,
         }
     }
@@ -303,7 +306,7 @@ pub(super) fn read_delivered(message: &impl Message) -> Option<Delivered> {
 }
 
 /// Of a record whose own time is not when its event was received.
-fn delivery_headers(event: &Event) -> OwnedHeaders {
+fn full_headers(event: &Event) -> OwnedHeaders {
     headers(event, Some(&event.received_at.as_millisecond().to_string()))
 }
 
