@@ -100,6 +100,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
         database: database.clone(),
         log: log.clone(),
         written_bytes: Arc::clone(&writer.written_bytes),
+        writable: Arc::clone(&writer.writable),
         telemetry,
     };
     let checkpoint_thread = std::thread::Builder::new()

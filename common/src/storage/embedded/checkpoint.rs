@@ -6,18 +6,22 @@
 //! log is written from its beginning again. Its file stays as long as it was, so its length says nothing.
 //!
 //! The engine syncs the database file with the last page of the log only, which is with a RESTART and while the writer
-//! is held. So what is copied is synced here, and there is next to nothing left for it to sync.
+//! is held. So what is copied is synced here, and there is next to nothing left for it to sync. After a sync that failed
+//! nothing is copied any more: the next one would succeed, and the log begin anew over what is not in the database. The
+//! next start copies all of it, and syncs that.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::telemetry::Telemetry;
+use super::writer::is_failed_sync;
 use crate::storage::StorageError;
 use crate::storage::tables::readers::engine;
 
@@ -38,19 +42,22 @@ pub(super) struct Checkpointer {
     pub(super) file: File,
     pub(super) log: PathBuf,
     pub(super) written_bytes: Arc<AtomicU64>,
+    pub(super) writable: Arc<AtomicBool>,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
 impl Checkpointer {
     /// Runs until the other end of `stop` is dropped.
     pub(super) fn run(self, stop: &Receiver<()>) {
+        let mut is_sound = true;
         let mut done_bytes = 0;
         let mut looks = 0;
         while stop.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
             looks += 1;
             let written = self.written_bytes.load(Ordering::Relaxed);
-            if written - done_bytes >= STEP_BYTES || (looks >= IDLE_LOOKS && written > done_bytes) {
-                self.checkpoint();
+            let is_due = written - done_bytes >= STEP_BYTES || (looks >= IDLE_LOOKS && written > done_bytes);
+            if is_sound && is_due {
+                is_sound = self.checkpoint();
                 done_bytes = written;
                 looks = 0;
             }
@@ -58,11 +65,20 @@ impl Checkpointer {
         }
     }
 
-    fn checkpoint(&self) {
-        if let Err(error) = self.try_checkpoint() {
-            self.telemetry.checkpoint_failed();
-            tracing::warn!(%error, "a checkpoint of the store failed and will be tried again");
+    /// False after a sync that failed: there may be no other checkpoint.
+    fn checkpoint(&self) -> bool {
+        let Err(error) = self.try_checkpoint() else { return true };
+        self.telemetry.checkpoint_failed();
+        if matches!(error, StorageError::Poisoned { .. }) {
+            // Only a restart helps, and whoever asks for the process' health is told so.
+            self.writable.store(false, Ordering::Relaxed);
+            // Nor does this connection, which is the last to be closed, end with one.
+            let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+            tracing::error!(%error, "a sync of the store failed: its log grows until a restart");
+            return false;
         }
+        tracing::warn!(%error, "a checkpoint of the store failed and will be tried again");
+        true
     }
 
     fn try_checkpoint(&self) -> Result<(), StorageError> {
@@ -77,19 +93,25 @@ impl Checkpointer {
     /// Returns how many pages there were in the log.
     fn copy(&self) -> Result<i64, StorageError> {
         let pages = self.run_pragma("PASSIVE")?;
-        // Should it fail, it fails for the engine's own handle as well: Linux tells each of them once.
-        self.file.sync_data().map_err(|error| StorageError::Engine {
-            doing: "syncing the database",
-            source: Arc::new(error),
-        })?;
+        self.file.sync_data().map_err(|_| self.poisoned())?;
         Ok(pages)
     }
 
     /// Returns how many pages there were in the log.
     fn run_pragma(&self, mode: &str) -> Result<i64, StorageError> {
-        self.connection
-            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1))
-            .map_err(|error| engine("moving the log into the database", error))
+        self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1)).map_err(
+            |error| {
+                if is_failed_sync(&error) {
+                    self.poisoned()
+                } else {
+                    engine("moving the log into the database", error)
+                }
+            },
+        )
+    }
+
+    fn poisoned(&self) -> StorageError {
+        StorageError::Poisoned { path: self.database.display().to_string() }
     }
 
     fn measure(&self) {
@@ -128,6 +150,7 @@ mod tests {
             file: File::open(&database).unwrap(),
             database,
             written_bytes: Arc::default(),
+            writable: Arc::new(AtomicBool::new(true)),
             telemetry: Arc::new(Telemetry::new(&Registry::new())),
         };
         // How often it has waited for a writer that is in the middle of something.
@@ -147,5 +170,27 @@ mod tests {
         writer.execute_batch("INSERT INTO t VALUES (1)").unwrap();
         assert!(length(&checkpointer.log) > bytes.unsigned_abs(), "the file is long");
         assert_eq!(waits(), 0, "the log is not");
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_copied_and_the_store_asks_for_a_restart() {
+        let folder = TempDir::new().unwrap();
+        let database = folder.path().join("store.db");
+        let checkpointer = Checkpointer {
+            connection: connect(&database, |_| false).unwrap(),
+            log: folder.path().join("store.db-wal"),
+            // It cannot be synced.
+            file: File::open("/dev/null").unwrap(),
+            database,
+            written_bytes: Arc::default(),
+            writable: Arc::new(AtomicBool::new(true)),
+            telemetry: Arc::new(Telemetry::new(&Registry::new())),
+        };
+        checkpointer.connection.execute_batch("CREATE TABLE t (b)").unwrap();
+        assert!(!checkpointer.checkpoint(), "there is no other");
+        assert!(!checkpointer.writable.load(Ordering::Relaxed));
+        let log = checkpointer.log.clone();
+        drop(checkpointer);
+        assert!(length(&log) > 0, "the log is there for the next start");
     }
 }

@@ -101,18 +101,20 @@ impl Session {
     }
 
     fn classify(&self, doing: &'static str, error: rusqlite::Error) -> StorageError {
-        let code = match &error {
-            rusqlite::Error::SqliteFailure(code, _) => *code,
-            _ => return engine(doing, error),
-        };
-        match code.extended_code {
-            ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => {
-                StorageError::Poisoned { path: self.path.clone() }
+        match &error {
+            _ if is_failed_sync(&error) => StorageError::Poisoned { path: self.path.clone() },
+            rusqlite::Error::SqliteFailure(code, _) if code.code == ErrorCode::DiskFull => {
+                StorageError::Full { path: self.path.clone() }
             }
-            _ if code.code == ErrorCode::DiskFull => StorageError::Full { path: self.path.clone() },
             _ => engine(doing, error),
         }
     }
+}
+
+/// Whether the system could not bring to the disk what it had taken.
+pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|code| code.extended_code);
+    matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
 /// A hand on the writing thread. Cloning gives another.
@@ -123,7 +125,7 @@ pub(super) struct Writer {
     pub(super) written_bytes: Arc<AtomicU64>,
     /// What operators have said, durably.
     controls: watch::Sender<Controls>,
-    writable: Arc<AtomicBool>,
+    pub(super) writable: Arc<AtomicBool>,
 }
 
 impl Writer {
