@@ -1,10 +1,9 @@
 //! Overload: first what the gateway bears, then three times as much by a schedule that waits for nobody, from a crowd of
 //! senders and from a larger one, then whether it is as fast again as before.
 //!
-//! Twice over: on a disk whose syncs take as long as those of many clouds do, which is then what bounds the gateway;
-//! and on the disk that is there, where its processor is. Only the first can be sent three times what it bears: whoever
-//! is refused has to be told, and where the processor is short there is none to tell two for each that is taken. There the
-//! gateway lets the refused wait for their turn, and what they were to send stays unsent.
+//! Twice over: on a disk whose syncs take 20 ms more, which is then what bounds the gateway; and on the disk that is
+//! there, where its processor is. Only the first can be sent three times what it bears: whoever is refused has to be
+//! told, and where the processor is short there is none to tell two for each that is taken. There the gateway lets the refused wait for their turn, and what they were to send stays unsent.
 //!
 //! Where the machine has more than one processor, the gateway has the first of them for itself and the load the
 //! others: what it bears is what it bears on one, and the load takes nothing from it.
