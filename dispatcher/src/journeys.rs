@@ -369,14 +369,20 @@ async fn it_gives_up_when_the_schedule_says_so() {
     assert!(bench.parked().await.is_empty());
 }
 
-#[tokio::test]
-async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
+/// A receiver that answers 503 for as long as the flag is set.
+async fn receiver_that_is_down() -> (Receiver, Arc<std::sync::atomic::AtomicBool>) {
     let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let is_down = down.clone();
     let receiver = Receiver::start(move |_| {
         Answer::Status(if is_down.load(std::sync::atomic::Ordering::Relaxed) { 503 } else { 200 })
     })
     .await;
+    (receiver, down)
+}
+
+#[tokio::test]
+async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
+    let (receiver, down) = receiver_that_is_down().await;
     let mut spec = spec("erp", &receiver.url());
     spec.retry = patient(Duration::from_hours(1));
     let bench = Bench::start(vec![spec]).await;
@@ -402,12 +408,7 @@ async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
 
 #[tokio::test]
 async fn the_breaker_closes_behind_an_outage_that_held_up_few() {
-    let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let is_down = down.clone();
-    let receiver = Receiver::start(move |_| {
-        Answer::Status(if is_down.load(std::sync::atomic::Ordering::Relaxed) { 503 } else { 200 })
-    })
-    .await;
+    let (receiver, down) = receiver_that_is_down().await;
     let mut spec = spec("erp", &receiver.url());
     spec.concurrency = 64;
     spec.retry = patient(Duration::from_millis(50));
