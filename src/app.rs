@@ -397,7 +397,7 @@ async fn prune(
             config.destinations.iter().map(|destination| Arc::clone(&destination.name)).collect();
         while !shutdown.is_cancelled() {
             match storage.events.prune(before, &destinations, PRUNE_EVENTS).await {
-                Ok(deleted) if deleted == PRUNE_EVENTS => tokio::task::yield_now().await,
+                Ok(deleted) if deleted >= PRUNE_EVENTS => tokio::task::yield_now().await,
                 Ok(_) => {
                     pruned_at.set(clock.now().as_second());
                     break;

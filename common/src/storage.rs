@@ -354,8 +354,8 @@ pub trait EventLog: Send + Sync {
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError>;
 
     /// Deletes events that are older than `before` and settled at each of `destinations`, replays of theirs
-    /// included; at most `limit` of them, and not the newest, if the storage needs it to remember its
-    /// position. Returns how many.
+    /// included; about `limit` of them, since what was stored together goes together, and not the newest, if the
+    /// storage needs it to remember its position. Returns how many: less than `limit` when there are no more.
     async fn prune(
         &self,
         before: Timestamp,

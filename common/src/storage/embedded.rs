@@ -13,6 +13,7 @@ mod durable;
 mod events;
 mod filter;
 mod ids;
+mod log;
 mod schema;
 mod subscription;
 mod telemetry;
@@ -37,7 +38,6 @@ use self::ids::Ids;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
 use super::tables::readers::{Readers, engine};
-use super::tables::rows;
 use super::{Position, Storage, StorageError};
 
 /// The database file inside the store's folder.
@@ -76,7 +76,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
     let log = options.path.join(format!("{FILE}-wal"));
 
     let connection = prepare(&database)?;
-    let last = last_position(&connection).map_err(|error| engine("finding the end of the log", error))?;
+    let last = log::head(&connection).map_err(|error| engine("finding the end of the log", error))?;
     let head = watch::Sender::new(last);
     let path = options.path.display().to_string();
     let durable = Arc::new(Durable::default());
@@ -254,11 +254,6 @@ fn prepare(database: &Path) -> Result<Connection, StorageError> {
     }
     schema::bring_up_to_date(&mut connection, database)?;
     Ok(connection)
-}
-
-/// The last position given: that of the newest event, which is never pruned.
-fn last_position(connection: &Connection) -> rusqlite::Result<Position> {
-    connection.query_row("SELECT IFNULL(MAX(seq), 0) FROM event", [], |row| rows::position(row, 0))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
-use super::events::Appender;
+use super::events::append;
 use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::tables::deliveries::{
@@ -179,12 +179,11 @@ fn redrive(session: &Session, number: u64, now: Timestamp) -> rusqlite::Result<b
 fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Result<()> {
     let mut event = letter.event;
     event.received_at = now;
-    let mut appender = Appender::new(session)?;
-    if appender.append(event.clone(), OnConflict::Duplicate)? == Appended::Duplicate
-        && appender.known(event.id)? != Some(event.fingerprint)
+    if append(session, &event, OnConflict::Duplicate)? == Appended::Duplicate
+        && session.known(event.id)? != Some(event.fingerprint)
     {
         event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
-        appender.append(event, OnConflict::Duplicate)?;
+        append(session, &event, OnConflict::Duplicate)?;
     }
     Ok(())
 }

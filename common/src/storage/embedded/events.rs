@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use rusqlite::{CachedStatement, Connection, OptionalExtension as _, ToSql, params};
+use rusqlite::{Connection, ToSql, params};
 use tokio::sync::{mpsc, watch};
 
 use super::Embedded;
 use super::checkpoint::length;
-use super::ids;
 use super::subscription::Feed;
 use super::writer::Session;
+use super::{ids, log};
 use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::tables::deliveries::{number_of, record_deliveries};
-use crate::storage::tables::query::Conditions;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
     Appended, BatchLimit, Census, Change, Controls, Cursor, Delivered, EventFilter, EventLog, Fate,
@@ -207,10 +206,7 @@ impl EventLog for Embedded {
         let bytes = self.files.iter().map(|file| length(file)).sum();
         self.readers
             .read("counting", move |connection| {
-                let oldest = connection
-                    .prepare_cached("SELECT seq, received_at FROM event ORDER BY seq LIMIT 1")?
-                    .query_row([], |row| Ok((rows::position(row, 0)?, rows::time(row, 1)?)))
-                    .optional()?;
+                let oldest = log::first(connection)?;
                 let events = oldest.map_or(0, |(first, _)| (head + 1).saturating_sub(first.0));
                 Ok(Census { events, oldest: oldest.map(|(_, at)| at), bytes })
             })
@@ -231,44 +227,18 @@ fn is_duplicate(stored: Fingerprint, event: &Event, on_conflict: OnConflict) -> 
     stored == event.fingerprint || on_conflict == OnConflict::Duplicate
 }
 
-/// Puts events into the log; has its statements at hand for as many as there are in a group.
-pub(super) struct Appender<'s> {
-    session: &'s Session,
-    insert: CachedStatement<'s>,
-    /// The event whose columns are bound: what the next one has in common with it needs no copy.
-    bound: Option<Event>,
-}
-
-impl<'s> Appender<'s> {
-    pub(super) fn new(session: &'s Session) -> rusqlite::Result<Self> {
-        // Without `seq`, which is one more than the greatest then: the engine need not look whether it is taken.
-        const INSERT: &str =
-            concat!("INSERT INTO event (", event_columns!(), ") VALUES (", event_values!(), ")");
-        let insert = session.connection.prepare_cached(INSERT)?;
-        Ok(Self { session, insert, bound: None })
-    }
-
-    /// The fingerprint of the event that has this id; none if the id is new.
-    pub(super) fn known(&self, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
-        self.session.ids.find(&self.session.connection, id)
-    }
-
-    /// Puts an event into the log, unless its id is there.
-    pub(super) fn append(&mut self, event: Event, on_conflict: OnConflict) -> rusqlite::Result<Appended> {
-        match self.known(event.id)? {
-            None => {
-                let bound = self.bound.take();
-                rows::bind_event(&mut self.insert, 1, &event, bound.as_ref())?;
-                self.insert.raw_execute()?;
-                let position = self.session.stored(&event)?;
-                self.bound = Some(event);
-                Ok(Appended::Stored(position))
-            }
-            Some(stored) if is_duplicate(stored, &event, on_conflict) => Ok(Appended::Duplicate),
-            Some(_) => {
-                quarantine(self.session, &event, CONFLICT, CONFLICT_DETAIL)?;
-                Ok(Appended::Conflict)
-            }
+/// Puts an event into the log, unless its id is there.
+pub(super) fn append(
+    session: &Session,
+    event: &Event,
+    on_conflict: OnConflict,
+) -> rusqlite::Result<Appended> {
+    match session.known(event.id)? {
+        None => session.store(event).map(Appended::Stored),
+        Some(stored) if is_duplicate(stored, event, on_conflict) => Ok(Appended::Duplicate),
+        Some(_) => {
+            quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
+            Ok(Appended::Conflict)
         }
     }
 }
@@ -292,20 +262,16 @@ fn open_cursor(session: &Session, cursor: &Cursor, start: Start) -> rusqlite::Re
     let connection = &session.connection;
     let destination = number_of(connection, &cursor.destination)?;
     if cursor.replay == 0 {
-        let before_first =
-            |first: Option<i64>| first.map_or_else(|| seq(Position(session.head())), |first| first - 1);
+        let head = Position(session.head());
+        let before =
+            |first: Option<Position>| first.map_or(head, |first| Position(first.0.saturating_sub(1)));
         let mark = match start {
-            Start::Now => seq(Position(session.head())),
-            Start::Beginning => {
-                before_first(connection.query_row("SELECT MIN(seq) FROM event", [], |row| row.get(0))?)
-            }
-            Start::At(at) => {
-                let sql = "SELECT MIN(seq) FROM event WHERE received_at >= ?";
-                before_first(connection.query_row(sql, [millis(at)], |row| row.get(0))?)
-            }
+            Start::Now => head,
+            Start::Beginning => before(log::first(connection)?.map(|(first, _)| first)),
+            Start::At(at) => before(log::first_since(connection, at)?),
         };
         let sql = "INSERT INTO cursor (destination, replay, mark) VALUES (?, 0, ?) ON CONFLICT DO NOTHING";
-        connection.execute(sql, params![destination, mark])?;
+        connection.execute(sql, params![destination, seq(mark)])?;
     }
     let (mark, until) = connection.query_row(
         "SELECT mark, until FROM cursor WHERE destination = ? AND replay = ?",
@@ -340,20 +306,16 @@ fn begin_replay(
 ) -> rusqlite::Result<(Cursor, u64)> {
     let connection = &session.connection;
     let destination = number_of(connection, name)?;
-    let (first, last, count): (Option<i64>, Option<i64>, i64) = connection.query_row(
-        "SELECT MIN(seq), MAX(seq), COUNT(*) FROM event WHERE received_at >= ? AND received_at < ?",
-        params![millis(from), millis(to)],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )?;
     let head = seq(Position(session.head()));
-    let (mark, until) = first.zip(last).map_or((head, head), |(first, last)| (first - 1, last));
+    let (mark, until, count) = log::span(connection, from, to)?
+        .map_or((head, head, 0), |(first, last, count)| (seq(first) - 1, seq(last), count));
     let replay: i64 =
         connection.query_row("SELECT IFNULL(MAX(replay), 0) + 1 FROM cursor", [], |row| row.get(0))?;
     connection.execute(
         "INSERT INTO cursor (destination, replay, mark, until) VALUES (?, ?, ?, ?)",
         params![destination, replay, mark, until],
     )?;
-    Ok((Cursor { destination: Arc::clone(name), replay: replay.unsigned_abs() }, count.unsigned_abs()))
+    Ok((Cursor { destination: Arc::clone(name), replay: replay.unsigned_abs() }, count))
 }
 
 /// What operators have said before the store was opened.
@@ -373,7 +335,6 @@ pub(super) fn controls(connection: &Connection) -> rusqlite::Result<Controls> {
 
 fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Progress>> {
     let sql = "SELECT name, mark, paused, \
-                 (SELECT received_at FROM event WHERE seq > mark ORDER BY seq LIMIT 1), \
                  (SELECT COUNT(*) FROM parked WHERE parked.destination = destination.number), \
                  (SELECT COUNT(*) FROM dead WHERE dead.destination = destination.number), \
                  (SELECT MIN(at) FROM dead WHERE dead.destination = destination.number) \
@@ -385,39 +346,34 @@ fn progress(connection: &Connection, head: Position) -> rusqlite::Result<Vec<Pro
             destination: name.into(),
             mark,
             lag: head.0.saturating_sub(mark.0),
-            oldest_unsettled: rows::optional_time(row, 3)?,
+            oldest_unsettled: log::next(connection, mark, |_, kept| kept.received_at())?,
             paused: row.get(2)?,
-            parked: rows::unsigned(row, 4)?,
-            dead: rows::unsigned(row, 5)?,
-            oldest_dead: rows::optional_time(row, 6)?,
+            parked: rows::unsigned(row, 3)?,
+            dead: rows::unsigned(row, 4)?,
+            oldest_dead: rows::optional_time(row, 5)?,
         })
     })
 }
 
 fn find(connection: &Connection, filter: &EventFilter) -> rusqlite::Result<Vec<Record>> {
-    let mut query = Conditions::new(concat!("SELECT seq, ", event_columns!(), " FROM event"));
-    if let Some(id) = filter.id {
-        // No event is at NULL.
-        query.and("seq = ?", Some(ids::position(connection, id)?.map(seq)));
-    }
-    query.and("source = ?", filter.source.clone());
-    query.and("type = ?", filter.kind.clone());
-    query.and("subject = ?", filter.subject.clone());
-    query.and("received_at >= ?", filter.since.map(millis));
-    query.and("seq < ?", filter.before.map(seq));
-    query.run(connection, "ORDER BY seq DESC LIMIT ?", filter.limit, rows::record)
+    let Some(id) = filter.id else { return log::find(connection, filter) };
+    let Some(position) = ids::position(connection, id)? else { return Ok(Vec::new()) };
+    let found = log::at(connection, position, |kept| {
+        let is_it = kept.is_asked_for(filter) && filter.before.is_none_or(|before| position < before);
+        is_it.then(|| kept.event(None)).transpose()
+    })?;
+    Ok(found.flatten().map(|event| Record { position, event }).into_iter().collect())
 }
 
 fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
-    let sql = "SELECT name, mark, event.seq, delivered.at, delivered.attempts, \
+    let sql = "SELECT name, mark, ?2, delivered.at, delivered.attempts, \
                  parked.due, parked.attempts, IFNULL(json_extract(parked.history, '$[#-1].result'), 'behind'), \
                  dead.at, dead.attempts, dead.reason \
                FROM destination JOIN cursor ON cursor.destination = destination.number AND replay = 0 \
-               LEFT JOIN event ON event.seq = ?2 \
-               LEFT JOIN delivered ON delivered.destination = destination.number AND delivered.seq = event.seq \
+               LEFT JOIN delivered ON delivered.destination = destination.number AND delivered.seq = ?2 \
                LEFT JOIN parked ON parked.destination = destination.number AND parked.id = ?1 \
                LEFT JOIN dead ON dead.destination = destination.number AND dead.id = ?1 \
-               WHERE COALESCE(event.seq, parked.seq, dead.number) IS NOT NULL ORDER BY name";
+               WHERE COALESCE(?2, parked.seq, dead.number) IS NOT NULL ORDER BY name";
     let place = ids::position(connection, id)?.map(seq);
     rows::all(connection, sql, params![id.as_bytes(), place], |row| {
         let name: String = row.get(0)?;
@@ -445,37 +401,25 @@ fn prune(
 ) -> rusqlite::Result<usize> {
     let connection = &session.connection;
     // The newest event stays: its position is how the store knows, when it is opened, which are given.
-    let mut bound = seq(Position(session.head().saturating_sub(1)));
+    let mut bound = Position(session.head().saturating_sub(1));
     for name in destinations {
         let sql = "SELECT MIN(mark) FROM cursor JOIN destination ON number = destination WHERE name = ?";
         // A destination that has not opened its cursor yet may want everything.
         let mark: Option<i64> = connection.query_row(sql, [&**name], |row| row.get(0))?;
-        bound = bound.min(mark.unwrap_or(0));
+        bound = bound.min(Position(mark.unwrap_or(0).unsigned_abs()));
     }
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    // The oldest few by position, and of these the ones that are old enough: however long the log is, only
-    // `limit` rows are looked at.
-    let old = rows::all(
-        connection,
-        "SELECT seq, id FROM (SELECT seq, id, received_at FROM event WHERE seq <= ? ORDER BY seq LIMIT ?) \
-         WHERE received_at < ?",
-        params![bound, limit, millis(before)],
-        |row| Ok((row.get::<_, i64>(0)?, EventId::from_bytes(row.get(1)?))),
-    )?;
-    let mut delete = connection.prepare_cached("DELETE FROM event WHERE seq = ?")?;
-    for (seq, id) in &old {
-        delete.execute([seq])?;
-        session.ids.remove(connection, *id)?;
+    let old = log::old(connection, bound, before, limit)?;
+    for row in &old {
+        log::delete(connection, row)?;
+        row.events.iter().try_for_each(|id| session.ids.remove(connection, *id))?;
     }
     // Several times what so many events leave behind.
-    session.ids.drop_generations(connection, limit / 8 + 1)?;
+    session.ids.drop_generations(connection, i64::try_from(limit / 8).unwrap_or(i64::MAX - 1) + 1)?;
     if !old.is_empty() {
         // That an event was delivered is of no use once the event is gone.
-        connection.execute(
-            "DELETE FROM delivered WHERE destination IN (SELECT number FROM destination) \
-               AND seq < IFNULL((SELECT MIN(seq) FROM event), ? + 1)",
-            [bound],
-        )?;
+        let first = log::first(connection)?.map_or(bound, |(first, _)| first);
+        let sql = "DELETE FROM delivered WHERE destination IN (SELECT number FROM destination) AND seq < ?";
+        connection.execute(sql, [seq(first)])?;
     }
-    Ok(old.len())
+    Ok(old.iter().map(|row| row.events.len()).sum())
 }

@@ -23,13 +23,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::durable::Durable;
 use super::filter::Filter;
+use super::log;
 use crate::event::{EventId, Fingerprint};
 use crate::storage::Position;
 use crate::storage::tables::rows::{self, seq};
@@ -155,15 +156,12 @@ impl Ids {
         durable: Arc<Durable>,
     ) -> rusqlite::Result<Self> {
         let mut state = State::load(connection, head)?;
-        let mut newest = connection
-            .prepare("SELECT seq, id, fingerprint FROM event WHERE seq > (SELECT seq FROM indexed)")?;
-        let mut newest = newest.query([])?;
-        while let Some(row) = newest.next()? {
-            let id = EventId::from_bytes(row.get(1)?);
-            let fingerprint = Fingerprint::from_bytes(row.get(2)?);
-            state.remember(Known { id, position: rows::position(row, 0)?, fingerprint });
+        log::read(connection, indexed(connection)?, |position, kept| {
+            let (id, fingerprint) = (kept.id(), kept.fingerprint());
+            state.remember(Known { id, position, fingerprint });
             durable.add(id, fingerprint);
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         state.catches_up = state.recent_count > RECENT_MAX;
         Ok(Self { state: RefCell::new(state), durable })
     }
@@ -211,11 +209,11 @@ impl Ids {
 
     /// Drops the generations of which no event is in the log any more, at most so many rows at a time.
     pub(super) fn drop_generations(&self, connection: &Connection, rows_max: i64) -> rusqlite::Result<()> {
-        let first: Option<i64> = connection.query_row("SELECT MIN(seq) FROM event", [], |row| row.get(0))?;
+        let first = log::first(connection)?.map(|(first, _)| first);
         let mut state = self.state.borrow_mut();
         let State { generations, undo, .. } = &mut *state;
         for generation in generations.iter() {
-            if generation.upto.is_some_and(|upto| first.is_none_or(|first| seq(upto) < first)) {
+            if generation.upto.is_some_and(|upto| first.is_none_or(|first| upto < first)) {
                 connection.execute("DELETE FROM generation WHERE number = ?", [generation.number])?;
                 undo.push(Undo::Dropped(generation.number));
             }
@@ -454,10 +452,13 @@ fn fingerprint(
     position: Position,
     id: EventId,
 ) -> rusqlite::Result<Option<Fingerprint>> {
-    connection
-        .prepare_cached("SELECT fingerprint FROM event WHERE seq = ? AND id = ?")?
-        .query_row(params![seq(position), id.as_bytes()], |row| row.get(0).map(Fingerprint::from_bytes))
-        .optional()
+    let found = log::at(connection, position, |kept| Ok((kept.id() == id).then(|| kept.fingerprint())))?;
+    Ok(found.flatten())
+}
+
+/// Up to where the ids are in the table.
+fn indexed(connection: &Connection) -> rusqlite::Result<Position> {
+    connection.query_row("SELECT seq FROM indexed", [], |row| rows::position(row, 0))
 }
 
 /// Where the event of this id is, for those who only read and have no filters.
@@ -473,17 +474,22 @@ pub(super) fn position(connection: &Connection, id: EventId) -> rusqlite::Result
             return Ok(Some(place));
         }
     }
-    snapshot
-        .prepare_cached("SELECT seq FROM event WHERE seq > (SELECT seq FROM indexed) AND id = ?")?
-        .query_row([id.as_bytes()], |row| rows::position(row, 0))
-        .optional()
+    let mut newest = None;
+    log::read(&snapshot, indexed(&snapshot)?, |position, kept| {
+        newest = (kept.id() == id).then_some(position);
+        Ok(if newest.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(newest)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use super::*;
+    use crate::event::Event;
+    use crate::storage::conformance;
+    use crate::storage::embedded::log::Batch;
 
     const PRINT: Fingerprint = Fingerprint::from_bytes([7; 16]);
 
@@ -491,12 +497,16 @@ mod tests {
         EventId::derive("ids", [key.to_be_bytes().as_slice()])
     }
 
+    fn event(key: u64) -> Event {
+        Event { id: id(key), fingerprint: PRINT, ..conformance::event(key) }
+    }
+
     /// A log of ids, and what ought to be known. A group is a transaction.
     struct Log {
         connection: Connection,
         ids: Ids,
         head: u64,
-        known: BTreeSet<u64>,
+        known: BTreeMap<u64, Position>,
     }
 
     impl Log {
@@ -504,7 +514,7 @@ mod tests {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(crate::storage::tables::SCHEMA).unwrap();
             let ids = Ids::load(&connection, Position(0), Arc::default()).unwrap();
-            Self { connection, ids, head: 0, known: BTreeSet::new() }
+            Self { connection, ids, head: 0, known: BTreeMap::new() }
         }
 
         fn reopen(&mut self) {
@@ -517,15 +527,16 @@ mod tests {
             let (writes, before) = (put.clone().count(), self.head);
             for key in put.clone() {
                 self.head += 1;
-                let sql = "INSERT INTO event (seq, id, source, type, received_at, fingerprint, body) \
-                           VALUES (?, ?, '', '', 0, ?, x'')";
-                let (id, position) = (id(key), Position(self.head));
-                let row = params![seq(position), id.as_bytes(), PRINT.as_bytes()];
-                self.connection.execute(sql, row).unwrap();
-                self.ids.add(id, position, PRINT);
+                let (event, position) = (event(key), Position(self.head));
+                let mut batch = Batch::default();
+                batch.add(&event).unwrap();
+                assert!(batch.write(&self.connection, position).unwrap());
+                self.ids.add(event.id, position, event.fingerprint);
             }
             for key in pruned.clone() {
-                self.connection.execute("DELETE FROM event WHERE id = ?", [id(key).as_bytes()]).unwrap();
+                let place = self.known.get(&key).copied().map(seq);
+                self.connection.execute("DELETE FROM batch WHERE last = ?", [place]).unwrap();
+                self.connection.execute("DELETE FROM event WHERE seq = ?", [place]).unwrap();
                 self.ids.remove(&self.connection, id(key)).unwrap();
             }
             self.ids.drop_generations(&self.connection, 16).unwrap();
@@ -533,8 +544,8 @@ mod tests {
             if commits {
                 self.connection.execute_batch("COMMIT").unwrap();
                 self.ids.committed();
-                self.known.extend(put);
-                self.known.retain(|key| !pruned.contains(key));
+                self.known.extend(put.zip((before + 1..).map(Position)));
+                self.known.retain(|key, _| !pruned.contains(key));
             } else {
                 self.connection.execute_batch("ROLLBACK").unwrap();
                 self.ids.undo(0);
@@ -550,9 +561,9 @@ mod tests {
 
         fn must_know_what_it_has(&self, keys: Range<u64>) {
             for key in keys {
-                assert_eq!(self.knows(key), self.known.contains(&key), "{key}");
+                assert_eq!(self.knows(key), self.known.contains_key(&key), "{key}");
                 let place = position(&self.connection, id(key)).unwrap();
-                assert_eq!(place.is_some(), self.known.contains(&key), "{key}, to those who read");
+                assert_eq!(place.is_some(), self.known.contains_key(&key), "{key}, to those who read");
             }
         }
 
@@ -686,7 +697,14 @@ mod tests {
     fn ids_of_an_earlier_version_are_known_until_they_are_pruned() {
         let mut log = Log::new();
         log.group(0..40, 0..0, true);
-        let sql = "INSERT INTO event_id (id, seq) SELECT id, seq FROM event; UPDATE indexed SET seq = 40";
+        let sql = "INSERT INTO event (seq, id, source, type, received_at, fingerprint, body) \
+                   VALUES (?, ?, '', '', 0, ?, x'')";
+        for key in 0..40 {
+            let place = position(&log.connection, id(key)).unwrap().map(seq);
+            log.connection.execute(sql, params![place, id(key).as_bytes(), PRINT.as_bytes()]).unwrap();
+        }
+        let sql = "DELETE FROM batch; UPDATE indexed SET seq = 40; \
+                   INSERT INTO event_id (id, seq) SELECT id, seq FROM event";
         log.connection.execute_batch(sql).unwrap();
         log.reopen();
         assert_eq!(log.ids.state.borrow().recent_count, 0);

@@ -1,11 +1,13 @@
 //! Feeds one reader with batches, as fast as it takes them and not faster.
 
-use rusqlite::{Connection, params};
+use std::ops::ControlFlow;
+
+use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::log;
 use crate::storage::tables::readers::Readers;
-use crate::storage::tables::rows::{self, event_columns};
 use crate::storage::{BatchLimit, Position, READ_RETRY, Record, StorageError};
 
 pub(super) struct Feed {
@@ -79,23 +81,17 @@ fn batch(
     end: Position,
     limit: BatchLimit,
 ) -> rusqlite::Result<Vec<Record>> {
-    const SELECT: &str = concat!(
-        "SELECT seq, ",
-        event_columns!(),
-        " FROM event WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-    );
-    let mut statement = connection.prepare_cached(SELECT)?;
-    let limit_records = i64::try_from(limit.records.max(1)).unwrap_or(i64::MAX);
-    let mut found = statement.query(params![rows::seq(after), rows::seq(end), limit_records])?;
-    let mut records = Vec::with_capacity(limit.records.min(256));
+    let mut records: Vec<Record> = Vec::with_capacity(limit.records.min(256));
     let mut bytes = 0;
-    while let Some(row) = found.next()? {
-        let record = rows::record(row)?;
-        bytes += record.event.weight_bytes();
-        records.push(record);
-        if bytes >= limit.bytes {
-            break;
+    log::read(connection, after, |position, kept| {
+        if position > end {
+            return Ok(ControlFlow::Break(()));
         }
-    }
+        let event = kept.event(records.last().map(|record| &record.event))?;
+        bytes += event.weight_bytes();
+        records.push(Record { position, event });
+        let is_enough = records.len() >= limit.records || bytes >= limit.bytes;
+        Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
     Ok(records)
 }

@@ -195,12 +195,11 @@ async fn an_event_that_would_be_at_another_position_than_the_next_is_not_stored(
     let folder = InFolder::new();
     let storage = folder.open().await;
     storage.events.append(event(1), OnConflict::Quarantine).await.unwrap();
-    let sql = "INSERT INTO event SELECT 100, x'00', source, type, subject, time, received_at, content_type, \
-               traceparent, fingerprint, body, environment FROM event";
+    let sql = "INSERT INTO batch SELECT 100, 100, earliest, latest, events FROM batch";
     folder.database().execute(sql, []).unwrap();
     let refused = storage.events.append(event(2), OnConflict::Quarantine).await;
     assert!(matches!(refused, Err(StorageError::Engine { .. })), "{refused:?}");
-    folder.database().execute("DELETE FROM event WHERE seq = 100", []).unwrap();
+    folder.database().execute("DELETE FROM batch WHERE last = 100", []).unwrap();
     let stored = storage.events.append(event(2), OnConflict::Quarantine).await;
     assert_eq!(stored.unwrap(), Appended::Stored(Position(2)));
     storage.events.close().await;

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::events::Appender;
+use super::events::append;
 use super::ids::Ids;
+use super::log::Batch;
 use super::telemetry::Telemetry;
-use crate::event::Event;
+use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::seq;
 use crate::storage::{Appended, Controls, OnConflict, Position, StorageError};
@@ -65,23 +66,53 @@ pub(super) struct Session {
     path: String,
     head: Cell<u64>,
     pub(super) ids: Ids,
+    /// What the group has stored and not written yet.
+    batch: RefCell<Batch>,
     /// The last failure of a single write: the reason, should the engine undo the whole group for it.
     failure: RefCell<Option<StorageError>>,
 }
 
 impl Session {
-    /// Notes that an event has just been stored, and where; the head moves when the group is durable.
-    pub(super) fn stored(&self, event: &Event) -> rusqlite::Result<Position> {
+    /// The fingerprint of the event that has this id; none if the id is new.
+    pub(super) fn known(&self, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
+        self.ids.find(&self.connection, id)
+    }
+
+    /// Puts an event behind all others. It is written with those that come next: at the latest when the group is.
+    pub(super) fn store(&self, event: &Event) -> rusqlite::Result<Position> {
+        let is_full = {
+            let mut batch = self.batch.borrow_mut();
+            batch.add(event)?;
+            batch.is_full()
+        };
         let position = Position(self.head() + 1);
-        let given = self.connection.last_insert_rowid();
-        if given != seq(position) {
-            // Somebody else has written to the table. Nothing that is in a wrong place may be committed.
-            self.connection.execute_batch("ROLLBACK")?;
-            return Err(rusqlite::Error::IntegralValueOutOfRange(0, given));
-        }
         self.head.set(position.0);
         self.ids.add(event.id, position, event.fingerprint);
+        if is_full {
+            self.write_batch()?;
+        }
         Ok(position)
+    }
+
+    /// Writes what is stored so far. If that fails, the whole group is undone: some of it may have been promised a position.
+    fn write_batch(&self) -> rusqlite::Result<()> {
+        let head = Position(self.head());
+        let written = match self.batch.borrow_mut().write(&self.connection, head) {
+            Ok(true) => return Ok(()),
+            // Somebody else has written to the log. Nothing that is in a wrong place may be committed.
+            Ok(false) => Err(rusqlite::Error::IntegralValueOutOfRange(0, seq(head))),
+            Err(error) => Err(error),
+        };
+        // The engine may have undone it already.
+        let _ = self.connection.execute_batch("ROLLBACK");
+        written
+    }
+
+    /// Goes on with writing the ids, for a group of so many writes. Half a sweep is none: if it fails, the group is undone.
+    fn sweep(&self, writes: usize) -> rusqlite::Result<()> {
+        self.ids.sweep(&self.connection, writes, Position(self.head())).inspect_err(|_| {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        })
     }
 
     /// The position of the last event stored, including this group's.
@@ -140,8 +171,14 @@ impl Writer {
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let written_bytes = Arc::new(AtomicU64::new(0));
-        let session =
-            Session { connection, path, head: Cell::new(head.borrow().0), ids, failure: RefCell::new(None) };
+        let session = Session {
+            connection,
+            path,
+            head: Cell::new(head.borrow().0),
+            ids,
+            batch: RefCell::default(),
+            failure: RefCell::new(None),
+        };
         let writable = Arc::new(AtomicBool::new(true));
         let thread = Thread {
             session,
@@ -287,10 +324,11 @@ fn in_savepoint<T>(
 ) -> rusqlite::Result<T> {
     let (head, changes) = (session.head.get(), session.ids.changes());
     session.connection.execute_batch("SAVEPOINT job")?;
-    let result = work(session);
+    let result = work(session).and_then(|done| session.write_batch().map(|()| done));
     if result.is_err() {
         session.head.set(head);
         session.ids.undo(changes);
+        session.batch.borrow_mut().clear();
         if session.connection.execute_batch("ROLLBACK TO job").is_err() {
             // Either the engine has undone the whole transaction already, or it has to: half a write must not
             // be committed with its group. The error to tell is the first one.
@@ -304,18 +342,20 @@ fn in_savepoint<T>(
 
 impl Order {
     /// Does it, inside the group's transaction; without a session that has not begun. None if nobody asks.
-    fn run<'s>(self, session: Option<&'s Session>, appender: &mut Option<Appender<'s>>) -> Option<Answer> {
+    fn run(self, session: Option<&Session>) -> Option<Answer> {
         match self {
             Self::Append { event, on_conflict, reply } => {
                 let result = match session {
                     None => Err(StorageError::Closed),
-                    Some(session) => appender_of(session, appender)
-                        .and_then(|appender| appender.append(event, on_conflict))
+                    Some(session) => append(session, &event, on_conflict)
                         .map_err(|error| session.failed("storing an event", error)),
                 };
                 Some(Answer::Append { result, reply })
             }
-            Self::Run(job) => Some(job(session)),
+            // It sees what came before it.
+            Self::Run(job) => Some(job(session.filter(|session| {
+                session.write_batch().map_err(|error| session.failed("storing events", error)).is_ok()
+            }))),
             Self::Stop => None,
         }
     }
@@ -329,16 +369,6 @@ fn receive(queue: &mut mpsc::Receiver<Order>, orders: &mut Vec<Order>, count_max
         queue.close();
     }
     count
-}
-
-fn appender_of<'a, 's>(
-    session: &'s Session,
-    appender: &'a mut Option<Appender<'s>>,
-) -> rusqlite::Result<&'a mut Appender<'s>> {
-    Ok(match appender {
-        Some(appender) => appender,
-        None => appender.insert(Appender::new(session)?),
-    })
 }
 
 impl Answer {
@@ -382,7 +412,7 @@ impl Thread {
                 linger();
             }
             let outcome = if let Some(failure) = &self.poisoned {
-                answers.extend(orders.drain(..).filter_map(|order| order.run(None, &mut None)));
+                answers.extend(orders.drain(..).filter_map(|order| order.run(None)));
                 answers.iter().for_each(|_| self.telemetry.refused_while_poisoned());
                 Err(failure.clone())
             } else {
@@ -402,30 +432,25 @@ impl Thread {
         let session = &self.session;
         session.failure.replace(None);
         if let Err(error) = session.execute("BEGIN IMMEDIATE") {
-            answers.extend(orders.drain(..).filter_map(|order| order.run(None, &mut None)));
+            answers.extend(orders.drain(..).filter_map(|order| order.run(None)));
             return Err(session.classify("beginning a group", error));
         }
-        let mut appender = None;
         loop {
             for order in orders.drain(..) {
                 // The engine undoes the whole transaction by itself after some errors; what came next would then
                 // run outside of any.
                 let inside = (!session.connection.is_autocommit()).then_some(session);
-                answers.extend(order.run(inside, &mut appender));
+                answers.extend(order.run(inside));
             }
             if session.connection.is_autocommit() || answers.len() >= GROUP_MAX || self.queue.is_empty() {
                 break;
             }
             receive(&mut self.queue, orders, GROUP_MAX - answers.len());
         }
-        drop(appender);
         if !session.connection.is_autocommit()
-            && let Err(error) =
-                session.ids.sweep(&session.connection, answers.len(), Position(session.head()))
+            && let Err(error) = session.write_batch().and_then(|()| session.sweep(answers.len()))
         {
-            session.failure.replace(Some(session.classify("writing ids", error)));
-            // Half a sweep is none.
-            let _ = session.connection.execute_batch("ROLLBACK");
+            session.failure.replace(Some(session.classify("storing events", error)));
         }
         if session.connection.is_autocommit() {
             return Err(session.failure.take().unwrap_or(StorageError::Closed));
@@ -452,6 +477,7 @@ impl Thread {
             Err(failure) => {
                 self.session.head.set(self.head.borrow().0);
                 self.session.ids.undo(0);
+                self.session.batch.borrow_mut().clear();
                 if matches!(failure, StorageError::Poisoned { .. }) && self.poisoned.is_none() {
                     tracing::error!(path = %self.session.path, "a sync failed: nothing is accepted until a restart");
                     self.poisoned = Some(failure.clone());

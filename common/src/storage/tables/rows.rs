@@ -8,7 +8,7 @@ use rusqlite::types::{FromSqlError, ToSql, Type};
 use rusqlite::{Params, Row, Statement};
 
 use crate::event::{Environment, Event, EventId, Fingerprint};
-use crate::storage::{DeadLetter, Failure, Parked, Position, Record};
+use crate::storage::{DeadLetter, Failure, Parked, Position};
 
 /// The event's columns, in the order of [`bind_event`] and [`event`]; the same in each table that holds one.
 macro_rules! event_columns {
@@ -30,7 +30,7 @@ pub(in crate::storage) fn millis(at: Timestamp) -> i64 {
     at.as_millisecond()
 }
 
-fn moment(millis: i64, column: usize) -> rusqlite::Result<Timestamp> {
+pub(in crate::storage) fn moment(millis: i64, column: usize) -> rusqlite::Result<Timestamp> {
     Timestamp::from_millisecond(millis)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Integer, Box::new(error)))
 }
@@ -93,44 +93,27 @@ pub(in crate::storage) fn execute_with_event(
     for (index, value) in head.iter().enumerate() {
         statement.raw_bind_parameter(index + 1, value)?;
     }
-    bind_event(statement, head.len() + 1, event, None)?;
+    bind_event(statement, head.len() + 1, event)?;
     statement.raw_execute()
 }
 
-/// Binds an event's columns to the parameters from `first` on. `bound` is the event that they were bound to last,
-/// if they still are: the engine copies each text, and most events share theirs with the one before.
-pub(in crate::storage) fn bind_event(
-    statement: &mut Statement<'_>,
-    first: usize,
-    event: &Event,
-    bound: Option<&Event>,
-) -> rusqlite::Result<()> {
+/// Binds an event's columns to the parameters from `first` on.
+fn bind_event(statement: &mut Statement<'_>, first: usize, event: &Event) -> rusqlite::Result<()> {
     statement.raw_bind_parameter(first, event.id.as_bytes().as_slice())?;
-    if bound.is_none_or(|bound| bound.source != event.source) {
-        statement.raw_bind_parameter(first + 1, &*event.source)?;
-    }
-    if bound.is_none_or(|bound| bound.kind != event.kind) {
-        statement.raw_bind_parameter(first + 2, &*event.kind)?;
-    }
+    statement.raw_bind_parameter(first + 1, &*event.source)?;
+    statement.raw_bind_parameter(first + 2, &*event.kind)?;
     statement.raw_bind_parameter(first + 3, event.subject.as_deref())?;
     statement.raw_bind_parameter(first + 4, event.time.map(millis))?;
     statement.raw_bind_parameter(first + 5, millis(event.received_at))?;
-    if bound.is_none_or(|bound| bound.content_type != event.content_type) {
-        statement.raw_bind_parameter(first + 6, event.content_type.as_deref())?;
-    }
-    if bound.is_none_or(|bound| bound.traceparent != event.traceparent) {
-        statement.raw_bind_parameter(first + 7, event.traceparent.as_deref())?;
-    }
+    statement.raw_bind_parameter(first + 6, event.content_type.as_deref())?;
+    statement.raw_bind_parameter(first + 7, event.traceparent.as_deref())?;
     statement.raw_bind_parameter(first + 8, event.fingerprint.as_bytes().as_slice())?;
     statement.raw_bind_parameter(first + 9, &*event.body)?;
-    if bound.is_none_or(|bound| bound.environment != event.environment) {
-        statement.raw_bind_parameter(first + 10, event.environment.map(Environment::name))?;
-    }
-    Ok(())
+    statement.raw_bind_parameter(first + 10, event.environment.map(Environment::name))
 }
 
 /// The event whose columns begin at `first`.
-pub(in crate::storage) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result<Event> {
+fn event(row: &Row<'_>, first: usize) -> rusqlite::Result<Event> {
     Ok(Event {
         id: EventId::from_bytes(row.get(first)?),
         source: text(row, first + 1)?,
@@ -146,11 +129,6 @@ pub(in crate::storage) fn event(row: &Row<'_>, first: usize) -> rusqlite::Result
         ),
         environment: environment(row, first + 10)?,
     })
-}
-
-/// `seq` and the event's columns.
-pub(in crate::storage) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    Ok(Record { position: position(row, 0)?, event: event(row, 1)? })
 }
 
 /// `name, seq, due, attempts, first_attempt, history` and the event's columns.

@@ -1,10 +1,21 @@
--- Schema version 3 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
+-- Schema version 4 of the embedded store; the Kafka storage has its view of the topics in the same tables. Times are Unix milliseconds, ids and fingerprints 16 bytes.
 -- A file of an earlier version is brought here by the steps in `embedded/schema.rs`; a change here is a step there.
 -- `chaski.db` may be opened with any SQLite shell while chaski runs; write to it only through chaski.
 
--- The log. `seq` is the position, counted by the writer without gaps. It must never be given twice: a cursor
--- behind which the last event was pruned would otherwise skip the next one. So the newest event is never
--- pruned, and the next position is always one more than the greatest here.
+-- The log: events that were stored together, see `embedded/log.rs`. A position is counted by the writer without gaps. It
+-- must never be given twice: a cursor behind which the last event was pruned would otherwise skip the next one. So the
+-- newest event is never pruned, and the next position is always one more than the greatest here.
+CREATE TABLE batch (
+    last     INTEGER PRIMARY KEY,           -- the positions it holds
+    first    INTEGER NOT NULL,
+    earliest INTEGER NOT NULL,              -- when its events were received
+    latest   INTEGER NOT NULL,
+    -- A CBOR sequence (RFC 8742), an array for each event: id, source, type, subject, time, received_at, content_type,
+    -- traceparent, fingerprint, body, environment. Null, or nothing at the end, is what `event` has NULL for.
+    events   BLOB    NOT NULL
+);
+CREATE INDEX batch_received_at ON batch (latest, earliest, first);
+-- The log as versions before 4 wrote it, until it is pruned: `seq` is the position.
 CREATE TABLE event (
     seq          INTEGER PRIMARY KEY,
     id           BLOB    NOT NULL,          -- the deduplication, see id_bucket
@@ -44,6 +55,8 @@ CREATE TABLE event_id (
 ) WITHOUT ROWID;
 
 CREATE INDEX event_received_at ON event (received_at);
+-- Both. Where `events` is NULL, the columns behind it are the event.
+CREATE VIEW log AS SELECT seq AS last, seq AS first, received_at AS earliest, received_at AS latest, CAST(NULL AS BLOB) AS events, id, source, type, subject, time, received_at, content_type, traceparent, fingerprint, body, environment FROM event UNION ALL SELECT last, first, earliest, latest, events, CAST(NULL AS BLOB), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS INTEGER), CAST(NULL AS INTEGER), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS BLOB), CAST(NULL AS BLOB), CAST(NULL AS TEXT) FROM batch;
 
 CREATE TABLE destination (
     number INTEGER PRIMARY KEY,

@@ -22,7 +22,8 @@ use crate::storage::{
 };
 
 /// One file of each version before this one.
-const FILES: &[&[u8]] = &[include_bytes!("schema-1.db"), include_bytes!("schema-2.db")];
+const FILES: &[&[u8]] =
+    &[include_bytes!("schema-1.db"), include_bytes!("schema-2.db"), include_bytes!("schema-3.db")];
 
 /// The moment from which the files count.
 fn at(seconds: u64) -> Timestamp {
