@@ -11,6 +11,7 @@ use libfuzzer_sys::fuzz_target;
 static TARGET: LazyLock<Target> = LazyLock::new(|| {
     let all = [
         chaski_ingest::fuzzing::TARGETS,
+        chaski_common::storage::embedded::FUZZED,
         chaski_common::storage::kafka::FUZZED,
         chaski_dispatcher::fuzzing::TARGETS,
         chaski::config::fuzzing::TARGETS,

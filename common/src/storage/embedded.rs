@@ -35,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 use self::checkpoint::Checkpointer;
 use self::durable::Durable;
 use self::ids::Ids;
+#[cfg(any(test, feature = "testing"))]
+pub use self::log::fuzzing::FUZZED;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
 use super::tables::readers::{Readers, engine};
