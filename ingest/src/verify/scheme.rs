@@ -274,7 +274,6 @@ impl Scheme {
                 Variable::At(place) => find(place, &received.head, Some(&received.body)),
             })?;
             let parts = parts.ok_or(Refusal::MissingSignature)?;
-            let parts: Vec<&[u8]> = parts.iter().map(AsRef::as_ref).collect();
             if let Some(place) = self.matching_signature(&claim, &parts) {
                 return verified(place, form);
             }
@@ -282,12 +281,12 @@ impl Scheme {
         Err(Refusal::BadSignature)
     }
 
-    fn matching_signature(&self, claim: &Claim, parts: &[&[u8]]) -> Option<usize> {
+    fn matching_signature(&self, claim: &Claim, parts: &[Cow<'_, [u8]>]) -> Option<usize> {
         let mut whole: Option<Vec<u8>> = None;
         self.keys_for(claim).find_map(|(place, key)| {
             let matches = match key {
                 Key::Mac(key) => {
-                    let tag = key.tag(parts);
+                    let tag = key.tag_each(parts.iter().map(AsRef::as_ref));
                     claim.candidates.iter().any(|claimed| tag.matches(claimed))
                 }
                 Key::Ed25519(key) => {
