@@ -190,15 +190,21 @@ impl Fingerprint {
     }
 }
 
-/// Calculated and not looked up, which the compiler does for all of them at once: each event has its ids and digests
-/// written half a dozen times.
 fn digits<'b>(bytes: &[u8; 16], buffer: &'b mut [u8; 32]) -> &'b str {
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' - 10 + value };
-    for (pair, byte) in buffer.as_chunks_mut().0.iter_mut().zip(bytes) {
-        *pair = [digit(byte >> 4), digit(byte & 15)];
-    }
+    buffer.copy_from_slice(hexadecimal(*bytes).as_flattened());
     // The digits are ASCII.
     std::str::from_utf8(buffer).unwrap_or_default()
+}
+
+/// The lower-case digits of each byte. Calculated and not looked up, which the compiler does for all of them at once:
+/// each event has its ids and digests written half a dozen times.
+pub(crate) fn hexadecimal<const N: usize>(bytes: [u8; N]) -> [[u8; 2]; N] {
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' - 10 + value };
+    let mut digits = [[0; 2]; N];
+    for (pair, byte) in digits.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
+    }
+    digits
 }
 
 fn first_half(digest: &[u8; 32]) -> [u8; 16] {

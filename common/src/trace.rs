@@ -16,7 +16,7 @@ use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::event::EventId;
+use crate::event::{EventId, hexadecimal};
 
 /// Length of a `traceparent` of version 00; those of later versions begin like one.
 pub const TRACEPARENT_BYTES: usize = 55;
@@ -112,15 +112,9 @@ impl TraceContext {
     #[must_use]
     pub fn encode(self, buffer: &mut [u8; TRACEPARENT_BYTES]) -> &str {
         *buffer = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        let parts = [
-            (3..35, &self.trace.to_bytes()[..]),
-            (36..52, &self.span.to_bytes()[..]),
-            (53..55, &[self.flags][..]),
-        ];
-        for (place, bytes) in parts {
-            // Each place has the room for its digits.
-            let _ = hex::encode_to_slice(bytes, &mut buffer[place]);
-        }
+        buffer[3..35].copy_from_slice(hexadecimal(self.trace.to_bytes()).as_flattened());
+        buffer[36..52].copy_from_slice(hexadecimal(self.span.to_bytes()).as_flattened());
+        buffer[53..55].copy_from_slice(hexadecimal([self.flags]).as_flattened());
         // The digits are ASCII.
         std::str::from_utf8(buffer).unwrap_or_default()
     }
