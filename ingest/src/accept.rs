@@ -8,6 +8,7 @@
 //! storage with several steps behind its append finishes them by itself.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use chaski_common::event::{CONTENT_TYPE_BYTES_MAX, Event, EventId, Fingerprint, 
 use chaski_common::storage::{Appended, Storage, StorageError};
 use chaski_common::trace::{TRACEPARENT_BYTES, TraceContext, Tracer};
 use http::Version;
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use jiff::Timestamp;
@@ -109,7 +110,7 @@ impl Acceptor {
             return Outcome::Refused(Refusal::RateLimited);
         }
         let body_bytes_max = declared.unwrap_or(body_bytes_max);
-        let outcome = self.admitted(source, address, parts, (body, body_bytes_max), phase).await;
+        let outcome = pin!(self.admitted(source, address, parts, (body, body_bytes_max), phase)).await;
         match outcome {
             Outcome::Refused(why) if why.is_of_signature() && !peer.is_shared => {
                 self.budget.failed(address, begun);
@@ -144,9 +145,8 @@ impl Acceptor {
         };
         let mut trail = Trail::begin(&self.tracer);
         let now = self.clock.now();
-        let head = Head::take(parts, peer);
-        let claim = match source.scheme.claim_of_head(&head, now) {
-            Ok(claim) => claim,
+        let (head, claim) = match claimed(source, parts, peer, now) {
+            Ok(claimed) => claimed,
             Err(why) => return refused(source, why),
         };
         let read = if is_http2 {
@@ -161,10 +161,7 @@ impl Acceptor {
             Err(ours) => return ours,
         };
         let received = Received { head, body };
-        let read = self.read(source, claim, &received, now, &mut trail);
-        // Whoever waits for the storage keeps nothing of what the connection reads into.
-        parts.headers = received.into_headers();
-        let (event, unusable) = match read {
+        let (event, unusable) = match event_of(source, claim, received, now, &mut trail, &mut parts.headers) {
             Ok(read) => read,
             Err(why) => return refused(source, why),
         };
@@ -194,70 +191,58 @@ impl Acceptor {
         if body.is_end_stream() { Ok(read) } else { Err(Outcome::Refused(Refusal::BodyIncomplete)) }
     }
 
-    /// The event of a request that has been read, and why it cannot be used, if so. `claim` is what its head has shown,
-    /// `now` when that was judged.
-    fn read(
-        &self,
-        source: &Source,
-        claim: Option<Claim>,
-        received: &Received,
-        now: Timestamp,
-        trail: &mut Trail<'_>,
-    ) -> Result<(Event, Option<Unusable>), Refusal> {
-        trail.read();
-        source.metrics.body(received.body.len());
-        let verified = match claim {
-            Some(claim) => source.scheme.hold(claim, received, now),
-            None => source.scheme.verify(received, now),
-        }?;
-        source.metrics.verified(&verified, now);
-        let (mut event, unusable) = match source.rules.read(&verified, &source.name, now) {
-            Ok(usable) => (event(source, &verified, usable, now), None),
-            Err(why) => (unusable(source, &verified, now), Some(why)),
-        };
-        trail.join(&mut event);
-        Ok((event, unusable))
-    }
-
     /// Ends in `Ok` only with what the storage calls durable.
-    async fn store(&self, source: &Source, event: Event, now: Timestamp) -> Result<Outcome, StorageError> {
+    fn store<'a>(
+        &'a self,
+        source: &'a Source,
+        event: Event,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Outcome, StorageError>> + 'a {
         let (id, kind, fingerprint) = (event.id, event.kind.clone(), event.fingerprint);
-        let begun = Instant::now();
-        let appended = by_post(self.storage.events.append(event, source.on_conflict)).await;
-        let is_spooled = matches!(appended, Ok(Appended::Spooled));
-        let (dedup, outcome) = match appended {
-            Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
-            Ok(Appended::Duplicate) => (Dedup::Duplicate, Ok(Outcome::Duplicate(id))),
-            Ok(Appended::Conflict) => (Dedup::Conflict, Ok(Outcome::Quarantined(id, Quarantine::Conflict))),
-            Err(error) => (Dedup::Error, Err(error)),
-        };
-        source.metrics.stored(dedup, is_spooled, begun.elapsed());
-        match &outcome {
-            Ok(Outcome::Accepted(_)) => {
-                source.metrics.accepted(&kind, now);
-                debug!(%id, source = %source.name, digest = %hex::encode(fingerprint.as_bytes()), "event stored");
+        let appending = self.storage.events.append(event, source.on_conflict);
+        async move {
+            let begun = Instant::now();
+            let appended = by_post(appending).await;
+            let is_spooled = matches!(appended, Ok(Appended::Spooled));
+            let (dedup, outcome) = match appended {
+                Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
+                Ok(Appended::Duplicate) => (Dedup::Duplicate, Ok(Outcome::Duplicate(id))),
+                Ok(Appended::Conflict) => {
+                    (Dedup::Conflict, Ok(Outcome::Quarantined(id, Quarantine::Conflict)))
+                }
+                Err(error) => (Dedup::Error, Err(error)),
+            };
+            source.metrics.stored(dedup, is_spooled, begun.elapsed());
+            match &outcome {
+                Ok(Outcome::Accepted(_)) => {
+                    source.metrics.accepted(&kind, now);
+                    debug!(%id, source = %source.name, digest = %hex::encode(fingerprint.as_bytes()), "event stored");
+                }
+                Ok(Outcome::Quarantined(..)) => {
+                    warn!(%id, source = %source.name, "known id with other content, quarantined");
+                }
+                Ok(_) => debug!(%id, source = %source.name, "duplicate"),
+                Err(_) => {}
             }
-            Ok(Outcome::Quarantined(..)) => {
-                warn!(%id, source = %source.name, "known id with other content, quarantined");
-            }
-            Ok(_) => debug!(%id, source = %source.name, "duplicate"),
-            Err(_) => {}
+            outcome
         }
-        outcome
     }
 
-    async fn quarantine(
-        &self,
-        source: &Source,
+    fn quarantine<'a>(
+        &'a self,
+        source: &'a Source,
         event: Event,
         why: Unusable,
-    ) -> Result<Outcome, StorageError> {
+    ) -> impl Future<Output = Result<Outcome, StorageError>> + 'a {
         let id = event.id;
-        if by_post(self.storage.events.quarantine(event, why.label(), why.detail())).await? {
-            source.metrics.quarantined(why);
-            warn!(%id, source = %source.name, reason = why.label(), "signed event cannot be used, quarantined");
+        let keeping = self.storage.events.quarantine(event, why.label(), why.detail());
+        async move {
+            if by_post(keeping).await? {
+                source.metrics.quarantined(why);
+                warn!(%id, source = %source.name, reason = why.label(), "signed event cannot be used, quarantined");
+            }
+            Ok(Outcome::Quarantined(id, Quarantine::Unusable(why)))
         }
-        Ok(Outcome::Quarantined(id, Quarantine::Unusable(why)))
     }
 
     /// Says once that the storage fails, and once that it works again.
@@ -280,6 +265,55 @@ impl Acceptor {
 fn refused(source: &Source, why: Refusal) -> Outcome {
     debug!(source = %source.name, reason = why.label(), "request refused");
     Outcome::Refused(why)
+}
+
+/// What the head of a request claims; none when that stands in the body.
+fn claimed(
+    source: &Source,
+    parts: &mut Parts,
+    peer: IpAddr,
+    now: Timestamp,
+) -> Result<(Head, Option<Claim>), Refusal> {
+    let head = Head::take(parts, peer);
+    let claim = source.scheme.claim_of_head(&head, now)?;
+    Ok((head, claim))
+}
+
+/// The event of a request that has been read, and why it cannot be used, if so. `claim` is what its head has shown,
+/// `now` when that was judged. Nothing stays of what the connection reads into but the room for header fields, which
+/// goes to `room`: whoever waits for the storage keeps nothing else.
+fn event_of(
+    source: &Source,
+    claim: Option<Claim>,
+    received: Received,
+    now: Timestamp,
+    trail: &mut Trail<'_>,
+    room: &mut HeaderMap,
+) -> Result<(Event, Option<Unusable>), Refusal> {
+    trail.read();
+    source.metrics.body(received.body.len());
+    let read = judge(source, claim, &received, now);
+    *room = received.into_headers();
+    let (mut event, unusable) = read?;
+    trail.join(&mut event);
+    Ok((event, unusable))
+}
+
+fn judge(
+    source: &Source,
+    claim: Option<Claim>,
+    received: &Received,
+    now: Timestamp,
+) -> Result<(Event, Option<Unusable>), Refusal> {
+    let verified = match claim {
+        Some(claim) => source.scheme.hold(claim, received, now),
+        None => source.scheme.verify(received, now),
+    }?;
+    source.metrics.verified(&verified, now);
+    Ok(match source.rules.read(&verified, &source.name, now) {
+        Ok(usable) => (event(source, &verified, usable, now), None),
+        Err(why) => (unusable(source, &verified, now), Some(why)),
+    })
 }
 
 fn event(source: &Source, verified: &Verified<'_>, usable: Usable<'_>, now: Timestamp) -> Event {

@@ -16,6 +16,7 @@ pub(crate) mod wire;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -404,47 +405,51 @@ impl Shared {
         tls.as_ref().map(|tls| tls.acceptor.clone())
     }
 
-    async fn serve(
-        &self,
+    /// Answers one request. Its parts stand in the future from the beginning, so that they are not moved once more.
+    fn serve<'a>(
+        &'a self,
         request: Request<Incoming>,
         peer: IpAddr,
-        phase: &Phase,
-    ) -> Result<Response<Full<Bytes>>, Gone> {
-        phase.begin_request();
-        let begun = Instant::now();
-        if let Some(turn) = phase.take_turn()
-            && self.acceptor.is_tight()
-        {
-            sleep_until(turn).await;
-        }
+        phase: &'a Phase,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + 'a {
         let (mut parts, body) = request.into_parts();
-        let is_http2 = parts.version == Version::HTTP_2;
-        let peer = self.sender(peer, &parts.headers);
-        let mut is_unread = false;
-        let mut response = match self.route(&parts) {
-            Ok(source) => {
-                let outcome = self.acceptor.accept(&source, &peer, begun, &mut parts, body, phase).await;
-                source.metrics.ended(outcome, begun.elapsed());
-                if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
-                    return Err(Gone);
-                }
-                is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
-                if is_unread {
-                    phase.set_turn(self.turns.next(Instant::now().into()));
-                }
-                outcome.response(&source.reply, parts.headers)
+        async move {
+            phase.begin_request();
+            let begun = Instant::now();
+            if let Some(turn) = phase.take_turn()
+                && self.acceptor.is_tight()
+            {
+                sleep_until(turn).await;
             }
-            Err(why) => {
-                self.metrics.unrouted(why);
-                Outcome::Refused(why).response(&Reply::default(), parts.headers)
+            let is_http2 = parts.version == Version::HTTP_2;
+            let peer = self.sender(peer, &parts.headers);
+            let mut is_unread = false;
+            let mut response = match self.route(&parts) {
+                Ok(source) => {
+                    let outcome =
+                        pin!(self.acceptor.accept(&source, &peer, begun, &mut parts, body, phase)).await;
+                    source.metrics.ended(outcome, begun.elapsed());
+                    if outcome == Outcome::Refused(Refusal::BodyIncomplete) {
+                        return Err(Gone);
+                    }
+                    is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
+                    if is_unread {
+                        phase.set_turn(self.turns.next(Instant::now().into()));
+                    }
+                    outcome.response(&source.reply, parts.headers)
+                }
+                Err(why) => {
+                    self.metrics.unrouted(why);
+                    Outcome::Refused(why).response(&Reply::default(), parts.headers)
+                }
+            };
+            if is_http2 {
+                // A connection of many requests does not end with one.
+                response.headers_mut().remove(http::header::CONNECTION);
             }
-        };
-        if is_http2 {
-            // A connection of many requests does not end with one.
-            response.headers_mut().remove(http::header::CONNECTION);
+            phase.end_request(is_unread || response.headers().contains_key(http::header::CONNECTION));
+            Ok(response)
         }
-        phase.end_request(is_unread || response.headers().contains_key(http::header::CONNECTION));
-        Ok(response)
     }
 
     fn sender(&self, connection: IpAddr, headers: &HeaderMap) -> Sender {

@@ -15,7 +15,8 @@ pub(crate) struct Trail<'a> {
     tracer: &'a Tracer,
     arrived: Option<SystemTime>,
     read: Option<SystemTime>,
-    joined: Option<Joined>,
+    /// In a place of its own: most events are not recorded, and every request waits with room for this.
+    joined: Option<Box<Joined>>,
 }
 
 /// What is known once the event has its id.
@@ -60,13 +61,13 @@ impl<'a> Trail<'a> {
             ("chaski.event.type", Value::from(&event.kind)),
         ];
         let parent = sent.map(|sent| sent.span);
-        self.joined = Some(Joined { context, parent, arrived, read, verified, attributes });
+        self.joined = Some(Box::new(Joined { context, parent, arrived, read, verified, attributes }));
     }
 
     /// The request is decided; the event is durable, unless its outcome says otherwise.
     pub(crate) fn end(self, outcome: Outcome) {
         let (Some(joined), Some(ended)) = (self.joined, self.tracer.now()) else { return };
-        let Joined { context, parent, arrived, read, verified, mut attributes } = joined;
+        let Joined { context, parent, arrived, read, verified, mut attributes } = *joined;
         let label = Outcome::LABELS[outcome.index()];
         attributes.push(("chaski.outcome", label.into()));
         let failure = matches!(outcome, Outcome::Unavailable(_)).then_some(label);

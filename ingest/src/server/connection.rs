@@ -145,10 +145,7 @@ impl Connection {
         let limits = &self.shared.limits;
         let phase = Arc::new(Phase::default());
         let wire = Wire::new(stream, phase.clone(), *limits).with_begun(begun);
-        let service = service_fn(|request| {
-            let (shared, phase, peer) = (self.shared.clone(), phase.clone(), self.peer);
-            async move { shared.serve(request, peer, &phase).await }
-        });
+        let service = service_fn(|request| self.shared.serve(request, self.peer, &phase));
         let http = http1::Builder::new()
             .max_headers(limits.headers_max)
             .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
