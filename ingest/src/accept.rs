@@ -39,7 +39,7 @@ use crate::server::threads::by_post;
 use crate::server::wire::Phase;
 use crate::source::Source;
 use crate::span::Trail;
-use crate::verify::{Verified, scheme::Claim};
+use crate::verify::scheme::Claim;
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -292,11 +292,9 @@ fn event_of(
 ) -> Result<(Event, Option<Unusable>), Refusal> {
     trail.read();
     source.metrics.body(received.body.len());
-    let read = judge(source, claim, &received, now);
+    let read = judge(source, claim, &received, now, trail);
     *room = received.into_headers();
-    let (mut event, unusable) = read?;
-    trail.join(&mut event);
-    Ok((event, unusable))
+    read
 }
 
 fn judge(
@@ -304,38 +302,41 @@ fn judge(
     claim: Option<Claim>,
     received: &Received,
     now: Timestamp,
+    trail: &mut Trail<'_>,
 ) -> Result<(Event, Option<Unusable>), Refusal> {
     let verified = match claim {
         Some(claim) => source.scheme.hold(claim, received, now),
         None => source.scheme.verify(received, now),
     }?;
     source.metrics.verified(&verified, now);
-    Ok(match source.rules.read(&verified, &source.name, now) {
-        Ok(usable) => (event(source, &verified, usable, now), None),
-        Err(why) => (unusable(source, &verified, now), Some(why)),
-    })
+    let (mut event, unusable) = match source.rules.read(&verified, &source.name, now) {
+        Ok(usable) => (event(source, received, usable, now), None),
+        Err(why) => (unusable(source, received, now), Some(why)),
+    };
+    trail.join(&mut event);
+    Ok((event, unusable))
 }
 
-fn event(source: &Source, verified: &Verified<'_>, usable: Usable<'_>, now: Timestamp) -> Event {
+fn event(source: &Source, received: &Received, usable: Usable<'_>, now: Timestamp) -> Event {
+    let kind = source.metrics.event_type(&usable.kind);
     Event {
-        kind: source.metrics.event_type(&usable.kind),
         subject: usable.subject.as_deref().map(Arc::from),
         time: usable.time,
-        ..bare(source, verified.received(), usable.id, usable.fingerprint, now)
+        ..bare(source, received, kind, usable.id, usable.fingerprint, now)
     }
 }
 
 /// An event of which nothing is known but its bytes.
-fn unusable(source: &Source, verified: &Verified<'_>, now: Timestamp) -> Event {
-    let received = verified.received();
+fn unusable(source: &Source, received: &Received, now: Timestamp) -> Event {
     let digest = Sha256::digest(&received.body);
     let id = EventId::derive(&source.name, [b"unusable".as_slice(), digest.as_slice()]);
-    bare(source, received, id, Fingerprint::of(&received.body), now)
+    bare(source, received, TYPE_UNKNOWN.into(), id, Fingerprint::of(&received.body), now)
 }
 
 fn bare(
     source: &Source,
     received: &Received,
+    kind: Arc<str>,
     id: EventId,
     fingerprint: Fingerprint,
     now: Timestamp,
@@ -343,11 +344,11 @@ fn bare(
     Event {
         id,
         source: source.name.clone(),
-        kind: TYPE_UNKNOWN.into(),
+        kind,
         subject: None,
         time: None,
         received_at: now,
-        content_type: content_type(received),
+        content_type: content_type(source, received),
         traceparent: Some(trace_context(received, id).encode(&mut [0; TRACEPARENT_BYTES]).into()),
         fingerprint,
         body: received.body.clone(),
@@ -355,9 +356,9 @@ fn bare(
     }
 }
 
-fn content_type(received: &Received) -> Option<Arc<str>> {
+fn content_type(source: &Source, received: &Received) -> Option<Arc<str>> {
     let text = received.head.headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    (!text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX).then(|| text.into())
+    (!text.is_empty() && text.len() <= CONTENT_TYPE_BYTES_MAX).then(|| source.content_type(text))
 }
 
 /// The sender's trace context if it sent one, and only one, that can be read; else one is begun. What comes with it as

@@ -153,7 +153,10 @@ where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
     let mut read = Vec::new();
-    while let Some(frame) = body.frame().await {
+    // A body of a declared length has ended with its last byte, and need not be asked once more.
+    while !body.is_end_stream()
+        && let Some(frame) = body.frame().await
+    {
         let frame = frame.map_err(|error| Outcome::Refused(broken(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         let length = read.len() + data.len();

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -463,9 +463,17 @@ pub(crate) struct Source {
     pub(crate) on_conflict: OnConflict,
     pub(crate) reply: Reply,
     pub(crate) metrics: SourceMetrics,
+    /// Of its first event; few sources ever send another.
+    content_type: OnceLock<Arc<str>>,
 }
 
 impl Source {
+    /// The text of a content type, so that an event need not carry its own copy.
+    pub(crate) fn content_type(&self, text: &str) -> Arc<str> {
+        let first = self.content_type.get_or_init(|| text.into());
+        if **first == *text { first.clone() } else { text.into() }
+    }
+
     pub(crate) fn allows(&self, peer: IpAddr) -> bool {
         self.allow_ips.is_empty() || self.allow_ips.iter().any(|net| net.contains(peer))
     }
@@ -498,6 +506,7 @@ impl Sources {
                 on_conflict: spec.on_conflict,
                 reply,
                 metrics: metrics.source(&spec.name, uses),
+                content_type: OnceLock::new(),
             };
             if !names.insert(spec.name.clone()) {
                 return Err(in_source(SpecError::new("name", "two sources have it", "a name of its own")));
