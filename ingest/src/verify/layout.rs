@@ -91,31 +91,36 @@ impl Encoding {
     }
 }
 
-/// What each byte is worth as a hexadecimal digit. A table, because the digits of a signature are random: of
-/// two branches on each of them, the processor would foresee every other one wrongly.
-const DIGITS: [u8; 256] = {
-    let mut digits = [NO_DIGIT; 256];
-    let mut value = 0;
-    while value < 16 {
-        digits[b"0123456789abcdef"[value] as usize] = value as u8;
-        digits[b"0123456789ABCDEF"[value] as usize] = value as u8;
-        value += 1;
-    }
-    digits
-};
-const NO_DIGIT: u8 = 0x80;
-
 fn decode_hex(text: &[u8]) -> Option<Vec<u8>> {
-    let (pairs, odd) = text.as_chunks::<2>();
-    let mut seen = 0;
-    let bytes = pairs.iter().map(|[high, low]| {
-        let (high, low) = (DIGITS[usize::from(*high)], DIGITS[usize::from(*low)]);
-        seen |= high | low;
-        (high << 4) | low
-    });
-    let bytes = bytes.collect();
-    (odd.is_empty() && seen & NO_DIGIT == 0).then_some(bytes)
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    let (whole, rest) = text.as_chunks();
+    for digits in whole {
+        bytes.extend_from_slice(&sixteen(*digits)?);
+    }
+    if !rest.is_empty() {
+        let mut padded = [b'0'; 32];
+        padded[..rest.len()].copy_from_slice(rest);
+        bytes.extend_from_slice(&sixteen(padded)?[..rest.len() / 2]);
+    }
+    text.len().is_multiple_of(2).then_some(bytes)
 }
+
+/// The bytes of so many hexadecimal digits, all at once in the processor's vectors.
+fn sixteen(digits: [u8; 32]) -> Option<[u8; 16]> {
+    let worth = digits.map(digit);
+    let seen = worth.iter().fold(0, |seen, worth| seen | worth);
+    (seen & NO_DIGIT == 0).then(|| std::array::from_fn(|at| worth[2 * at] << 4 | worth[2 * at + 1]))
+}
+
+/// What a byte is worth as a hexadecimal digit. Without a branch, because the digits of a signature are random: the
+/// processor would foresee every other one wrongly.
+const fn digit(byte: u8) -> u8 {
+    let (number, letter) = (byte.wrapping_sub(b'0'), (byte | 0x20).wrapping_sub(b'a'));
+    let as_number = if number < 10 { number } else { NO_DIGIT };
+    let as_letter = if letter < 6 { letter + 10 } else { NO_DIGIT };
+    if as_number < as_letter { as_number } else { as_letter }
+}
+const NO_DIGIT: u8 = 0x80;
 
 impl Layout {
     pub(super) fn compile(spec: &SignatureSpec, algorithm: Algorithm) -> Result<Self, SpecErrors> {
@@ -226,9 +231,20 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn no_other_byte_is_a_hexadecimal_digit() {
+        for byte in 0..=u8::MAX {
+            for text in [[byte, b'1'], [b'1', byte]] {
+                assert_eq!(decode_hex(&text), hex::decode(text).ok(), "{byte}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
-        fn hexadecimal_digits_are_read_as_the_library_reads_them(text in "[0-9a-fA-F]{0,12}[ -~]{0,2}") {
+        fn hexadecimal_digits_are_read_as_the_library_reads_them(
+            text in "[0-9a-fA-F]{0,80}[ -~]{0,2}[0-9a-fA-F]{0,80}",
+        ) {
             prop_assert_eq!(decode_hex(text.as_bytes()), hex::decode(&text).ok());
         }
     }
