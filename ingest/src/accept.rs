@@ -145,8 +145,9 @@ impl Acceptor {
         };
         let mut trail = Trail::begin(&self.tracer);
         let now = self.clock.now();
-        let (head, claim) = match claimed(source, parts, peer, now) {
-            Ok(claimed) => claimed,
+        let head = Head::take(parts, peer);
+        let claim = match source.scheme.claim_of_head(&head, now) {
+            Ok(claim) => claim,
             Err(why) => return refused(source, why),
         };
         let read = if is_http2 {
@@ -265,18 +266,6 @@ impl Acceptor {
 fn refused(source: &Source, why: Refusal) -> Outcome {
     debug!(source = %source.name, reason = why.label(), "request refused");
     Outcome::Refused(why)
-}
-
-/// What the head of a request claims; none when that stands in the body.
-fn claimed(
-    source: &Source,
-    parts: &mut Parts,
-    peer: IpAddr,
-    now: Timestamp,
-) -> Result<(Head, Option<Claim>), Refusal> {
-    let head = Head::take(parts, peer);
-    let claim = source.scheme.claim_of_head(&head, now)?;
-    Ok((head, claim))
 }
 
 /// The event of a request that has been read, and why it cannot be used, if so. `claim` is what its head has shown,
