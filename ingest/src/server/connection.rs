@@ -4,7 +4,8 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -47,22 +48,48 @@ impl End {
 }
 
 /// What comes of a connection; none when it has to end before. That is asked for once, and not whenever something
-/// else wakes the connection's task, which stays the same.
+/// else wakes the connection's task, which stays the same. All connections wait for the one token, so none looks at it
+/// before its own waker was called for it.
 async fn before_shutdown<T>(http: impl Future<Output = T>, shutdown: &CancellationToken) -> Option<T> {
     let (mut http, mut cancelled) = (pin!(http), pin!(shutdown.cancelled()));
-    let mut asked: Option<Waker> = None;
+    let mut asked: Option<Arc<Asked>> = None;
     poll_fn(|cx| {
         if let Poll::Ready(ended) = http.as_mut().poll(cx) {
             return Poll::Ready(Some(ended));
         }
-        let is_asked = asked.as_ref().is_some_and(|asked| asked.will_wake(cx.waker()));
-        if is_asked && !shutdown.is_cancelled() {
+        if asked.as_ref().is_some_and(|asked| asked.stands_for(cx.waker())) {
             return Poll::Pending;
         }
-        asked = Some(cx.waker().clone());
-        cancelled.as_mut().poll(cx).map(|()| None)
+        let asking = Arc::new(Asked { task: cx.waker().clone(), is_answered: AtomicBool::new(false) });
+        let waker = Waker::from(asking.clone());
+        asked = Some(asking);
+        cancelled.as_mut().poll(&mut Context::from_waker(&waker)).map(|()| None)
     })
     .await
+}
+
+/// A task that has asked to be woken, and whether it has been for this.
+struct Asked {
+    task: Waker,
+    is_answered: AtomicBool,
+}
+
+impl Asked {
+    /// Whether there is nothing to ask anew for whoever is woken by this.
+    fn stands_for(&self, task: &Waker) -> bool {
+        self.task.will_wake(task) && !self.is_answered.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Asked {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.is_answered.store(true, Ordering::Release);
+        self.task.wake_by_ref();
+    }
 }
 
 /// One open connection: its permit, and its part of the gauge.
