@@ -230,7 +230,7 @@ fn connect(database: &Path, wait: fn(i32) -> bool) -> rusqlite::Result<Connectio
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    connection.pragma_update(None, "cache_size", -32 * 1024)?;
+    connection.pragma_update(None, "cache_size", -8 * 1024)?;
     Ok(connection)
 }
 

@@ -8,25 +8,27 @@
 //! - When there are more than [`RECENT_MAX`], a *sweep* goes on from bucket to bucket, a little with each group, and
 //!   writes each as one row of `id_bucket`: some thirty ids at once. When it has been around, everything that was
 //!   there when it began is in the table, and `indexed` moves.
-//! - Sweeps belong to a *generation* of about [`GENERATION_MAX`] ids, whose rows lie together: so what is written is
-//!   spread over the newest generation and not over all, however many events there are.
+//! - Sweeps belong to a *generation* of about [`GENERATION_MAX`] ids. What a sweep writes is behind all that was written
+//!   before: one page at the end of the table, however many events there are.
 //! - Of each generation a [`Filter`] is in memory, two bytes for each id. An id that is new is found nowhere by it, and no
-//!   page is read. An id that may be known is looked for in the rows of its bucket there, and what they say is held
-//!   against the event: a row names a [`Tag`] and a position, and the event may have been pruned.
+//!   page is read. An id that may be known is looked for in the row of its bucket in each sweep there, some thirty in all,
+//!   and what they say is held against the event: a row names a [`Tag`] and a position, and the event may have been pruned.
 //!
 //! Pruning therefore touches no row: a generation goes as a whole when the last of its events has gone.
 //!
 //! Bounds: ids in memory [`RECENT_MAX`] and, after opening, what two sweeps take; filters [`FILTERS_BYTES_MAX`], beyond
 //! which the oldest are folded and more often mistaken.
 //!
-//! `event_id`, ordered by id, is what versions before 3 wrote. Its ids are known until they are pruned.
+//! `event_id`, ordered by id, is what versions before 3 wrote, and generations whose rows are ordered by their bucket are
+//! version 3's: an insert into the middle of a table has the engine reorder its pages, and look at all it has in memory
+//! when it commits. Their ids are known until they are pruned.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::durable::Durable;
 use super::filter::Filter;
@@ -52,9 +54,9 @@ const FILTERS_BYTES_MAX: usize = many_or(128 << 20, 2048);
 const SLICE_MIN: usize = 4;
 const WRITES_PER_BUCKET: usize = 8;
 
-/// Bits of a row's number that count the sweep, and those above that name the bucket; the generation is above them.
-const SWEEP_BITS: u32 = 12;
+/// Bits of a row's number that name the bucket, and those above that count the sweep; the generation is above them.
 const BUCKET_BITS: u32 = 12;
+const SWEEP_BITS: u32 = 12;
 const _: () = assert!(BUCKETS <= 1 << BUCKET_BITS);
 /// Bytes in a row for each id: its tag and its position.
 const ENTRY_BYTES: usize = 16;
@@ -75,11 +77,15 @@ fn bucket_of(id: EventId) -> usize {
     (usize::from(u16::from_be_bytes([first, second])) * BUCKETS) >> 16
 }
 
-/// The rows of a bucket in a generation.
-fn numbers(generation: i64, bucket: usize) -> Range<i64> {
-    let bucket = i64::try_from(bucket).unwrap_or_default();
-    let first = (generation << BUCKET_BITS | bucket) << SWEEP_BITS;
-    first..first + (1 << SWEEP_BITS)
+/// The rows of a generation.
+fn numbers(generation: i64) -> Range<i64> {
+    let first = generation << (BUCKET_BITS + SWEEP_BITS);
+    first..first + (1 << (BUCKET_BITS + SWEEP_BITS))
+}
+
+/// The row of a bucket in a sweep of a generation.
+fn number(generation: i64, sweep: i64, bucket: usize) -> i64 {
+    numbers(generation).start + (sweep << BUCKET_BITS) + i64::try_from(bucket).unwrap_or_default()
 }
 
 #[derive(Clone, Copy)]
@@ -115,7 +121,7 @@ struct State {
 }
 
 struct Generation {
-    number: i64,
+    rows: Rows,
     /// Ids in its rows.
     count: usize,
     /// When it is written: no event behind this one is in it.
@@ -123,11 +129,19 @@ struct Generation {
     filter: Filter,
 }
 
+/// Which rows are a generation's.
+#[derive(Clone, Copy)]
+struct Rows {
+    generation: i64,
+    /// Sweeps that have been around. Another one may be under way.
+    sweeps: i64,
+    /// Whether they are in version 3's order.
+    by_bucket: bool,
+}
+
 /// How far the sweep under way is.
 #[derive(Clone, Copy)]
 struct Sweep {
-    /// Its number in its generation.
-    number: i64,
     /// The bucket that is next.
     bucket: usize,
     /// Everything up to here is in the table when it has been around.
@@ -137,6 +151,8 @@ struct Sweep {
 struct Written {
     buckets: Range<usize>,
     then: Sweep,
+    /// Sweeps of the generation that have been around now.
+    sweeps: i64,
     /// The generation is full, and ends here.
     ended: Option<Position>,
 }
@@ -174,7 +190,7 @@ impl Ids {
         }
         let tag = tag_of(id);
         for generation in state.generations.iter().filter(|generation| generation.filter.may_have(tag)) {
-            for place in places(connection, generation.number, id)? {
+            for place in generation.rows.places(connection, id)? {
                 let found = fingerprint(connection, place, id)?;
                 if found.is_some() {
                     return Ok(found);
@@ -214,8 +230,9 @@ impl Ids {
         let State { generations, undo, .. } = &mut *state;
         for generation in generations.iter() {
             if generation.upto.is_some_and(|upto| first.is_none_or(|first| upto < first)) {
-                connection.execute("DELETE FROM generation WHERE number = ?", [generation.number])?;
-                undo.push(Undo::Dropped(generation.number));
+                let number = generation.rows.generation;
+                connection.execute("DELETE FROM generation WHERE number = ?", [number])?;
+                undo.push(Undo::Dropped(number));
             }
         }
         let oldest: i64 = connection.query_row("SELECT MIN(number) FROM generation", [], |row| row.get(0))?;
@@ -223,7 +240,7 @@ impl Ids {
             .prepare_cached(
                 "DELETE FROM id_bucket WHERE number IN (SELECT number FROM id_bucket WHERE number < ? LIMIT ?)",
             )?
-            .execute([numbers(oldest, 0).start, rows_max])
+            .execute([numbers(oldest).start, rows_max])
             .map(drop)
     }
 
@@ -258,7 +275,7 @@ impl Ids {
         let surplus =
             if state.catches_up { state.recent_count } else { state.recent_count.saturating_sub(RECENT_MAX) };
         let Some(generation) = state.generations.last_mut().filter(|_| surplus > 0) else { return Ok(()) };
-        let sweep = state.sweep;
+        let (sweep, rows) = (state.sweep, generation.rows);
         let last = BUCKETS.min(sweep.bucket + SLICE_MIN + writes / WRITES_PER_BUCKET);
         let mut insert =
             connection.prepare_cached("INSERT OR REPLACE INTO id_bucket (number, entries) VALUES (?, ?)")?;
@@ -267,7 +284,7 @@ impl Ids {
             let bucket = &state.recent[next];
             if !bucket.is_empty() {
                 // A sweep that an end of the process has cut short is done again with all it had, and more.
-                let number = numbers(generation.number, next).start + sweep.number;
+                let number = number(rows.generation, rows.sweeps, next);
                 insert.execute(params![number, entries(bucket)])?;
                 bucket.iter().for_each(|known| generation.filter.add(tag_of(known.id)));
             }
@@ -275,20 +292,20 @@ impl Ids {
             next += 1;
         }
         let mut then = Sweep { bucket: next, ..sweep };
-        let mut ended = None;
+        let (mut sweeps, mut ended) = (rows.sweeps, None);
         if next == BUCKETS {
-            then = Sweep { number: sweep.number + 1, bucket: 0, upto: head };
+            then = Sweep { bucket: 0, upto: head };
+            sweeps += 1;
             connection
                 .prepare_cached("UPDATE generation SET sweeps = ? WHERE number = ?")?
-                .execute([then.number, generation.number])?;
-            if generation.count + count >= GENERATION_MAX || then.number >> SWEEP_BITS > 0 {
+                .execute([sweeps, rows.generation])?;
+            if generation.count + count >= GENERATION_MAX || sweeps >> SWEEP_BITS > 0 {
                 generation.end(connection, head)?;
-                then.number = 0;
                 ended = Some(head);
             }
             connection.prepare_cached("UPDATE indexed SET seq = ?")?.execute([seq(sweep.upto)])?;
         }
-        state.written = Some(Written { buckets: sweep.bucket..next, then, ended });
+        state.written = Some(Written { buckets: sweep.bucket..next, then, sweeps, ended });
         Ok(())
     }
 
@@ -299,7 +316,9 @@ impl Ids {
             match undo {
                 Undo::Added(id, fingerprint) => self.durable.add(id, fingerprint),
                 Undo::Removed(known) => self.durable.remove(known.id),
-                Undo::Dropped(number) => state.generations.retain(|generation| generation.number != number),
+                Undo::Dropped(number) => {
+                    state.generations.retain(|generation| generation.rows.generation != number);
+                }
             }
         }
         if let Some(written) = state.written.take() {
@@ -311,18 +330,16 @@ impl Ids {
 impl State {
     fn load(connection: &Connection, head: Position) -> rusqlite::Result<Self> {
         let mut generations: Vec<Generation> = Vec::new();
-        let mut sweeps = 0;
-        let mut select =
-            connection.prepare("SELECT number, sweeps, upto, filter FROM generation ORDER BY number")?;
+        let sql = "SELECT number, sweeps, by_bucket, upto, filter FROM generation ORDER BY number";
+        let mut select = connection.prepare(sql)?;
         let mut found = select.query([])?;
         while let Some(row) = found.next()? {
-            let number = row.get(0)?;
-            sweeps = row.get(1)?;
-            let upto = row.get::<_, Option<i64>>(2)?.map(|seq| Position(seq.unsigned_abs()));
-            let filter = row.get_ref(3)?.as_blob_or_null()?.and_then(Filter::from_blob);
+            let rows = Rows::of(row)?;
+            let upto = row.get::<_, Option<i64>>(3)?.map(|seq| Position(seq.unsigned_abs()));
+            let filter = row.get_ref(4)?.as_blob_or_null()?.and_then(Filter::from_blob);
             generations.push(match filter {
-                Some(filter) => Generation { number, count: 0, upto, filter },
-                None => Generation::read(connection, number, upto)?,
+                Some(filter) => Generation { rows, count: 0, upto, filter },
+                None => Generation::read(connection, rows, upto)?,
             });
             fit(&mut generations);
         }
@@ -331,7 +348,7 @@ impl State {
             recent_count: 0,
             catches_up: false,
             generations,
-            sweep: Sweep { number: sweeps, bucket: 0, upto: head },
+            sweep: Sweep { bucket: 0, upto: head },
             earlier: connection.query_row("SELECT EXISTS (SELECT 1 FROM event_id)", [], |row| row.get(0))?,
             undo: Vec::new(),
             written: None,
@@ -358,11 +375,12 @@ impl State {
             generation.count += bucket.len();
             bucket.clear();
         }
+        generation.rows.sweeps = written.sweeps;
         self.sweep = written.then;
         self.catches_up = self.catches_up && self.sweep.bucket > 0;
         if written.ended.is_some() {
             generation.upto = written.ended;
-            let next = Generation::new(generation.number + 1);
+            let next = Generation::new(generation.rows.next());
             self.generations.push(next);
             fit(&mut self.generations);
         }
@@ -382,16 +400,17 @@ fn fit(generations: &mut [Generation]) {
 }
 
 impl Generation {
-    fn new(number: i64) -> Self {
-        Self { number, count: 0, upto: None, filter: Filter::new() }
+    fn new(rows: Rows) -> Self {
+        Self { rows, count: 0, upto: None, filter: Filter::new() }
     }
 
     /// One without a filter in the file: it is not full yet.
-    fn read(connection: &Connection, number: i64, upto: Option<Position>) -> rusqlite::Result<Self> {
-        let mut generation = Self { upto, ..Self::new(number) };
+    fn read(connection: &Connection, rows: Rows, upto: Option<Position>) -> rusqlite::Result<Self> {
+        let mut generation = Self { upto, ..Self::new(rows) };
         let mut select =
             connection.prepare_cached("SELECT entries FROM id_bucket WHERE number >= ? AND number < ?")?;
-        let mut found = select.query([numbers(number, 0).start, numbers(number + 1, 0).start])?;
+        let numbers = numbers(rows.generation);
+        let mut found = select.query([numbers.start, numbers.end])?;
         while let Some(row) = found.next()? {
             for entry in row.get_ref(0)?.as_blob()?.as_chunks::<ENTRY_BYTES>().0 {
                 generation.filter.add(entry_of(entry).0);
@@ -405,9 +424,10 @@ impl Generation {
     fn end(&self, connection: &Connection, upto: Position) -> rusqlite::Result<()> {
         connection.execute(
             "UPDATE generation SET upto = ?, filter = ? WHERE number = ?",
-            params![seq(upto), self.filter.to_blob(), self.number],
+            params![seq(upto), self.filter.to_blob(), self.rows.generation],
         )?;
-        connection.execute("INSERT INTO generation (number) VALUES (?)", [self.number + 1]).map(drop)
+        let next = self.rows.next().generation;
+        connection.execute("INSERT INTO generation (number) VALUES (?)", [next]).map(drop)
     }
 }
 
@@ -423,19 +443,44 @@ fn entry_of(entry: &[u8; ENTRY_BYTES]) -> (Tag, Position) {
     ((both >> 64) as u64, Position(both as u64))
 }
 
-/// Where an id may be, says a generation.
-fn places(connection: &Connection, generation: i64, id: EventId) -> rusqlite::Result<Vec<Position>> {
-    let tag = tag_of(id);
-    let mut places = Vec::new();
-    let mut select =
-        connection.prepare_cached("SELECT entries FROM id_bucket WHERE number >= ? AND number < ?")?;
-    let rows = numbers(generation, bucket_of(id));
-    let mut found = select.query([rows.start, rows.end])?;
-    while let Some(row) = found.next()? {
-        let entries = row.get_ref(0)?.as_blob()?.as_chunks().0.iter().map(entry_of);
-        places.extend(entries.filter(|(other, _)| *other == tag).map(|(_, position)| position));
+impl Rows {
+    /// Of a row `number, sweeps, by_bucket`.
+    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { generation: row.get(0)?, sweeps: row.get(1)?, by_bucket: row.get(2)? })
     }
-    Ok(places)
+
+    /// Those of the generation behind this one.
+    const fn next(self) -> Self {
+        Self { generation: self.generation + 1, sweeps: 0, by_bucket: false }
+    }
+
+    /// Where an id may be, they say.
+    fn places(self, connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Position>> {
+        let (tag, bucket) = (tag_of(id), bucket_of(id));
+        let mut places = Vec::new();
+        let mut select =
+            connection.prepare_cached("SELECT entries FROM id_bucket WHERE number >= ? AND number < ?")?;
+        let mut look = |numbers: Range<i64>| {
+            let mut found = select.query([numbers.start, numbers.end])?;
+            while let Some(row) = found.next()? {
+                let entries = row.get_ref(0)?.as_blob()?.as_chunks().0.iter().map(entry_of);
+                places.extend(entries.filter(|(other, _)| *other == tag).map(|(_, position)| position));
+            }
+            Ok::<_, rusqlite::Error>(())
+        };
+        if self.by_bucket {
+            // The bucket was above the sweep.
+            let first =
+                numbers(self.generation).start + (i64::try_from(bucket).unwrap_or_default() << SWEEP_BITS);
+            look(first..first + (1 << SWEEP_BITS))?;
+        } else {
+            for sweep in 0..=self.sweeps {
+                let number = number(self.generation, sweep, bucket);
+                look(number..number + 1)?;
+            }
+        }
+        Ok(places)
+    }
 }
 
 /// Where an id is, say versions before 3.
@@ -466,8 +511,9 @@ pub(super) fn position(connection: &Connection, id: EventId) -> rusqlite::Result
     // One state of the store for all questions: ids move from the log's end into the table.
     let snapshot = connection.unchecked_transaction()?;
     let mut found: Vec<Position> = earlier(&snapshot, id)?.into_iter().collect();
-    for generation in rows::all(&snapshot, "SELECT number FROM generation", [], |row| row.get(0))? {
-        found.extend(places(&snapshot, generation, id)?);
+    let generations = rows::all(&snapshot, "SELECT number, sweeps, by_bucket FROM generation", [], Rows::of)?;
+    for rows in generations {
+        found.extend(rows.places(&snapshot, id)?);
     }
     for place in found {
         if fingerprint(&snapshot, place, id)?.is_some() {
@@ -715,6 +761,37 @@ mod tests {
         assert_eq!(log.count("event_id"), 10);
         log.group(0..30, 0..0, true);
         log.must_know_what_it_has(0..210);
+    }
+
+    #[test]
+    fn ids_of_version_3_are_known_until_they_are_pruned() {
+        let mut log = Log::new();
+        let last = GENERATION_MAX as u64 * 3 / 2;
+        for first in (0..last).step_by(8) {
+            log.group(first..first + 8, 0..0, true);
+        }
+        // As it wrote them, and what the step to version 4 makes of that.
+        let sql = "CREATE TEMP TABLE bucket AS SELECT * FROM id_bucket; DELETE FROM id_bucket; INSERT INTO id_bucket \
+            SELECT (number & ~0xffffff) | (number & 0xfff) << 12 | (number >> 12 & 0xfff), entries FROM bucket; \
+            UPDATE generation SET by_bucket = 1, upto = IFNULL(upto, (SELECT MAX(last) FROM batch)); \
+            INSERT INTO generation (number) SELECT MAX(number) + 1 FROM generation";
+        log.connection.execute_batch(sql).unwrap();
+        let rows = log.count("id_bucket");
+        assert!(rows > 0 && log.count("generation") > 2);
+        log.reopen();
+        log.must_know_what_it_has(0..last + 10);
+        for first in (last..2 * last).step_by(8) {
+            log.group(first..first + 8, 0..0, true);
+        }
+        log.reopen();
+        log.must_know_what_it_has(0..2 * last + 10);
+        log.group(0..0, 0..last, true);
+        log.must_know_what_it_has(0..2 * last);
+        for _ in 0..rows {
+            log.group(0..0, 0..0, true);
+        }
+        let by_bucket = "(SELECT 1 FROM generation WHERE by_bucket)";
+        assert_eq!(log.count(by_bucket), 0, "they have gone with their events");
     }
 
     #[test]

@@ -27,8 +27,12 @@ const STEPS: &[&str] = &[
      CREATE TABLE generation (number INTEGER PRIMARY KEY, sweeps INTEGER NOT NULL DEFAULT 0, upto INTEGER, filter BLOB);
      INSERT INTO generation (number) VALUES (0);
      CREATE TABLE id_bucket (number INTEGER PRIMARY KEY, entries BLOB NOT NULL);",
-    // 4: events are written together. Those that are in `event` stay there until they are pruned.
-    "CREATE TABLE batch (last INTEGER PRIMARY KEY, first INTEGER NOT NULL, earliest INTEGER NOT NULL, latest INTEGER NOT NULL, events BLOB NOT NULL);
+    // 4: events are written together, and ids behind all that are there. Those that are in `event`, and in generations of
+    // another order, stay there until they are pruned.
+    "ALTER TABLE generation ADD COLUMN by_bucket INTEGER NOT NULL DEFAULT 0;
+     UPDATE generation SET by_bucket = 1, upto = IFNULL(upto, IFNULL((SELECT MAX(seq) FROM event), 0));
+     INSERT INTO generation (number) SELECT MAX(number) + 1 FROM generation;
+     CREATE TABLE batch (last INTEGER PRIMARY KEY, first INTEGER NOT NULL, earliest INTEGER NOT NULL, latest INTEGER NOT NULL, events BLOB NOT NULL);
      CREATE INDEX batch_received_at ON batch (latest, earliest, first);
      CREATE VIEW log AS SELECT seq AS last, seq AS first, received_at AS earliest, received_at AS latest, CAST(NULL AS BLOB) AS events, id, source, type, subject, time, received_at, content_type, traceparent, fingerprint, body, environment FROM event UNION ALL SELECT last, first, earliest, latest, events, CAST(NULL AS BLOB), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS INTEGER), CAST(NULL AS INTEGER), CAST(NULL AS TEXT), CAST(NULL AS TEXT), CAST(NULL AS BLOB), CAST(NULL AS BLOB), CAST(NULL AS TEXT) FROM batch;",
 ];

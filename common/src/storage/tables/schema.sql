@@ -32,7 +32,7 @@ CREATE TABLE event (
 );
 -- One event per id, for as long as it is kept; `embedded/ids.rs` says how. Where an id may be: of each 16 bytes of a row the
 -- first 8 are the last of an id, the others a position, both with the highest byte first. Which row: `number` is a
--- generation, then in 12 bits each the bucket, which is the beginning of the id, and the sweep that wrote it.
+-- generation, then in 12 bits each the sweep that wrote it and the bucket, which is the beginning of the id.
 CREATE TABLE id_bucket (
     number  INTEGER PRIMARY KEY,
     entries BLOB    NOT NULL
@@ -42,7 +42,8 @@ CREATE TABLE generation (
     number INTEGER PRIMARY KEY,
     sweeps INTEGER NOT NULL DEFAULT 0,      -- those that have been around
     upto   INTEGER,                         -- no event behind this position is in it
-    filter BLOB
+    filter BLOB,
+    by_bucket INTEGER NOT NULL DEFAULT 0    -- version 3's: the bucket stands above the sweep
 );
 INSERT INTO generation (number) VALUES (0);
 -- The ids of all events up to this position are in `id_bucket`, or in `event_id`; the writer has the others in memory.
