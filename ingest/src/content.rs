@@ -338,7 +338,7 @@ impl<'r> View<'_, 'r> {
     /// The text of a field; none when it is missing or null.
     fn text(&self, field: &Field) -> Result<Option<Cow<'r, str>>, Unusable> {
         let found = match (field.slot, self.document) {
-            (Some(slot), Some(document)) => document.found[slot].clone(),
+            (Some(slot), Some(document)) => &document.found[slot],
             _ => {
                 let received = self.verified.received;
                 let value = scheme::find(&field.place, &received.head, Some(&received.body))
@@ -349,8 +349,8 @@ impl<'r> View<'_, 'r> {
         let text = match found {
             Found::Missing | Found::Null => return Ok(None),
             Found::Bool | Found::Container => return Err(Unusable::SchemaKey),
-            Found::Number(text) => Cow::Borrowed(text),
-            Found::Text(text) => text,
+            Found::Number(text) => Cow::Borrowed(*text),
+            Found::Text(text) => text.clone(),
         };
         match &field.place {
             Location::Nested(_, inner) => {
@@ -377,12 +377,8 @@ impl<'r> View<'_, 'r> {
 }
 
 fn has_control(text: &str) -> bool {
-    // Mostly ASCII, of which bytes do.
-    if text.is_ascii() {
-        text.bytes().any(|byte| byte.is_ascii_control())
-    } else {
-        text.contains(char::is_control)
-    }
+    // Mostly ASCII that prints, of which one look at each byte does.
+    !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) && text.contains(char::is_control)
 }
 
 /// Of a list of content codings, one that changes nothing.
