@@ -4,7 +4,7 @@
 mod key_use;
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chaski_common::metrics::{BODY_BYTES, FAST_SECONDS, Metrics};
@@ -262,7 +262,7 @@ impl EdgeMetrics {
             dedup: ["new", "duplicate", "conflict", "error"]
                 .map(|result| self.dedup.with_label_values(&[self.backend, result])),
             types: Types {
-                known: RwLock::default(),
+                known: Default::default(),
                 other: self.events.with_label_values(&[name, "other"]),
                 of: self.events.clone(),
                 overflow: self.label_overflow.clone(),
@@ -327,9 +327,10 @@ pub(crate) struct SourceMetrics {
     keys: Vec<Arc<AtomicI64>>,
 }
 
-/// Counters per event type, which also keep one copy of each type's text.
+/// Counters per event type, which also keep one copy of each type's text. What is known stays where it is, so that
+/// nobody locks anything to look.
 struct Types {
-    known: RwLock<Vec<(Arc<str>, IntCounter)>>,
+    known: [OnceLock<(Arc<str>, IntCounter)>; TYPES_MAX],
     other: IntCounter,
     of: IntCounterVec,
     overflow: IntCounter,
@@ -347,7 +348,9 @@ pub(crate) enum Dedup {
 impl SourceMetrics {
     pub(crate) fn verified(&self, verified: &Verified<'_>, now: Timestamp) {
         self.verified[verified.key as usize].inc();
-        if let Some(last) = self.keys.get(verified.place) {
+        if let Some(last) = self.keys.get(verified.place)
+            && last.load(Ordering::Relaxed) != now.as_second()
+        {
             last.store(now.as_second(), Ordering::Relaxed);
         }
         self.form[verified.form as usize].inc();
@@ -374,31 +377,21 @@ impl SourceMetrics {
 
     /// The shared text of an event type, so that an event need not carry its own copy.
     pub(crate) fn event_type(&self, kind: &str) -> Arc<str> {
-        let known = self.types.known.read().unwrap_or_else(PoisonError::into_inner);
-        known
-            .iter()
-            .find(|(known, _)| known.as_ref() == kind)
-            .map_or_else(|| kind.into(), |(known, _)| known.clone())
+        let mut known = self.types.known.iter().map_while(OnceLock::get);
+        known.find(|(known, _)| **known == *kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
     }
 
     pub(crate) fn accepted(&self, kind: &Arc<str>, now: Timestamp) {
-        self.last_accepted.set(now.as_second());
-        let count = |known: &[(Arc<str>, IntCounter)]| {
-            known.iter().find(|(known, _)| known == kind).map(|(_, counter)| counter.inc())
-        };
-        if count(&self.types.known.read().unwrap_or_else(PoisonError::into_inner)).is_some() {
-            return;
-        }
-        let mut known = self.types.known.write().unwrap_or_else(PoisonError::into_inner);
-        if count(&known).is_some() {
-        } else if known.len() < TYPES_MAX {
-            let counter = self.types.of.with_label_values(&[self.name.as_str(), kind]);
-            counter.inc();
-            known.push((kind.clone(), counter));
-        } else {
-            self.types.other.inc();
+        set(&self.last_accepted, now.as_second());
+        let known = self.types.known.iter().find_map(|place| {
+            let named = || (kind.clone(), self.types.of.with_label_values(&[self.name.as_str(), kind]));
+            let (known, counter) = place.get_or_init(named);
+            (known == kind).then_some(counter)
+        });
+        if known.is_none() {
             self.types.overflow.inc();
         }
+        known.unwrap_or(&self.types.other).inc();
     }
 
     pub(crate) fn ended(&self, outcome: Outcome, took: Duration) {
@@ -418,9 +411,16 @@ impl SourceMetrics {
         }
         match outcome {
             Outcome::Unavailable(Unavailable::Storage) => self.consecutive_non_200.inc(),
-            outcome if outcome.is_authenticated() => self.consecutive_non_200.set(0),
+            outcome if outcome.is_authenticated() => set(&self.consecutive_non_200, 0),
             _ => {}
         }
+    }
+}
+
+/// Sets a gauge that mostly has this value: to write it again would only take it from the other threads' caches.
+fn set(gauge: &IntGauge, value: i64) {
+    if gauge.get() != value {
+        gauge.set(value);
     }
 }
 
