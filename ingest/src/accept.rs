@@ -110,6 +110,7 @@ impl Acceptor {
             return Outcome::Refused(Refusal::RateLimited);
         }
         let body_bytes_max = declared.unwrap_or(body_bytes_max);
+        // Pinned, it is made where it stays.
         let outcome = pin!(self.admitted(source, address, parts, (body, body_bytes_max), phase)).await;
         match outcome {
             Outcome::Refused(why) if why.is_of_signature() && !peer.is_shared => {
@@ -192,7 +193,8 @@ impl Acceptor {
         if body.is_end_stream() { Ok(read) } else { Err(Outcome::Refused(Refusal::BodyIncomplete)) }
     }
 
-    /// Ends in `Ok` only with what the storage calls durable.
+    /// Ends in `Ok` only with what the storage calls durable. The event is the storage's at once: a future that also had
+    /// room for it would be that much longer, and is moved.
     fn store<'a>(
         &'a self,
         source: &'a Source,
@@ -229,6 +231,7 @@ impl Acceptor {
         }
     }
 
+    /// As [`Acceptor::store`], with an event that cannot be used.
     fn quarantine<'a>(
         &'a self,
         source: &'a Source,

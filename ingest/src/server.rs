@@ -426,6 +426,7 @@ impl Shared {
             let mut is_unread = false;
             let mut response = match self.route(&parts) {
                 Ok(source) => {
+                    // Pinned, it is made where it stays.
                     let outcome =
                         pin!(self.acceptor.accept(&source, &peer, begun, &mut parts, body, phase)).await;
                     source.metrics.ended(outcome, begun.elapsed());
