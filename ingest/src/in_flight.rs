@@ -1,6 +1,7 @@
 //! Requests and bytes that are being worked on, within their bounds.
 //!
-//! A request has its place until it is answered or its sender has gone. Its body is charged as it arrives, so
+//! A request has its place until it is answered, or its sender has said that it has gone: HTTP/2 resets a stream, and
+//! what looks like an end over HTTP/1.1 may be the end of the request only. Its body is charged as it arrives, so
 //! that a promise of bytes takes no room from those that do come, and it stays charged until nobody holds
 //! the bytes any more: an event that waits to be written counts, whether or not anybody waits for its answer.
 

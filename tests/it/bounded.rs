@@ -100,6 +100,22 @@ fn a_slow_sender_is_cut_off_in_time_and_others_are_served_meanwhile() {
 }
 
 #[test]
+fn a_sender_that_has_nothing_more_to_say_gets_its_answer() {
+    let receiver = Receiver::start();
+    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let gateway = site.start();
+    for number in 1..20 {
+        let mut stream = connect(site.edge).unwrap();
+        stream.write_all(&payment(number).wire()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let answer = read_answer(&mut BufReader::new(stream)).expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        receiver.wait_for(&answer.id());
+    }
+    gateway.stop();
+}
+
+#[test]
 fn a_sender_that_goes_away_in_the_middle_can_come_again() {
     let receiver = Receiver::start();
     let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));

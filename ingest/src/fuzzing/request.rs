@@ -102,7 +102,7 @@ pub(super) fn run(input: &[u8]) {
 /// Whether some of it is followed, or preceded, by its own tag.
 fn is_signed(input: &[u8]) -> bool {
     let starts =
-        (0..input.len()).filter(|at| input[..*at].ends_with(b"\n\r\n") || input[..*at].ends_with(b"\n\n"));
+        (0..=input.len()).filter(|at| input[..*at].ends_with(b"\n\r\n") || input[..*at].ends_with(b"\n\n"));
     starts
         .flat_map(|start| (start..=input.len()).map(move |end| &input[start..end]))
         .any(|body| has_tag(input, body))

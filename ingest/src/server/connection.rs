@@ -175,6 +175,8 @@ impl Connection {
         let service = service_fn(|request| self.shared.serve(request, self.peer, &phase));
         let http = http1::Builder::new()
             .max_headers(limits.headers_max)
+            // Who has sent all and says so still waits for the answer, or would send it again for ever.
+            .half_close(true)
             .max_buf_size(limits.head_bytes_max.max(HEAD_BYTES_FLOOR))
             // An answer is short: to copy it behind its head is less than to write two pieces.
             .writev(false)

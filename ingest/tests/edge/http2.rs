@@ -32,7 +32,7 @@ async fn client(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) ->
 }
 
 impl Rig {
-    async fn h2(&self) -> SendRequest<Bytes> {
+    pub(super) async fn h2(&self) -> SendRequest<Bytes> {
         client(TcpStream::connect(self.address).await.unwrap()).await
     }
 }
@@ -43,7 +43,7 @@ fn request(path: &str, headers: &[(String, String)]) -> Request<()> {
 }
 
 /// A genuine request; each number is another event.
-fn valid(number: usize) -> (Request<()>, Bytes) {
+pub(super) fn valid(number: usize) -> (Request<()>, Bytes) {
     let body = callback("\"1\"", &format!("\"{number}\""), "1.00");
     let (headers, body) = signed(&preset("pagoefectivo"), &body);
     (request("/in/pagoefectivo", &headers), body.into())

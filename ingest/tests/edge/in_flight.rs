@@ -149,20 +149,19 @@ async fn an_event_that_waits_to_be_stored_is_charged_though_its_sender_has_gone(
             storage
         },
         vec![pe.clone()],
-        |_| {},
+        |config| config.http2 = true,
     )
     .await;
     let log = queueing.unwrap();
-    let (headers, body) = signed(&pe, &callback("\"1\"", "\"2\"", "3.00"));
-    let mut wire =
-        format!("POST /in/pagoefectivo HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n", body.len());
-    headers.iter().for_each(|(name, value)| wire.push_str(&format!("{name}: {value}\r\n")));
-    let mut stream = TcpStream::connect(rig.address).await.unwrap();
-    stream.write_all(&[wire.as_bytes(), b"\r\n", &body].concat()).await.unwrap();
+    let (request, body) = http2::valid(1);
+    let mut client = rig.h2().await;
+    let (answer, mut sending) = client.send_request(request, false).unwrap();
+    sending.send_data(body.clone(), true).unwrap();
     while log.queue.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
-    drop(stream);
+    // Over HTTP/2 that is said, where an end of HTTP/1.1 may be that of the sender's own side only.
+    drop((answer, sending));
     while rig.metric("chaski_edge_inflight_requests") > 0.0 {
         tokio::task::yield_now().await;
     }
