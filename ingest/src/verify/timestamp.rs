@@ -3,8 +3,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::Offset;
 
 use crate::respond::Refusal;
 
@@ -93,43 +91,33 @@ pub(crate) fn parse_unix_auto(text: &str) -> Option<Timestamp> {
 /// `2026-02-25T10:00:00-05:00`, also with a fraction, `Z` or `+0000`. An offset must be there, a leap second
 /// must not.
 pub(crate) fn parse_rfc3339(text: &str) -> Option<Timestamp> {
-    let (head, rest) = text.as_bytes().split_first_chunk::<19>()?;
-    let &[c, y, a, r, b'-', m, o, b'-', d, e, b'T' | b't', h, i, b':', k, l, b':', s, t] = head else {
+    let bytes = text.as_bytes();
+    let shape = b"0000-00-00T00:00:00";
+    let matches = |(byte, shape): (&u8, &u8)| {
+        if *shape == b'0' { byte.is_ascii_digit() } else { byte.eq_ignore_ascii_case(shape) }
+    };
+    if bytes.len() > 40
+        || bytes.len() <= shape.len()
+        || !bytes.iter().zip(shape).all(matches)
+        || &bytes[17..19] == b"60"
+    {
         return None;
-    };
-    let (nanosecond, offset) = match rest {
-        [b'.', fraction @ ..] => fraction_of_second(fraction)?,
-        _ => (0, rest),
-    };
-    let offset_seconds = match *offset {
-        [b'Z' | b'z'] => 0,
-        [sign @ (b'+' | b'-'), h, i, b':', k, l] | [sign @ (b'+' | b'-'), h, i, k, l] => {
-            let (hours, minutes) = (two_digits(h, i)?, two_digits(k, l)?);
-            let seconds = (i32::from(hours) * 60 + i32::from(minutes)) * 60;
-            let is_offset = hours < 24 && minutes < 60;
-            is_offset.then_some(if sign == b'-' { -seconds } else { seconds })?
+    }
+    let rest = &text[19..];
+    let offset = rest
+        .strip_prefix('.')
+        .map_or(rest, |fraction| fraction.trim_start_matches(|c: char| c.is_ascii_digit()));
+    let offset_bytes = offset.as_bytes();
+    let numeric = match offset_bytes {
+        [b'+' | b'-', a, b, b':', c, d] | [b'+' | b'-', a, b, c, d] => {
+            [a, b, c, d].iter().all(|byte| byte.is_ascii_digit()) && [*a, *b] < *b"24" && *c < b'6'
         }
-        _ => return None,
+        _ => false,
     };
-    let year = i16::from(two_digits(c, y)?) * 100 + i16::from(two_digits(a, r)?);
-    let (month, day) = (two_digits(m, o)?, two_digits(d, e)?);
-    let (hour, minute, second) = (two_digits(h, i)?, two_digits(k, l)?, two_digits(s, t)?);
-    let there = DateTime::new(year, month, day, hour, minute, second, nanosecond).ok()?;
-    Offset::from_seconds(offset_seconds).ok()?.to_timestamp(there).ok()
-}
-
-fn two_digits(tens: u8, ones: u8) -> Option<i8> {
-    let digit = |byte: u8| byte.is_ascii_digit().then(|| (byte - b'0').cast_signed());
-    Some(digit(tens)? * 10 + digit(ones)?)
-}
-
-/// One to nine digits behind the point, as nanoseconds, and what follows them.
-fn fraction_of_second(text: &[u8]) -> Option<(i32, &[u8])> {
-    let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (digits, rest) = text.split_at(count);
-    let padded = digits.iter().copied().chain(std::iter::repeat(b'0')).take(9);
-    let nanoseconds = padded.fold(0, |number, digit| number * 10 + i32::from(digit - b'0'));
-    (1..=9).contains(&count).then_some((nanoseconds, rest))
+    if !numeric && !offset.eq_ignore_ascii_case("z") {
+        return None;
+    }
+    text.parse().ok()
 }
 
 #[cfg(test)]
@@ -192,18 +180,6 @@ mod tests {
             for format in [Format::Unix, Format::UnixMs, Format::UnixAuto, Format::Rfc3339] {
                 prop_assert_eq!(format.parse(&format.print(time)), Some(time));
             }
-        }
-
-        /// The library takes more spellings than these; of these it must say the same.
-        #[test]
-        fn what_is_spelled_strictly_is_read_as_the_library_reads_it(
-            day in "[0-9]{2}[0-9]{2}-[01][0-9]-[0-3][0-9]",
-            time in "[Tt][0-2][0-9]:[0-5][0-9]:[0-5][0-9]",
-            fraction in "(\\.[0-9]{0,11})?",
-            offset in "[Zz]|[+-]([01][0-9]|2[0-3]):?[0-5][0-9]",
-        ) {
-            let text = format!("{day}{time}{fraction}{offset}");
-            prop_assert_eq!(parse_rfc3339(&text), text.parse().ok(), "{}", text);
         }
 
         #[test]
