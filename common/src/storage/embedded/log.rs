@@ -10,6 +10,10 @@
 //! `event`, a row for each event, is what versions before 4 wrote. It stands before all of `batch` until it is pruned,
 //! and the view `log` is both of them.
 
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::expect_used, reason = "a panic is what a fuzzer looks for")]
+pub(super) mod fuzzing;
+
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
@@ -447,37 +451,6 @@ pub(super) fn delete(connection: &Connection, old: &Old) -> rusqlite::Result<()>
     connection.prepare_cached("DELETE FROM batch WHERE last = ?")?.execute([old.last])?;
     connection.prepare_cached("DELETE FROM event WHERE seq = ?")?.execute([old.last])?;
     Ok(())
-}
-
-/// What the fuzzers run: rows of a file that something else has written to.
-#[cfg(any(test, feature = "testing"))]
-#[allow(clippy::expect_used, reason = "a panic is what a fuzzer looks for")]
-pub(super) mod fuzzing {
-    use super::{Batch, Decoder, Events, Rest};
-    use crate::event::Event;
-    use crate::fuzzing::Target;
-
-    /// Every target of this part.
-    pub const FUZZED: &[Target] = &[Target { name: "row", run: row }];
-
-    /// The events of a row, up to the first that is none.
-    fn events(row: &[u8]) -> Vec<Event> {
-        let events = Events { positions: 1..=u64::MAX, rest: Rest::Batch(Decoder::new(row)) };
-        events.map_while(|found| found.and_then(|(_, kept)| kept.event(None)).ok()).collect()
-    }
-
-    /// What is read is written and read again: the same.
-    fn row(input: &[u8]) {
-        let found = events(input);
-        let mut batch = Batch::default();
-        found.iter().for_each(|event| batch.add(event).expect("what was read can be written"));
-        assert_eq!(events(&batch.events), found);
-    }
-
-    #[test]
-    fn what_is_read_from_a_row_is_written_and_read_again_the_same() {
-        crate::fuzzing::brief(FUZZED[0]);
-    }
 }
 
 #[cfg(test)]
