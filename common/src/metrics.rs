@@ -3,6 +3,7 @@
 //! Names and labels are those of the published list; each half keeps its own in one struct beside its
 //! code. Label values come from the configuration or from closed sets, so the number of series is bounded.
 
+use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
@@ -26,8 +27,12 @@ pub struct Metrics<'a>(pub &'a Registry);
 
 #[allow(clippy::expect_used, reason = "only a bug can break it, see the type's documentation")]
 impl Metrics<'_> {
-    fn put<C: prometheus::core::Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let collector = made.expect("a valid metric name and valid labels");
+    fn put<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        self.register(made.expect("a valid metric name and valid labels"))
+    }
+
+    /// Puts a collector of another make into the registry.
+    pub fn register<C: Collector + Clone + 'static>(&self, collector: C) -> C {
         self.0.register(Box::new(collector.clone())).expect("a metric name of its own");
         collector
     }

@@ -150,7 +150,8 @@ mod tests {
 
     #[test]
     fn a_body_is_charged_as_it_arrives_and_for_as_long_as_anybody_has_it() {
-        let metrics = EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" });
+        let metrics =
+            EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" }, 1);
         let limits = Limits { inflight_bytes_max: 100_000, inflight_requests_max: 2, ..Limits::default() };
         let in_flight = InFlight::new(&limits, &metrics);
         let now = || (metrics.inflight_requests.get(), metrics.inflight_bytes.get());

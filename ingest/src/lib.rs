@@ -24,6 +24,7 @@ mod span;
 mod accept;
 pub mod respond;
 mod metrics;
+mod per_thread;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::expect_used, clippy::panic, reason = "a panic is what a fuzzer looks for")]
 pub mod fuzzing;

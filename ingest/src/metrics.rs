@@ -2,17 +2,21 @@
 //! were looked up when its source was compiled.
 
 mod key_use;
+mod tally;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use chaski_common::metrics::{BODY_BYTES, FAST_SECONDS, Metrics};
 use chaski_common::storage::Labels;
 use jiff::Timestamp;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use self::key_use::{KeyUse, KeysInForce};
+pub(crate) use self::key_use::KeyUse;
+use self::key_use::KeysInForce;
+use self::tally::{Count, Distribution, Series, Tallies};
 use crate::content::Unusable;
 use crate::respond::{Outcome, Quarantine, Refusal, Unavailable, labelled};
 use crate::source::Secrets;
@@ -22,6 +26,8 @@ use crate::verify::{BodyForm, KeyUsed, Verified};
 const TYPES_MAX: usize = 16;
 /// The label of a refusal because we are full.
 const OVERLOADED: &str = "overloaded";
+/// What the storage said, as [`Dedup`] counts it.
+const DEDUP: [&str; 4] = ["new", "duplicate", "conflict", "error"];
 /// Seconds a sender's clock may differ, or a request may have travelled.
 const SKEW_SECONDS: &[f64] = &[-300.0, -60.0, -5.0, -1.0, 0.0, 1.0, 5.0, 60.0, 120.0, 240.0, 300.0, 3600.0];
 
@@ -65,28 +71,37 @@ pub(crate) struct EdgeMetrics {
     pub(crate) inflight_bytes: IntGauge,
     capacity: IntGaugeVec,
     durable_ack: DurableAck,
-    dedup_duration: Histogram,
-    dedup: IntCounterVec,
+    dedup_duration: Series<Distribution>,
+    dedup: Tallies<Count>,
     backend: &'static str,
-    requests: IntCounterVec,
-    refused: IntCounterVec,
-    duration: HistogramVec,
-    body_bytes: HistogramVec,
-    signature_verified: IntCounterVec,
-    signature_form: IntCounterVec,
-    skew: HistogramVec,
+    requests: Tallies<Count>,
+    refused: Tallies<Count>,
+    duration: Tallies<Distribution>,
+    body_bytes: Tallies<Distribution>,
+    signature_verified: Tallies<Count>,
+    signature_form: Tallies<Count>,
+    skew: Tallies<Distribution>,
     last_accepted: IntGaugeVec,
     consecutive_non_200: IntGaugeVec,
-    events: IntCounterVec,
+    events: Tallies<Count>,
     quarantined: IntCounterVec,
     conflicts: IntCounterVec,
     keys: KeysInForce,
+    /// By the name of their source.
+    types: Mutex<HashMap<String, Arc<Named>>>,
     label_overflow: IntCounter,
 }
 
 impl EdgeMetrics {
-    pub(crate) fn new(registry: &Registry, labels: Labels) -> Self {
+    /// For so many threads.
+    pub(crate) fn new(registry: &Registry, labels: Labels, threads: usize) -> Self {
         let make = Metrics(registry);
+        let counts = |name, help, labels: &[&str]| {
+            Tallies::<Count>::register(&make, threads, (name, help), labels, ())
+        };
+        let distributions = |name, help, labels: &[&str], bounds| {
+            Tallies::<Distribution>::register(&make, threads, (name, help), labels, bounds)
+        };
         let backend = labels.dedup;
         let listener = "edge";
         let errors = make.counters(
@@ -99,6 +114,16 @@ impl EdgeMetrics {
             "Requests refused before a source was known.",
             &["reason"],
         );
+        let durable_ack = distributions(
+            "chaski_edge_durable_ack_seconds",
+            "Time until the storage called an event durable.",
+            &["path"],
+            FAST_SECONDS,
+        );
+        let dedup = counts("chaski_dedup_lookups_total", "Deduplication decisions.", &["backend", "result"]);
+        for result in DEDUP {
+            let _ = dedup.with(&[backend, result]);
+        }
         Self {
             connections_open: make
                 .gauges("chaski_edge_connections_open", "Connections that are open.", &["listener"])
@@ -122,53 +147,44 @@ impl EdgeMetrics {
             inflight_requests: make.gauge("chaski_edge_inflight_requests", "Requests being worked on."),
             inflight_bytes: make.gauge("chaski_edge_inflight_bytes", "Bytes of bodies being read or stored."),
             capacity: make.gauges("chaski_edge_capacity", "The bounds that are in force.", &["resource"]),
-            durable_ack: DurableAck::new(&make, labels),
+            durable_ack: DurableAck {
+                stored: durable_ack.with(&[labels.path]),
+                spooled: durable_ack.with(&[Labels::SPOOL]),
+            },
             backend,
-            dedup_duration: make
-                .histograms(
-                    "chaski_dedup_duration_seconds",
-                    "Time until a deduplication decision; it is one step with storing.",
-                    &["backend"],
-                    FAST_SECONDS,
-                )
-                .with_label_values(&[backend]),
-            dedup: with_series(
-                make.counters(
-                    "chaski_dedup_lookups_total",
-                    "Deduplication decisions.",
-                    &["backend", "result"],
-                ),
-                ["new", "duplicate", "conflict", "error"].map(|result| [backend, result]),
-            ),
-            requests: make.counters(
-                "chaski_edge_requests_total",
-                "Requests answered.",
-                &["source", "outcome"],
-            ),
-            refused: make.counters("chaski_edge_refused_total", "Requests refused.", &["source", "reason"]),
-            duration: make.histograms(
+            dedup_duration: distributions(
+                "chaski_dedup_duration_seconds",
+                "Time until a deduplication decision; it is one step with storing.",
+                &["backend"],
+                FAST_SECONDS,
+            )
+            .with(&[backend]),
+            dedup,
+            requests: counts("chaski_edge_requests_total", "Requests answered.", &["source", "outcome"]),
+            refused: counts("chaski_edge_refused_total", "Requests refused.", &["source", "reason"]),
+            duration: distributions(
                 "chaski_edge_request_duration_seconds",
                 "Time from the head of a request to its answer.",
                 &["source"],
                 FAST_SECONDS,
             ),
-            body_bytes: make.histograms(
+            body_bytes: distributions(
                 "chaski_edge_body_bytes",
                 "Length of bodies that were read.",
                 &["source"],
                 BODY_BYTES,
             ),
-            signature_verified: make.counters(
+            signature_verified: counts(
                 "chaski_edge_signature_verified_total",
                 "Signatures found right.",
                 &["source", "key"],
             ),
-            signature_form: make.counters(
+            signature_form: counts(
                 "chaski_edge_signature_form_total",
                 "Which form of the body was signed.",
                 &["source", "form"],
             ),
-            skew: make.histograms(
+            skew: distributions(
                 "chaski_edge_timestamp_skew_seconds",
                 "Our clock minus the time a sender says it signed.",
                 &["source"],
@@ -184,7 +200,7 @@ impl EdgeMetrics {
                 "Authenticated requests not answered 200 since the last that was.",
                 &["source"],
             ),
-            events: make.counters("chaski_edge_events_total", "Events accepted.", &["source", "event_type"]),
+            events: counts("chaski_edge_events_total", "Events accepted.", &["source", "event_type"]),
             label_overflow: make
                 .counters(
                     "chaski_metric_label_overflow_total",
@@ -203,6 +219,7 @@ impl EdgeMetrics {
                 &["source"],
             ),
             keys: KeysInForce::new(registry),
+            types: Mutex::default(),
         }
     }
 
@@ -232,16 +249,16 @@ impl EdgeMetrics {
 
     /// The handles of one source; the same series after a reload.
     pub(crate) fn source(&self, name: &str, keys: &[KeyUse]) -> SourceMetrics {
-        let each = |counters: &IntCounterVec, labels: &[&'static str]| -> Vec<IntCounter> {
-            labels.iter().map(|label| counters.with_label_values(&[name, label])).collect()
+        let each = |counts: &Tallies<Count>, labels: &[&'static str]| -> Vec<_> {
+            labels.iter().map(|label| counts.with(&[name, label])).collect()
         };
         let refusals: Vec<&str> = Refusal::ALL.iter().map(|why| why.label()).collect();
-        let unusable: Vec<&str> = Unusable::ALL.iter().map(|why| why.label()).collect();
+        let unusable = Unusable::ALL.iter();
         SourceMetrics {
             requests: each(&self.requests, &Outcome::LABELS),
             refused: each(&self.refused, &refusals),
-            overloaded: self.refused.with_label_values(&[name, OVERLOADED]),
-            unusable: each(&self.quarantined, &unusable),
+            overloaded: self.refused.with(&[name, OVERLOADED]),
+            unusable: unusable.map(|why| self.quarantined.with_label_values(&[name, why.label()])).collect(),
             conflicting: self.quarantined.with_label_values(&[name, Quarantine::Conflict.label()]),
             conflicts: self.conflicts.with_label_values(&[name]),
             verified: each(
@@ -252,18 +269,18 @@ impl EdgeMetrics {
                 &self.signature_form,
                 &BodyForm::ALL.iter().map(|form| form.label()).collect::<Vec<_>>(),
             ),
-            duration: self.duration.with_label_values(&[name]),
-            body_bytes: self.body_bytes.with_label_values(&[name]),
-            skew: self.skew.with_label_values(&[name]),
+            duration: self.duration.with(&[name]),
+            body_bytes: self.body_bytes.with(&[name]),
+            skew: self.skew.with(&[name]),
             last_accepted: self.last_accepted.with_label_values(&[name]),
             consecutive_non_200: self.consecutive_non_200.with_label_values(&[name]),
             durable_ack: self.durable_ack.clone(),
             dedup_duration: self.dedup_duration.clone(),
-            dedup: ["new", "duplicate", "conflict", "error"]
-                .map(|result| self.dedup.with_label_values(&[self.backend, result])),
+            dedup: DEDUP.map(|result| self.dedup.with(&[self.backend, result])),
             types: Types {
+                named: self.types(name),
                 known: Default::default(),
-                other: self.events.with_label_values(&[name, "other"]),
+                other: self.events.with(&[name, "other"]),
                 of: self.events.clone(),
                 overflow: self.label_overflow.clone(),
             },
@@ -271,69 +288,69 @@ impl EdgeMetrics {
             keys: keys.iter().map(KeyUse::last).collect(),
         }
     }
+
+    /// The event types of a source that are counted by name, on all threads and before and after a reload.
+    fn types(&self, source: &str) -> Arc<Named> {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(types.entry(source.to_owned()).or_default())
+    }
 }
 
 /// Time until an event was durable, by where it was.
 #[derive(Clone)]
 struct DurableAck {
-    stored: Histogram,
-    spooled: Histogram,
-}
-
-impl DurableAck {
-    fn new(make: &Metrics<'_>, labels: Labels) -> Self {
-        let paths = make.histograms(
-            "chaski_edge_durable_ack_seconds",
-            "Time until the storage called an event durable.",
-            &["path"],
-            FAST_SECONDS,
-        );
-        let of = |path: &str| paths.with_label_values(&[path]);
-        Self { stored: of(labels.path), spooled: of(Labels::SPOOL) }
-    }
-}
-
-fn with_series<const N: usize, const M: usize>(
-    counters: IntCounterVec,
-    series: [[&str; N]; M],
-) -> IntCounterVec {
-    for labels in series {
-        let _ = counters.with_label_values(&labels);
-    }
-    counters
+    stored: Series<Distribution>,
+    spooled: Series<Distribution>,
 }
 
 /// The handles of one source.
 pub(crate) struct SourceMetrics {
     name: String,
-    requests: Vec<IntCounter>,
-    refused: Vec<IntCounter>,
-    overloaded: IntCounter,
+    requests: Vec<Series<Count>>,
+    refused: Vec<Series<Count>>,
+    overloaded: Series<Count>,
     unusable: Vec<IntCounter>,
     conflicting: IntCounter,
     conflicts: IntCounter,
-    verified: Vec<IntCounter>,
-    form: Vec<IntCounter>,
-    duration: Histogram,
-    body_bytes: Histogram,
-    skew: Histogram,
+    verified: Vec<Series<Count>>,
+    form: Vec<Series<Count>>,
+    duration: Series<Distribution>,
+    body_bytes: Series<Distribution>,
+    skew: Series<Distribution>,
     last_accepted: IntGauge,
     consecutive_non_200: IntGauge,
     durable_ack: DurableAck,
-    dedup_duration: Histogram,
-    dedup: [IntCounter; 4],
+    dedup_duration: Series<Distribution>,
+    dedup: [Series<Count>; DEDUP.len()],
     types: Types,
     /// When each of its secrets was last used, in Unix seconds.
     keys: Vec<Arc<AtomicI64>>,
 }
 
-/// Counters per event type, which also keep one copy of each type's text. What is known stays where it is, so that
-/// nobody locks anything to look.
+/// The event types of a source that are counted by name: the first it sends.
+type Named = [OnceLock<Box<str>>; TYPES_MAX];
+
+/// Counters per event type, which also keep one copy of each type's text, in the places that they are named in. What is known
+/// stays where it is, so that nobody locks anything to look.
 struct Types {
-    known: [OnceLock<(Arc<str>, IntCounter)>; TYPES_MAX],
-    other: IntCounter,
-    of: IntCounterVec,
+    named: Arc<Named>,
+    known: [OnceLock<(Arc<str>, Series<Count>)>; TYPES_MAX],
+    other: Series<Count>,
+    of: Tallies<Count>,
     overflow: IntCounter,
+}
+
+impl Types {
+    fn known(&self, kind: &str) -> Option<&(Arc<str>, Series<Count>)> {
+        self.known.iter().filter_map(OnceLock::get).find(|(known, _)| **known == *kind)
+    }
+
+    /// The counter of one that was not known; none if it is not named, and will not be.
+    fn name(&self, source: &str, kind: &Arc<str>) -> Option<&Series<Count>> {
+        let place = self.named.iter().position(|named| **named.get_or_init(|| (**kind).into()) == **kind)?;
+        let (_, count) = self.known[place].get_or_init(|| (kind.clone(), self.of.with(&[source, kind])));
+        Some(count)
+    }
 }
 
 /// What the storage said.
@@ -347,27 +364,27 @@ pub(crate) enum Dedup {
 
 impl SourceMetrics {
     pub(crate) fn verified(&self, verified: &Verified<'_>, now: Timestamp) {
-        self.verified[verified.key as usize].inc();
+        self.verified[verified.key as usize].here().inc();
         if let Some(last) = self.keys.get(verified.place)
             && last.load(Ordering::Relaxed) != now.as_second()
         {
             last.store(now.as_second(), Ordering::Relaxed);
         }
-        self.form[verified.form as usize].inc();
+        self.form[verified.form as usize].here().inc();
         if let Some(signed_at) = verified.signed_at {
-            self.skew.observe(now.duration_since(signed_at).as_secs_f64());
+            self.skew.here().observe(now.duration_since(signed_at).as_secs_f64());
         }
     }
 
     pub(crate) fn body(&self, bytes: usize) {
-        self.body_bytes.observe(bytes as f64);
+        self.body_bytes.here().observe(bytes as f64);
     }
 
     pub(crate) fn stored(&self, result: Dedup, is_spooled: bool, took: Duration) {
-        self.dedup[result as usize].inc();
+        self.dedup[result as usize].here().inc();
         let path = if is_spooled { &self.durable_ack.spooled } else { &self.durable_ack.stored };
-        path.observe(took.as_secs_f64());
-        self.dedup_duration.observe(took.as_secs_f64());
+        path.here().observe(took.as_secs_f64());
+        self.dedup_duration.here().observe(took.as_secs_f64());
     }
 
     /// Counts what is new in quarantine; the same bytes again are not.
@@ -377,26 +394,22 @@ impl SourceMetrics {
 
     /// The shared text of an event type, so that an event need not carry its own copy.
     pub(crate) fn event_type(&self, kind: &str) -> Arc<str> {
-        let mut known = self.types.known.iter().map_while(OnceLock::get);
-        known.find(|(known, _)| **known == *kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
+        self.types.known(kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
     }
 
     pub(crate) fn accepted(&self, kind: &Arc<str>, now: Timestamp) {
         set(&self.last_accepted, now.as_second());
-        let known = self.types.known.iter().find_map(|place| {
-            let named = || (kind.clone(), self.types.of.with_label_values(&[self.name.as_str(), kind]));
-            let (known, counter) = place.get_or_init(named);
-            (known == kind).then_some(counter)
-        });
-        if known.is_none() {
+        let known = self.types.known(kind).map(|(_, count)| count);
+        let count = known.or_else(|| self.types.name(&self.name, kind)).unwrap_or_else(|| {
             self.types.overflow.inc();
-        }
-        known.unwrap_or(&self.types.other).inc();
+            &self.types.other
+        });
+        count.here().inc();
     }
 
     pub(crate) fn ended(&self, outcome: Outcome, took: Duration) {
-        self.requests[outcome.index()].inc();
-        self.duration.observe(took.as_secs_f64());
+        self.requests[outcome.index()].here().inc();
+        self.duration.here().observe(took.as_secs_f64());
         match outcome {
             Outcome::Accepted(_)
             | Outcome::Duplicate(_)
@@ -405,8 +418,8 @@ impl SourceMetrics {
                 self.conflicting.inc();
                 self.conflicts.inc();
             }
-            Outcome::Refused(why) => self.refused[why as usize].inc(),
-            Outcome::Unavailable(Unavailable::Overloaded) => self.overloaded.inc(),
+            Outcome::Refused(why) => self.refused[why as usize].here().inc(),
+            Outcome::Unavailable(Unavailable::Overloaded) => self.overloaded.here().inc(),
             Outcome::Unavailable(Unavailable::Storage) => {}
         }
         match outcome {
@@ -431,7 +444,7 @@ mod tests {
     #[test]
     fn types_beyond_the_bound_are_counted_as_other_and_as_overflow() {
         let registry = Registry::new();
-        let metrics = EdgeMetrics::new(&registry, Labels { path: Labels::SPOOL, dedup: "local" });
+        let metrics = EdgeMetrics::new(&registry, Labels { path: Labels::SPOOL, dedup: "local" }, 2);
         let source = metrics.source("pe", &[]);
         for number in 0..TYPES_MAX + 3 {
             for _ in 0..2 {

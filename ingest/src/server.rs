@@ -42,6 +42,7 @@ use tracing::{info, warn};
 use crate::accept::Acceptor;
 use crate::metrics::{ConnectionError, EdgeMetrics};
 use crate::peer::{Proxies, Sender};
+use crate::per_thread::PerThread;
 use crate::request::check_target;
 use crate::respond::{Outcome, Refusal, Unavailable};
 use crate::source::{Reply, Source, SourceSpec, Sources, SpecError};
@@ -204,7 +205,7 @@ struct Shared {
     /// What connections that come from now on are spoken to with; none in clear text.
     tls: RwLock<Option<tls::InForce>>,
     http2: bool,
-    sources: RwLock<Arc<Sources>>,
+    sources: PerThread<RwLock<Sources>>,
     acceptor: Acceptor,
     metrics: EdgeMetrics,
     peers: Arc<Peers>,
@@ -224,8 +225,9 @@ impl Edge {
         registry: &Registry,
         clock: Clock,
     ) -> Result<Self, EdgeError> {
-        let metrics = EdgeMetrics::new(registry, storage.events.labels());
-        let sources = Sources::compile(sources, &metrics)?;
+        let threads = Threads::start().map_err(EdgeError::Threads)?;
+        let metrics = EdgeMetrics::new(registry, storage.events.labels(), threads.count());
+        let sources = Sources::compile(&sources, &metrics, threads.count())?;
         let tls = config.tls.as_ref().map(TlsConfig::load).transpose()?;
         let failed = |source| EdgeError::Listen { listen: config.listen, source };
         let listener = listen(config.listen).map_err(failed)?;
@@ -235,15 +237,15 @@ impl Edge {
         let acceptor = Acceptor::new(storage, clock, &limits, config.max_body, &metrics, config.tracer);
         let peers = Peers::new(limits.connections_per_peer);
         let tls = tls.map(|tls| tls.offering(config.http2));
-        let (tls, sources) = (RwLock::new(tls), RwLock::new(Arc::new(sources)));
-        let threads = Threads::start().map_err(EdgeError::Threads)?;
+        let mut sources = sources.into_iter();
+        let sources = PerThread::new(threads.count(), || RwLock::new(sources.next().unwrap_or_default()));
         let turns = Turns::new(threads.count(), Instant::now().into());
         let shared = Shared {
             limits,
             http2: config.http2,
             proxies: config.proxies,
             hosts: config.hosts,
-            tls,
+            tls: RwLock::new(tls),
             sources,
             acceptor,
             metrics,
@@ -299,8 +301,11 @@ impl EdgeHandle {
     /// # Errors
     /// [`SpecError`] names the first source and field that is wrong; the old sources stay in force.
     pub fn reload(&self, sources: Vec<SourceSpec>) -> Result<(), SpecError> {
-        let sources = Arc::new(Sources::compile(sources, &self.0.metrics)?);
-        *self.0.sources.write().unwrap_or_else(PoisonError::into_inner) = sources;
+        let compiled = Sources::compile(&sources, &self.0.metrics, self.0.threads.count())?;
+        // All at once: of two reloads that meet, one is in force on every thread.
+        let in_force = self.0.sources.all().map(|own| own.write().unwrap_or_else(PoisonError::into_inner));
+        let in_force: Vec<_> = in_force.collect();
+        in_force.into_iter().zip(compiled).for_each(|(mut own, sources)| *own = sources);
         Ok(())
     }
 
@@ -464,7 +469,7 @@ impl Shared {
             return Err(Refusal::HeadTooLarge);
         }
         check_target(parts, self.limits.uri_bytes_max, &self.hosts)?;
-        let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner);
+        let sources = self.sources.here().read().unwrap_or_else(PoisonError::into_inner);
         sources.at(parts.uri.path()).cloned().ok_or(Refusal::UnknownRoute)
     }
 }

@@ -3,7 +3,7 @@
 //! A preset is nothing but such a description, kept as data under `presets/`.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::content::Rules;
-use crate::metrics::{EdgeMetrics, SourceMetrics};
+use crate::metrics::{EdgeMetrics, KeyUse, SourceMetrics};
 use crate::verify::Scheme;
 
 /// Longest name of a source, in bytes.
@@ -484,21 +484,37 @@ impl Source {
 pub(crate) struct Sources(HashMap<Arc<str>, Arc<Source>, RandomState>);
 
 impl Sources {
-    /// Compiles all of them or none.
-    pub(crate) fn compile(specs: Vec<SourceSpec>, metrics: &EdgeMetrics) -> Result<Self, SpecError> {
-        let mut sources = HashMap::with_capacity_and_hasher(specs.len(), RandomState::default());
-        let mut names = std::collections::HashSet::new();
+    /// Compiles all of them or none, once for each of so many threads: what a source counts of those who hold it, and of those
+    /// who hold its texts, is then written to by one thread.
+    pub(crate) fn compile(
+        specs: &[SourceSpec],
+        metrics: &EdgeMetrics,
+        threads: usize,
+    ) -> Result<Vec<Self>, SpecError> {
         let uses: Vec<_> = specs.iter().map(|spec| metrics.key_uses(&spec.name, &spec.secrets)).collect();
-        for (spec, uses) in specs.into_iter().zip(&uses) {
+        let compile = |_| Self::compile_once(specs, &uses, metrics);
+        let sources = (0..threads).map(compile).collect::<Result<_, _>>()?;
+        metrics.in_force(uses);
+        Ok(sources)
+    }
+
+    fn compile_once(
+        specs: &[SourceSpec],
+        uses: &[Vec<KeyUse>],
+        metrics: &EdgeMetrics,
+    ) -> Result<Self, SpecError> {
+        let mut sources = HashMap::with_capacity_and_hasher(specs.len(), RandomState::default());
+        let mut names = HashSet::new();
+        for (spec, uses) in specs.iter().zip(uses) {
             let in_source = |error: SpecError| SpecError {
                 field: format!("sources.{}.{}", spec.name, error.field),
                 ..error
             };
-            check_name(&spec).map_err(in_source)?;
+            check_name(spec).map_err(in_source)?;
             let compiled = spec.scheme.compile(&spec.secrets);
             let Compiled { scheme, rules, reply } = compiled.map_err(|errors| in_source(errors.into()))?;
             let source = Source {
-                name: spec.name.clone(),
+                name: Arc::from(&*spec.name),
                 environment: spec.environment,
                 scheme,
                 rules,
@@ -508,7 +524,7 @@ impl Sources {
                 metrics: metrics.source(&spec.name, uses),
                 content_type: OnceLock::new(),
             };
-            if !names.insert(spec.name.clone()) {
+            if !names.insert(&spec.name) {
                 return Err(in_source(SpecError::new("name", "two sources have it", "a name of its own")));
             }
             if sources.insert(spec.path.clone(), Arc::new(source)).is_some() {
@@ -519,7 +535,6 @@ impl Sources {
                 )));
             }
         }
-        metrics.in_force(uses);
         Ok(Self(sources))
     }
 

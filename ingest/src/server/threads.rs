@@ -26,6 +26,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::per_thread;
+
 /// As many as help anybody: each takes some memory, and waits in the kernel by itself.
 const THREADS_MAX: usize = 64;
 
@@ -46,6 +48,7 @@ impl Threads {
             runtimes.push(runtime.handle().clone());
             let ended = end.clone();
             let serve = move || {
+                per_thread::set_number(number);
                 let post = Arc::<Post>::default();
                 POST.with(|place| _ = place.set(Arc::clone(&post)));
                 runtime.block_on(async {
@@ -61,8 +64,8 @@ impl Threads {
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u32 {
-        u32::try_from(self.runtimes.len()).unwrap_or(u32::MAX)
+    pub(super) fn count(&self) -> usize {
+        self.runtimes.len()
     }
 
     /// Begins something on each of them.

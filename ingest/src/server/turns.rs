@@ -24,7 +24,8 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    pub(super) fn new(threads: u32, now: Instant) -> Self {
+    pub(super) fn new(threads: usize, now: Instant) -> Self {
+        let threads = u32::try_from(threads).unwrap_or(u32::MAX);
         Self { between: BETWEEN / threads.max(1), last: Mutex::new(now) }
     }
 

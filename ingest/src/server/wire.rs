@@ -72,7 +72,7 @@ impl Phase {
 
     pub(super) fn end_request(&self, closing: bool) {
         self.closing.store(closing, Ordering::Relaxed);
-        self.whole.fetch_and(closing, Ordering::Relaxed);
+        self.whole.store(self.whole.load(Ordering::Relaxed) && closing, Ordering::Relaxed);
         self.enter(IDLE);
     }
 
