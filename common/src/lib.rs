@@ -14,5 +14,6 @@ pub mod secret;
 pub mod backoff;
 pub mod clock;
 pub mod metrics;
+pub mod post;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;

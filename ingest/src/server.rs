@@ -9,7 +9,7 @@ mod peers;
 pub(crate) mod proxy_protocol;
 mod connection;
 mod http2;
-pub(crate) mod threads;
+mod threads;
 mod turns;
 pub(crate) mod wire;
 

@@ -23,6 +23,7 @@ use super::ids::Ids;
 use super::log::Batch;
 use super::telemetry::Telemetry;
 use crate::event::{Event, EventId, Fingerprint};
+use crate::post::together;
 use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::seq;
 use crate::storage::{Appended, Controls, OnConflict, Position, StorageError};
@@ -420,9 +421,7 @@ impl Thread {
             };
             self.conclude(&outcome);
             self.last_group = answers.len();
-            for answer in answers.drain(..) {
-                answer.give(outcome.clone());
-            }
+            together(|| answers.drain(..).for_each(|answer| answer.give(outcome.clone())));
         }
     }
 
