@@ -24,7 +24,6 @@
 //! when it commits. Their ids are known until they are pruned.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -60,9 +59,6 @@ const SWEEP_BITS: u32 = 12;
 const _: () = assert!(BUCKETS <= 1 << BUCKET_BITS);
 /// Bytes in a row for each id: its tag and its position.
 const ENTRY_BYTES: usize = 16;
-
-/// By id. An id is a digest already, so the hash only has to be one that a sender cannot foresee.
-pub(super) type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
 
 /// The second half of an id. Buckets go by the first.
 pub(super) type Tag = u64;
