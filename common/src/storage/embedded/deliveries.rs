@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
 use super::events::append;
+use super::log::Entry;
 use super::writer::Session;
 use crate::event::EventId;
 use crate::storage::tables::deliveries::{
@@ -179,11 +180,11 @@ fn redrive(session: &Session, number: u64, now: Timestamp) -> rusqlite::Result<b
 fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Result<()> {
     let mut event = letter.event;
     event.received_at = now;
-    if append(session, &event, OnConflict::Duplicate)? == Appended::Duplicate
+    if append(session, &Entry::of(event.clone())?, OnConflict::Duplicate)? == Appended::Duplicate
         && session.known(event.id)? != Some(event.fingerprint)
     {
         event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
-        append(session, &event, OnConflict::Duplicate)?;
+        append(session, &Entry::of(event)?, OnConflict::Duplicate)?;
     }
     Ok(())
 }

@@ -9,11 +9,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::Embedded;
 use super::checkpoint::length;
+use super::log::Entry;
 use super::subscription::Feed;
 use super::writer::Session;
 use super::{ids, log};
 use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::tables::deliveries::{number_of, record_deliveries};
+use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
     Appended, BatchLimit, Census, Change, Controls, Cursor, Delivered, EventFilter, EventLog, Fate,
@@ -27,11 +29,12 @@ impl EventLog for Embedded {
         // Once nothing is written any more, nothing is answered for either.
         if self.writer.is_writable()
             && let Some(stored) = self.durable.find(event.id)
-            && is_duplicate(stored, &event, on_conflict)
+            && is_duplicate(stored, event.fingerprint, on_conflict)
         {
             return Ok(Appended::Duplicate);
         }
-        self.writer.append(event, on_conflict).await
+        let entry = Entry::of(event).map_err(|error| engine("storing an event", error))?;
+        self.writer.append(Box::new(entry), on_conflict).await
     }
 
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
@@ -223,21 +226,21 @@ impl EventLog for Embedded {
 }
 
 /// Whether an event says nothing new beside the stored one that has its id.
-fn is_duplicate(stored: Fingerprint, event: &Event, on_conflict: OnConflict) -> bool {
-    stored == event.fingerprint || on_conflict == OnConflict::Duplicate
+fn is_duplicate(stored: Fingerprint, found: Fingerprint, on_conflict: OnConflict) -> bool {
+    stored == found || on_conflict == OnConflict::Duplicate
 }
 
 /// Puts an event into the log, unless its id is there.
 pub(super) fn append(
     session: &Session,
-    event: &Event,
+    event: &Entry,
     on_conflict: OnConflict,
 ) -> rusqlite::Result<Appended> {
     match session.known(event.id)? {
         None => session.store(event).map(Appended::Stored),
-        Some(stored) if is_duplicate(stored, event, on_conflict) => Ok(Appended::Duplicate),
+        Some(stored) if is_duplicate(stored, event.fingerprint, on_conflict) => Ok(Appended::Duplicate),
         Some(_) => {
-            quarantine(session, event, CONFLICT, CONFLICT_DETAIL)?;
+            quarantine(session, &event.event()?, CONFLICT, CONFLICT_DETAIL)?;
             Ok(Appended::Conflict)
         }
     }

@@ -571,7 +571,7 @@ mod tests {
                 self.head += 1;
                 let (event, position) = (event(key), Position(self.head));
                 let mut batch = Batch::default();
-                batch.add(&event).unwrap();
+                batch.add(&log::Entry::of(event.clone()).unwrap());
                 assert!(batch.write(&self.connection, position).unwrap());
                 self.ids.add(event.id, position, event.fingerprint);
             }

@@ -5,7 +5,8 @@
 //! Positions stay what they are, one for each event: a row says which it holds, without gaps.
 //!
 //! `events` is a CBOR sequence (RFC 8742) of arrays, see [`Kept`]: what comes to be known of an event later goes behind
-//! what is there, and is missing where it was not known.
+//! what is there, and is missing where it was not known. An event is encoded by whoever brings it, see [`Entry`]: the one
+//! thread that writes has only its bytes to copy.
 //!
 //! `event`, a row for each event, is what versions before 4 wrote. It stands before all of `batch` until it is pruned,
 //! and the view `log` is both of them.
@@ -14,12 +15,13 @@
 #[allow(clippy::expect_used, reason = "a panic is what a fuzzer looks for")]
 pub(super) mod fuzzing;
 
+use std::convert::Infallible;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use minicbor::{Decode, Decoder, Encode};
+use minicbor::{Decode, Decoder, Encoder, encode};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -58,7 +60,7 @@ const EVENTS: usize = 2;
 const COLUMNS: usize = 3;
 
 /// An event as it lies in a row, with times in milliseconds of Unix time: an array of these in this order.
-#[derive(Encode, Decode)]
+#[derive(Decode)]
 pub(super) struct Kept<'r> {
     #[cbor(n(0), with = "minicbor::bytes")]
     id: [u8; 16],
@@ -85,22 +87,6 @@ pub(super) struct Kept<'r> {
 }
 
 impl<'r> Kept<'r> {
-    fn of(event: &'r Event) -> Self {
-        Self {
-            id: *event.id.as_bytes(),
-            source: &event.source,
-            kind: &event.kind,
-            subject: event.subject.as_deref(),
-            time: event.time.map(millis),
-            received_at: millis(event.received_at),
-            content_type: event.content_type.as_deref(),
-            traceparent: event.traceparent.as_deref(),
-            fingerprint: *event.fingerprint.as_bytes(),
-            body: &event.body,
-            environment: event.environment.map(Environment::name),
-        }
-    }
-
     /// What versions before 4 wrote.
     fn of_columns(row: &'r Row<'r>) -> rusqlite::Result<Self> {
         let column = |number| row.get_ref(COLUMNS + number);
@@ -170,6 +156,80 @@ fn broken(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite:
     rusqlite::Error::FromSqlConversionFailure(EVENTS, Type::Blob, why.into())
 }
 
+/// An event on its way into a row, encoded but for its body: that is copied once, into the row, and until then it counts
+/// for those whose bytes it is.
+pub(super) struct Entry {
+    pub(super) id: EventId,
+    pub(super) fingerprint: Fingerprint,
+    /// In milliseconds of Unix time.
+    received_at: i64,
+    /// What stands in front of the body, and what behind.
+    around: Vec<u8>,
+    front_bytes: usize,
+    body: Bytes,
+}
+
+/// What there is around a body at most beside the event's texts.
+const FRAME_BYTES: usize = 96;
+
+impl Entry {
+    pub(super) fn of(event: Event) -> rusqlite::Result<Self> {
+        let (around, front_bytes) =
+            around(&event).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        Ok(Self {
+            id: event.id,
+            fingerprint: event.fingerprint,
+            received_at: millis(event.received_at),
+            around,
+            front_bytes,
+            body: event.body,
+        })
+    }
+
+    /// What it adds to a row.
+    pub(super) fn len_bytes(&self) -> usize {
+        self.around.len() + self.body.len()
+    }
+
+    fn write(&self, events: &mut Vec<u8>) {
+        let (front, back) = self.around.split_at(self.front_bytes);
+        events.reserve(self.len_bytes());
+        events.extend_from_slice(front);
+        events.extend_from_slice(&self.body);
+        events.extend_from_slice(back);
+    }
+
+    /// The event as it would be read.
+    pub(super) fn event(&self) -> rusqlite::Result<Event> {
+        let mut events = Vec::new();
+        self.write(&mut events);
+        minicbor::decode::<Kept<'_>>(&events).map_err(broken)?.event(None)
+    }
+}
+
+/// All of an event, in the order of [`Kept`], but for the bytes of its body; and where these belong.
+fn around(event: &Event) -> Result<(Vec<u8>, usize), encode::Error<Infallible>> {
+    let optional = [&event.subject, &event.content_type, &event.traceparent];
+    let texts = [&event.source, &event.kind].into_iter().chain(optional.into_iter().flatten());
+    let texts_bytes: usize = texts.map(|text| text.len()).sum();
+    let mut encoder = Encoder::new(Vec::with_capacity(FRAME_BYTES + texts_bytes));
+    encoder
+        .array(11)?
+        .bytes(event.id.as_bytes())?
+        .str(&event.source)?
+        .str(&event.kind)?
+        .encode(event.subject.as_deref())?
+        .encode(event.time.map(millis))?
+        .i64(millis(event.received_at))?
+        .encode(event.content_type.as_deref())?
+        .encode(event.traceparent.as_deref())?
+        .bytes(event.fingerprint.as_bytes())?
+        .bytes_len(event.body.len() as u64)?;
+    let front_bytes = encoder.writer().len();
+    encoder.encode(event.environment.map(Environment::name))?;
+    Ok((encoder.into_writer(), front_bytes))
+}
+
 /// Events that will be one row.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -182,18 +242,12 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Puts an event behind the others.
-    pub(super) fn add(&mut self, event: &Event) -> rusqlite::Result<()> {
-        let kept = Kept::of(event);
-        let end = self.events.len();
-        if let Err(error) = minicbor::encode(&kept, &mut self.events) {
-            self.events.truncate(end);
-            return Err(rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
-        }
-        let at = kept.received_at;
+    pub(super) fn add(&mut self, event: &Entry) {
+        event.write(&mut self.events);
+        let at = event.received_at;
         (self.earliest, self.latest) =
             if self.count == 0 { (at, at) } else { (self.earliest.min(at), self.latest.max(at)) };
         self.count += 1;
-        Ok(())
     }
 
     /// Whether the next event belongs into another row.
@@ -483,6 +537,17 @@ mod tests {
         }
     }
 
+    fn entry(event: &Event) -> Entry {
+        Entry::of(event.clone()).unwrap()
+    }
+
+    /// What a row has of one event.
+    fn row(event: &Event) -> Vec<u8> {
+        let mut row = Vec::new();
+        entry(event).write(&mut row);
+        row
+    }
+
     /// A log in which the first `earlier` events lie as earlier versions wrote them and the others in rows of these lengths.
     fn log(seconds: &[i64], earlier: usize, rows: &[usize]) -> (Connection, Vec<Record>) {
         let connection = Connection::open_in_memory().unwrap();
@@ -501,7 +566,7 @@ mod tests {
         while !new.is_empty() {
             let (row, rest) = new.split_at(new.len().min(*rows.next().unwrap()));
             let mut batch = Batch::default();
-            row.iter().for_each(|record| batch.add(&record.event).unwrap());
+            row.iter().for_each(|record| batch.add(&entry(&record.event)));
             assert!(batch.write(&connection, row.last().unwrap().position).unwrap());
             new = rest;
         }
@@ -612,12 +677,12 @@ mod tests {
         let mut batch = Batch::default();
         for key in 0..EVENTS_MAX as usize {
             assert!(!batch.is_full());
-            batch.add(&event(key, 0)).unwrap();
+            batch.add(&entry(&event(key, 0)));
         }
         assert!(batch.is_full());
         batch.clear();
         assert!(!batch.is_full());
-        batch.add(&Event { body: vec![0; BYTES_ENOUGH].into(), ..event(0, 0) }).unwrap();
+        batch.add(&entry(&Event { body: vec![0; BYTES_ENOUGH].into(), ..event(0, 0) }));
         assert!(batch.is_full());
     }
 
@@ -626,7 +691,7 @@ mod tests {
         let (connection, records) = log(&[1; 9], 3, &[2]);
         for last in [8, 9, 11] {
             let mut batch = Batch::default();
-            batch.add(&event(10, 1)).unwrap();
+            batch.add(&entry(&event(10, 1)));
             assert!(!batch.write(&connection, Position(last)).unwrap(), "{last}");
         }
         assert_eq!(all(&connection, Position(0)), records);
@@ -634,9 +699,9 @@ mod tests {
 
     #[test]
     fn a_row_that_is_no_row_of_events_is_an_error() {
-        let event = event(1, 1);
-        let unknown = Kept { environment: Some("staging"), ..Kept::of(&event) };
-        for events in [Vec::new(), vec![0x80], b"\xff\xff".to_vec(), minicbor::to_vec(unknown).unwrap()] {
+        let known = row(&event(1, 1));
+        let unknown = [known.strip_suffix(b"sandbox").unwrap(), b"staging"].concat();
+        for events in [Vec::new(), vec![0x80], b"\xff\xff".to_vec(), unknown] {
             let (connection, _) = log(&[], 0, &[1]);
             let sql = "INSERT INTO batch VALUES (1, 1, 0, 0, ?)";
             connection.execute(sql, [&events]).unwrap();
@@ -647,7 +712,7 @@ mod tests {
     #[test]
     fn what_is_known_of_an_event_later_goes_behind_what_is_there() {
         let expected = event(1, 1);
-        let mut known = minicbor::to_vec(Kept::of(&expected)).unwrap();
+        let mut known = row(&expected);
         assert_eq!(known[0], 0x8b, "an array of eleven");
         known[0] = 0x8c;
         known.extend(minicbor::to_vec("more").unwrap());

@@ -20,9 +20,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::events::append;
 use super::ids::Ids;
-use super::log::Batch;
+use super::log::{Batch, Entry};
 use super::telemetry::Telemetry;
-use crate::event::{Event, EventId, Fingerprint};
+use crate::event::{EventId, Fingerprint};
 use crate::post::together;
 use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::seq;
@@ -45,19 +45,23 @@ const ROW_BYTES: u64 = 512;
 type Job = Box<dyn FnOnce(Option<&Session>) -> Answer + Send>;
 
 enum Order {
-    /// Most are this one: it needs no box.
+    /// Most are this one.
     Append {
-        event: Event,
+        entry: Box<Entry>,
         on_conflict: OnConflict,
-        reply: oneshot::Sender<Result<Appended, StorageError>>,
+        reply: oneshot::Sender<Told>,
     },
     Run(Job),
     /// The last one that is sure to be looked at.
     Stop,
 }
 
+/// What became of an event, and the event: it is dropped by whoever brought it. This thread would have to take from
+/// another processor what counts its body, and blocks of memory that were made there and go back there.
+type Told = (Result<Appended, StorageError>, Box<Entry>);
+
 enum Answer {
-    Append { result: Result<Appended, StorageError>, reply: oneshot::Sender<Result<Appended, StorageError>> },
+    Append { told: Told, reply: oneshot::Sender<Told> },
     Other(Box<dyn FnOnce(Result<(), StorageError>) + Send>),
 }
 
@@ -80,10 +84,10 @@ impl Session {
     }
 
     /// Puts an event behind all others. It is written with those that come next: at the latest when the group is.
-    pub(super) fn store(&self, event: &Event) -> rusqlite::Result<Position> {
+    pub(super) fn store(&self, event: &Entry) -> rusqlite::Result<Position> {
         let is_full = {
             let mut batch = self.batch.borrow_mut();
-            batch.add(event)?;
+            batch.add(event);
             batch.is_full()
         };
         let position = Position(self.head() + 1);
@@ -267,13 +271,14 @@ impl Writer {
     /// Puts an event into the log, unless its id is there; refuses at once when the queue is full.
     pub(super) async fn append(
         &self,
-        event: Event,
+        entry: Box<Entry>,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
-        let weight_bytes = event.weight_bytes();
+        let weight_bytes = entry.len_bytes();
         let (reply, answer) = oneshot::channel();
-        self.order_or_refuse(Order::Append { event, on_conflict, reply }, weight_bytes)?;
-        answer.await.map_err(|_| StorageError::Closed)?
+        self.order_or_refuse(Order::Append { entry, on_conflict, reply }, weight_bytes)?;
+        let (appended, _) = answer.await.map_err(|_| StorageError::Closed)?;
+        appended
     }
 
     fn order_or_refuse(&self, order: Order, weight_bytes: usize) -> Result<(), StorageError> {
@@ -345,13 +350,13 @@ impl Order {
     /// Does it, inside the group's transaction; without a session that has not begun. None if nobody asks.
     fn run(self, session: Option<&Session>) -> Option<Answer> {
         match self {
-            Self::Append { event, on_conflict, reply } => {
+            Self::Append { entry, on_conflict, reply } => {
                 let result = match session {
                     None => Err(StorageError::Closed),
-                    Some(session) => append(session, &event, on_conflict)
+                    Some(session) => append(session, &entry, on_conflict)
                         .map_err(|error| session.failed("storing an event", error)),
                 };
-                Some(Answer::Append { result, reply })
+                Some(Answer::Append { told: (result, entry), reply })
             }
             // It sees what came before it.
             Self::Run(job) => Some(job(session.filter(|session| {
@@ -376,8 +381,8 @@ impl Answer {
     /// Tells whoever asked, if anybody still waits, now that the group's outcome is known.
     fn give(self, group: Result<(), StorageError>) {
         match self {
-            Self::Append { result, reply } => {
-                let _ = reply.send(group.and(result));
+            Self::Append { told: (result, entry), reply } => {
+                let _ = reply.send((group.and(result), entry));
             }
             Self::Other(answer) => answer(group),
         }

@@ -1,6 +1,6 @@
 //! What the fuzzers run: rows of a file that something else has written to.
 
-use super::{Batch, Decoder, Events, Rest};
+use super::{Batch, Decoder, Entry, Events, Rest};
 use crate::event::Event;
 use crate::fuzzing::Target;
 
@@ -17,7 +17,9 @@ fn events(row: &[u8]) -> Vec<Event> {
 fn row(input: &[u8]) {
     let found = events(input);
     let mut batch = Batch::default();
-    found.iter().for_each(|event| batch.add(event).expect("what was read can be written"));
+    for event in &found {
+        batch.add(&Entry::of(event.clone()).expect("what was read can be written"));
+    }
     assert_eq!(events(&batch.events), found);
 }
 
