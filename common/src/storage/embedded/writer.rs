@@ -38,7 +38,7 @@ const CROWD_MIN: usize = 8;
 /// How long it waits, and what the system's timer adds (50 µs on Linux): less than most disks take for a sync.
 const LINGER: Duration = Duration::from_micros(100);
 /// What a small write is taken to add to the file.
-const ROW_BYTES: u64 = 512;
+const ROW_BYTES: usize = 512;
 
 /// Runs inside the group's transaction, or not at all if that did not begin, and returns how to answer once
 /// the group's outcome is known.
@@ -46,12 +46,12 @@ type Job = Box<dyn FnOnce(Option<&Session>) -> Answer + Send>;
 
 enum Order {
     /// Most are this one.
-    Append {
-        entry: Box<Entry>,
-        on_conflict: OnConflict,
-        reply: oneshot::Sender<Told>,
+    Append { entry: Box<Entry>, on_conflict: OnConflict, reply: oneshot::Sender<Told> },
+    Run {
+        job: Job,
+        /// What it will add to the file, about.
+        weight_bytes: usize,
     },
-    Run(Job),
     /// The last one that is sure to be looked at.
     Stop,
 }
@@ -193,6 +193,7 @@ impl Writer {
             poisoned: None,
             last_group: 0,
             writable: Arc::clone(&writable),
+            written_bytes: Arc::clone(&written_bytes),
         };
         let handle = std::thread::Builder::new()
             .name("chaski-writer".to_owned())
@@ -239,8 +240,8 @@ impl Writer {
         then: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T, StorageError> {
         let (job, answer) = job(doing, Isolation::Savepoint, work, then);
-        self.queue.send(Order::Run(job)).await.map_err(|_| StorageError::Closed)?;
-        self.written_bytes.fetch_add(ROW_BYTES, Ordering::Relaxed);
+        let order = Order::Run { job, weight_bytes: ROW_BYTES };
+        self.queue.send(order).await.map_err(|_| StorageError::Closed)?;
         answer.await.map_err(|_| StorageError::Closed)?
     }
 
@@ -264,7 +265,7 @@ impl Writer {
         work: impl FnOnce(&Session) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StorageError> {
         let (job, answer) = job(doing, Isolation::Statement, work, |_| {});
-        self.order_or_refuse(Order::Run(job), weight_bytes)?;
+        self.order_or_refuse(Order::Run { job, weight_bytes })?;
         answer.await.map_err(|_| StorageError::Closed)?
     }
 
@@ -274,20 +275,17 @@ impl Writer {
         entry: Box<Entry>,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
-        let weight_bytes = entry.len_bytes();
         let (reply, answer) = oneshot::channel();
-        self.order_or_refuse(Order::Append { entry, on_conflict, reply }, weight_bytes)?;
+        self.order_or_refuse(Order::Append { entry, on_conflict, reply })?;
         let (appended, _) = answer.await.map_err(|_| StorageError::Closed)?;
         appended
     }
 
-    fn order_or_refuse(&self, order: Order, weight_bytes: usize) -> Result<(), StorageError> {
+    fn order_or_refuse(&self, order: Order) -> Result<(), StorageError> {
         self.queue.try_send(order).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => StorageError::Busy,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
-        })?;
-        self.written_bytes.fetch_add(weight_bytes as u64, Ordering::Relaxed);
-        Ok(())
+        })
     }
 }
 
@@ -347,6 +345,14 @@ fn in_savepoint<T>(
 }
 
 impl Order {
+    fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Append { entry, .. } => entry.len_bytes(),
+            Self::Run { weight_bytes, .. } => *weight_bytes,
+            Self::Stop => 0,
+        }
+    }
+
     /// Does it, inside the group's transaction; without a session that has not begun. None if nobody asks.
     fn run(self, session: Option<&Session>) -> Option<Answer> {
         match self {
@@ -359,7 +365,7 @@ impl Order {
                 Some(Answer::Append { told: (result, entry), reply })
             }
             // It sees what came before it.
-            Self::Run(job) => Some(job(session.filter(|session| {
+            Self::Run { job, .. } => Some(job(session.filter(|session| {
                 session.write_batch().map_err(|error| session.failed("storing events", error)).is_ok()
             }))),
             Self::Stop => None,
@@ -407,6 +413,7 @@ struct Thread {
     last_group: usize,
     /// Told to whoever asks whether the store can be written to.
     writable: Arc<AtomicBool>,
+    written_bytes: Arc<AtomicU64>,
 }
 
 impl Thread {
@@ -439,8 +446,10 @@ impl Thread {
             answers.extend(orders.drain(..).filter_map(|order| order.run(None)));
             return Err(session.classify("beginning a group", error));
         }
+        let mut weight_bytes = 0;
         loop {
             for order in orders.drain(..) {
+                weight_bytes += order.weight_bytes();
                 // The engine undoes the whole transaction by itself after some errors; what came next would then
                 // run outside of any.
                 let inside = (!session.connection.is_autocommit()).then_some(session);
@@ -451,6 +460,7 @@ impl Thread {
             }
             receive(&mut self.queue, orders, GROUP_MAX - answers.len());
         }
+        self.written_bytes.fetch_add(weight_bytes as u64, Ordering::Relaxed);
         if !session.connection.is_autocommit()
             && let Err(error) = session.write_batch().and_then(|()| session.sweep(answers.len()))
         {
