@@ -1,5 +1,5 @@
-//! The baseline of the dispatcher: hyper-util's pooled client, posting the same bodies to the same receiver,
-//! as many at once.
+//! The baseline of the dispatcher: hyper-util's pooled client, posting the same bodies to a receiver of the
+//! same kind, as many at once.
 //!
 //! It is what somebody would write who has nothing to keep: as many workers of the runtime as chaski has, the bodies
 //! in memory, three headers, no signature, no deadline, the system's allocator. What chaski has beside that is its cost: the
@@ -8,7 +8,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use anyhow::ensure;
 use bytes::Bytes;
@@ -20,48 +19,38 @@ use hyper_util::rt::TokioExecutor;
 use tokio::task::JoinSet;
 
 use crate::callback::{Callbacks, Signature};
-use crate::machine;
-use crate::report::Sample;
+use crate::gateway::CONCURRENCY;
 
-/// Posts `warm_up` callbacks, then `count` that are measured: the first ones, as everywhere.
-pub(crate) async fn post_all(
-    to: SocketAddr,
-    count: usize,
-    warm_up: usize,
-    concurrency: usize,
-) -> anyhow::Result<Sample> {
-    let callbacks = Arc::new(Callbacks::render(0, warm_up + count, Signature::Right)?);
+/// Posts so many callbacks, the first ones as everywhere, each so often as there are destinations; then it rests, until
+/// it is killed by whoever has read its CPU time.
+pub(crate) async fn serve(to: SocketAddr, events: usize, destinations: usize) -> anyhow::Result<()> {
+    let callbacks = Arc::new(Callbacks::render(0, events, Signature::Right)?);
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     let client = Client::builder(TokioExecutor::new()).build(connector);
     let url: Uri = format!("http://{to}/hooks").parse()?;
-    let next = Arc::new(AtomicUsize::new(0));
-    post_until(warm_up, &callbacks, &next, &client, &url, concurrency).await?;
-    let (begun, cpu) = (Instant::now(), machine::cpu_of(std::process::id())?);
-    next.store(warm_up, Ordering::Relaxed);
-    post_until(warm_up + count, &callbacks, &next, &client, &url, concurrency).await?;
-    let (elapsed, cpu) = (begun.elapsed(), machine::cpu_of(std::process::id())? - cpu);
-    Ok(Sample::new(count, elapsed, cpu))
+    post_all(events * destinations, &callbacks, &client, &url, CONCURRENCY * destinations).await?;
+    std::future::pending().await
 }
 
 type Bare = Client<HttpConnector, Full<Bytes>>;
 
-async fn post_until(
-    end: usize,
+async fn post_all(
+    count: usize,
     callbacks: &Arc<Callbacks>,
-    next: &Arc<AtomicUsize>,
     client: &Bare,
     url: &Uri,
     concurrency: usize,
 ) -> anyhow::Result<()> {
+    let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..concurrency {
-        let (callbacks, next) = (Arc::clone(callbacks), Arc::clone(next));
+        let (callbacks, next) = (Arc::clone(callbacks), Arc::clone(&next));
         let (client, url) = (client.clone(), url.clone());
         tasks.spawn(async move {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= end {
+                if index >= count {
                     return anyhow::Ok(());
                 }
                 let request = Request::post(url.clone())

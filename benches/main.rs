@@ -2,7 +2,7 @@
 //!
 //! Every side under measurement is a process of its own, so that its CPU time is its own: the release binary
 //! `chaski run`, a bare hyper server, a bare hyper client. This process makes the load and keeps the books. A
-//! case takes turns with its baseline, or stands between two runs of it, because the same machine is a different
+//! case takes turns with its baseline, because the same machine is a different
 //! one a minute later. Whatever a run claims to have done is looked for afterwards, in the store and
 //! at the receiver, byte by byte; a run whose work is not found there fails and has no figures.
 //!
@@ -93,15 +93,12 @@ enum Part {
         /// To whom.
         #[arg(long)]
         to: SocketAddr,
-        /// How many are measured.
+        /// How many.
         #[arg(long)]
-        count: usize,
-        /// How many go before them.
+        events: usize,
+        /// How often each.
         #[arg(long)]
-        warm_up: usize,
-        /// How many at once.
-        #[arg(long)]
-        concurrency: usize,
+        destinations: usize,
     },
     /// Attacks a gateway while it serves, and adds a line with what was seen to a file.
     Campaign {
@@ -132,11 +129,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Some(Part::Page { results, to, readme }) => Report::read(&results)?.publish(&to, &readme),
         // As chaski does it: one worker per core.
         Some(Part::NullServer { manner }) => tokio::runtime::Runtime::new()?.block_on(null::serve(manner)),
-        Some(Part::BareClient { to, count, warm_up, concurrency }) => {
-            let sample =
-                tokio::runtime::Runtime::new()?.block_on(bare::post_all(to, count, warm_up, concurrency))?;
-            print(&serde_json::to_string(&sample)?);
-            Ok(())
+        Some(Part::BareClient { to, events, destinations }) => {
+            tokio::runtime::Runtime::new()?.block_on(bare::serve(to, events, destinations))
         }
         Some(Part::Campaign { name, seed, out }) => {
             let plan = Plan::new(if cli.quick { Size::Quick } else { cli.size }, seed, cli.dir)?;

@@ -2,17 +2,17 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum as _;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use crate::load::Seen;
 use crate::machine::{self, Resident};
 use crate::null::Manner;
-use crate::report::Sample;
 use crate::tally::Tally;
 use crate::wire::Connection;
 
@@ -48,17 +48,39 @@ impl Process {
         Ok(self.0.try_wait()?.is_some())
     }
 
+    /// When it has ended. Dropping this changes nothing.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
+        loop {
+            match self.0.try_wait()? {
+                Some(status) => return Ok(status),
+                None => sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// It does nothing from now on; no time passes for it but the clock's.
+    pub(crate) fn pause(&mut self) -> anyhow::Result<()> {
+        self.tell(Signal::STOP)
+    }
+
+    /// It does something again.
+    pub(crate) fn resume(&mut self) -> anyhow::Result<()> {
+        self.tell(Signal::CONT)
+    }
+
+    /// Fails if it has ended: its pid may be another's then.
+    fn tell(&mut self, signal: Signal) -> anyhow::Result<()> {
+        if let Some(status) = self.0.try_wait()? {
+            bail!("the process ended with {status}");
+        }
+        kill_process(Pid::from_child(&self.0), signal).context("the process could not be told anything")
+    }
+
     /// SIGTERM, and an end in order.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        // The child is not reaped before this: the pid is its own.
-        let told = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.0.id().to_string()]).status()?;
-        ensure!(told.success(), "the process could not be told to end");
-        let deadline = Instant::now() + END;
-        while !self.has_ended()? {
-            ensure!(Instant::now() < deadline, "the process did not end within {END:?}");
-            sleep(LOOK).await;
-        }
-        let status = self.0.wait()?;
+        self.tell(Signal::TERM)?;
+        let ended = tokio::time::timeout(END, self.ended()).await;
+        let status = ended.with_context(|| format!("the process did not end within {END:?}"))??;
         ensure!(status.success(), "the process ended with {status}");
         Ok(())
     }
@@ -144,19 +166,11 @@ impl Null {
     }
 }
 
-/// Runs the bare client to its end; its own figures.
-pub(crate) async fn bare_client(
-    to: SocketAddr,
-    count: usize,
-    warm_up: usize,
-    concurrency: usize,
-) -> anyhow::Result<Sample> {
+/// A bare client that begins at once and rests when everything is posted.
+pub(crate) fn bare_client(to: SocketAddr, events: usize, destinations: usize) -> anyhow::Result<Process> {
     let mut command = part("bare-client")?;
-    for (name, value) in [("--count", count), ("--warm-up", warm_up), ("--concurrency", concurrency)] {
+    for (name, value) in [("--events", events), ("--destinations", destinations)] {
         command.args([name, &value.to_string()]);
     }
-    command.args(["--to", &to.to_string()]);
-    let output = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output()).await??;
-    ensure!(output.status.success(), "the bare client ended with {}", output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Process::start(command.args(["--to", &to.to_string()]))
 }

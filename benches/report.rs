@@ -19,7 +19,7 @@ use crate::scenario::{Scenario, Size};
 use crate::store::On;
 
 /// What one side of a comparison did.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) per_second: f64,
     pub(crate) cpu_us: f64,
@@ -29,13 +29,6 @@ impl Sample {
     pub(crate) fn new(count: usize, elapsed: Duration, cpu: Duration) -> Self {
         let (done, count) = (count as f64, count.max(1) as f64);
         Self { per_second: done / elapsed.as_secs_f64(), cpu_us: cpu.as_secs_f64() * 1e6 / count }
-    }
-
-    pub(crate) const fn mean(a: Self, b: Self) -> Self {
-        Self {
-            per_second: f64::midpoint(a.per_second, b.per_second),
-            cpu_us: f64::midpoint(a.cpu_us, b.cpu_us),
-        }
     }
 }
 

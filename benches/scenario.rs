@@ -1,9 +1,10 @@
 //! What is measured, how much of it, and in which order.
 //!
-//! What has a baseline takes turns with it, stands between two runs of it, or beside it in the same round. Each run has processes and a
+//! What has a baseline takes turns with it, or stands beside it in the same round. Each run has processes and a
 //! store of its own, and a warm-up that is not counted.
 
 mod schedule;
+mod turns;
 mod edge;
 mod deliver;
 mod publish;
@@ -120,7 +121,7 @@ impl Scenario {
                 "Signatures that are wrong by one bit. A forgery costs its sender the connection, which is why connections are counted in."
             }
             Self::Deliver => {
-                "A store is filled with nobody to deliver to; then chaski starts with its destinations and works it off. As many deliveries in all, whatever their number."
+                "A store is filled with nobody to deliver to; then chaski starts with its destinations and works it off, in turns with the bare client. As many deliveries in all, whatever their number."
             }
             Self::Publish => {
                 "Callbacks through the edge, and Kafka's own load generator into the same broker."

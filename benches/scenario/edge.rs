@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
+use super::turns::by_turns;
 use super::{Bench, Counts, Loads, Scenario};
 use crate::callback::{Callbacks, Signature};
 use crate::gateway::{Extra, Gateway, slow_sync};
@@ -18,8 +19,6 @@ use crate::tally::Tally;
 
 /// What a sync takes more on a slow disk.
 const SLOWER: Duration = Duration::from_millis(1);
-/// Turns of each side. A virtual machine changes its speed within seconds; both sides meet the same ones.
-const TURNS: usize = 10;
 /// Callbacks that are repeated in the scenario of duplicates.
 const REPEATED: usize = 5_000;
 
@@ -82,48 +81,56 @@ struct Run {
     resident_mib: f64,
 }
 
-/// A server that takes turns with another.
-struct Side<'s> {
+/// A warm server that takes turns with others.
+pub(super) struct Side<'s> {
     server: &'s Process,
     senders: Senders,
-    callbacks: Arc<Callbacks>,
     expected: Expected,
     seen: Seen,
+    /// What it had used before its first turn.
+    cpu: Duration,
 }
 
 impl<'s> Side<'s> {
-    fn new(server: &'s Process, senders: Senders, callbacks: &Arc<Callbacks>, expected: Expected) -> Self {
-        Self { server, senders, callbacks: Arc::clone(callbacks), expected, seen: Seen::default() }
+    pub(super) fn new(server: &'s Process, senders: Senders, expected: Expected) -> Self {
+        Self { server, senders, expected, seen: Seen::default(), cpu: Duration::ZERO }
     }
 
-    async fn turn(&mut self, numbers: Range<usize>) -> anyhow::Result<()> {
-        let seen = self.senders.post_these(&self.callbacks, numbers, self.expected).await?;
+    async fn turn(&mut self, callbacks: &Arc<Callbacks>, numbers: Range<usize>) -> anyhow::Result<()> {
+        let seen = self.senders.post_these(callbacks, numbers, self.expected).await?;
         self.seen = std::mem::take(&mut self.seen).and(seen);
         Ok(())
     }
 
-    fn run(self, count: usize, cpu: Duration) -> anyhow::Result<Run> {
-        let seen = self.seen;
-        ensure!(seen.count() == count, "{} of {count} requests were answered", seen.count());
-        let [p50_ms, p99_ms] = [0.5, 0.99].map(|share| seen.quantile_ms(share));
-        let sample = Sample::new(count, seen.elapsed, cpu);
-        Ok(Run { sample, p50_ms, p99_ms, resident_mib: self.server.memory()?.now_mib })
+    /// What it did in its turns. What a server does in those of others is counted, too: what is left to be done when all
+    /// has been answered.
+    pub(super) fn sample(&self) -> anyhow::Result<Sample> {
+        Ok(Sample::new(self.seen.count(), self.seen.elapsed, self.server.cpu()? - self.cpu))
+    }
+
+    fn run(&self) -> anyhow::Result<Run> {
+        let [p50_ms, p99_ms] = [0.5, 0.99].map(|share| self.seen.quantile_ms(share));
+        Ok(Run { sample: self.sample()?, p50_ms, p99_ms, resident_mib: self.server.memory()?.now_mib })
     }
 }
 
-/// Load on two servers that are warm, by turns. What a server does in the other's turns is counted, too: what is
-/// left to be done when all has been answered.
-async fn by_turns(mut a: Side<'_>, mut b: Side<'_>, count: usize) -> anyhow::Result<[Run; 2]> {
+/// Posts so many of these to each side, by turns.
+pub(super) async fn post_by_turns(
+    sides: &mut [Side<'_>],
+    callbacks: &Arc<Callbacks>,
+    count: usize,
+) -> anyhow::Result<()> {
     // What the warm-up left behind (a commit, a checkpoint) ends first.
     tokio::time::sleep(LOOK).await;
-    let before = [a.server.cpu()?, b.server.cpu()?];
-    for turn in 0..TURNS {
-        let numbers = count * turn / TURNS..count * (turn + 1) / TURNS;
-        a.turn(numbers.clone()).await?;
-        b.turn(numbers).await?;
+    for side in &mut *sides {
+        (side.seen, side.cpu) = (Seen::default(), side.server.cpu()?);
     }
-    let cpu = [a.server.cpu()? - before[0], b.server.cpu()? - before[1]];
-    Ok([a.run(count, cpu[0])?, b.run(count, cpu[1])?])
+    by_turns(sides, count, async |side, numbers| side.turn(callbacks, numbers).await).await?;
+    for side in sides {
+        let answered = side.seen.count();
+        ensure!(answered == count, "{answered} of {count} requests were answered");
+    }
+    Ok(())
 }
 
 impl Bench {
@@ -179,9 +186,12 @@ impl Bench {
             }
             _ => (Arc::clone(&load.callbacks), Expected::Accepted, load.callbacks.tally()),
         };
-        let baseline = Side::new(&null.process, null_senders, &load.callbacks, to_null);
-        let measured = Side::new(&gateway.process, senders, &callbacks, expected);
-        let runs = by_turns(baseline, measured, count).await?;
+        let baseline = Side::new(&null.process, null_senders, to_null);
+        let mut sides = [baseline, Side::new(&gateway.process, senders, expected)];
+        post_by_turns(&mut sides, &callbacks, count).await?;
+        let [baseline, measured] = &sides;
+        let runs = [baseline.run()?, measured.run()?];
+        drop(sides);
         gateway.stop().await?.must_be(load.warm_up.tally().and(stored))?;
         Ok(runs)
     }
