@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -57,7 +56,7 @@ impl Campaign {
     /// Runs it; what was seen, as one object.
     pub(crate) async fn run(self, plan: &Plan) -> anyhow::Result<Value> {
         say(format_args!("{self:?}, seed {}", plan.seed));
-        raise_open_files()?;
+        machine::raise_open_files()?;
         let machine = Machine::look(&plan.folder).await?;
         let seen = match self {
             Self::Slow => slow::run(plan).await,
@@ -107,12 +106,6 @@ impl Target {
 /// A goal and whether it was met.
 fn goal(what: &str, met: bool) -> Value {
     json!({ "goal": what, "met": met })
-}
-
-/// As many open files as the system lets this process and its children have.
-fn raise_open_files() -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("raising the open files")
 }
 
 /// A pseudo-random number; the same for the same seed.

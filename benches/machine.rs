@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
@@ -45,6 +46,12 @@ pub(crate) fn keep_to(processors: &[usize]) -> anyhow::Result<()> {
         set.set(*number)?;
     }
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// As many open files as the system lets this process and its children have.
+pub(crate) fn raise_open_files() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("raising the open files")
 }
 
 /// How often a connection found no room to wait for its server, since the start of the machine: anybody's.

@@ -145,6 +145,8 @@ fn start(cli: Cli) -> anyhow::Result<()> {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
+    // Stores of several sizes are open at once, with as many connections each.
+    machine::raise_open_files()?;
     let size = if cli.quick { Size::Quick } else { cli.size };
     let bench = Bench::new(size, cli.rounds, cli.dir)?;
     let mut report = Report::new(size, bench.folder()).await?;

@@ -65,7 +65,7 @@ pub(crate) enum Scenario {
     Outage,
     /// Very many parked deliveries.
     Parked,
-    /// A store that grows, and its start.
+    /// Stores of growing size, and a start on the largest.
     Growth,
     /// Resident memory, idle, after many events, with many destinations.
     Memory,
@@ -139,7 +139,7 @@ impl Scenario {
                 "The receiver answers every delivery with 500 and `Retry-After`, until all are parked. Then it is well again, all are due, and chaski starts anew."
             }
             Self::Growth => {
-                "One store, filled further and further. At each fill callbacks are measured beside an empty server; in the end chaski is started on it."
+                "Three stores, each filled further than the one before, and a gateway on each. Callbacks are measured in turns with each other and an empty server; in the end chaski is started on the fullest."
             }
             Self::Memory => {
                 "Resident memory of the process: at rest, after many events from edge to receiver, and on Kafka with many destinations."

@@ -210,19 +210,3 @@ impl Edge {
         add(figure(RESIDENT, Unit::Mebibytes), |run| run.resident_mib);
     }
 }
-
-/// Load on a server that is warm.
-pub(super) async fn measured(
-    server: &Process,
-    senders: &mut Senders,
-    callbacks: &Arc<Callbacks>,
-    count: usize,
-    expected: Expected,
-) -> anyhow::Result<(Seen, Sample)> {
-    // What the warm-up left behind (a commit, a checkpoint) ends first.
-    tokio::time::sleep(LOOK).await;
-    let cpu = server.cpu()?;
-    let seen = senders.post(callbacks, count, expected).await?;
-    let sample = Sample::new(count, seen.elapsed, server.cpu()? - cpu);
-    Ok((seen, sample))
-}

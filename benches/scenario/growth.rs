@@ -1,12 +1,12 @@
-//! One store that is filled further and further: what a callback costs at each fill, what an event takes on disk, and
-//! how long a start takes in the end.
+//! Stores of different sizes: what a callback costs at each, what an event takes on disk, and how long a start on the
+//! largest takes.
 
 use std::sync::Arc;
 
 use anyhow::ensure;
 use tempfile::TempDir;
 
-use super::edge::measured;
+use super::edge::{Side, post_by_turns};
 use super::{BATCH, Bench, CONNECTIONS, Counts, Scenario};
 use crate::callback::{Callbacks, Signature};
 use crate::gateway::Gateway;
@@ -21,8 +21,8 @@ const FLAT: f64 = 1.2;
 pub(crate) const STORED: &str = "bytes on disk per event";
 pub(crate) const NORMALISED: &str = "server CPU each, as many times an empty server's";
 const START: &str = "from start to \"chaski is running\", files in the page cache";
-const EMPTY: &str = "an empty hyper server in the same minute";
-/// The part of the requests of a round that is sent at once: the store is not to grow much while it is measured.
+const EMPTY: &str = "an empty hyper server";
+/// The part of the requests of a round that is sent at once: a store is not to grow much while it is measured.
 const SLICES: usize = 4;
 
 /// Under which circumstances a figure stands.
@@ -30,84 +30,98 @@ fn case(fill: usize) -> String {
     format!("{fill} events stored")
 }
 
-/// What one callback costs at a store, and an empty server beside it.
+/// A store, in its folder.
+struct Stored {
+    site: TempDir,
+    store: Store,
+    events: usize,
+}
+
+/// What a callback cost in one round, in microseconds.
 struct Costs {
-    chaski_us: f64,
     empty_us: f64,
+    /// At each store.
+    at_us: Vec<f64>,
 }
 
 impl Bench {
     pub(super) async fn growth(&self, report: &mut Report) -> anyhow::Result<()> {
-        let site = self.site()?;
-        let store = self.store(&site, On::Embedded);
-        let mut numbers = 0;
-        let mut first: Option<Vec<Costs>> = None;
-        for fill in self.counts.fills {
-            let costs = self.at_fill(fill, &site, &store, &mut numbers).await?;
-            let figure =
-                |what: &str, unit| Figure::of(Scenario::Growth, On::Embedded, &case(fill), what, unit);
-            for (round, cost) in costs.iter().enumerate() {
-                let cpu = figure(CPU, Unit::Microseconds).beside(EMPTY);
-                report.add(cpu, cost.chaski_us, Some(cost.empty_us));
-                let flat = figure(NORMALISED, Unit::Times);
-                let before = first.as_ref().map(|first| first[round].times());
-                let flat = if before.is_some() {
-                    flat.beside("the same at the first fill").wants(Goal::TimesAtMost(FLAT))
+        let (stores, rounds) = self.stores_and_costs().await?;
+        let figure =
+            |events, what: &str, unit| Figure::of(Scenario::Growth, On::Embedded, &case(events), what, unit);
+        for (index, (fill, Stored { store, events, .. })) in self.counts.fills.iter().zip(&stores).enumerate()
+        {
+            for Costs { empty_us, at_us } in &rounds {
+                let cpu = figure(*fill, CPU, Unit::Microseconds).beside(EMPTY);
+                report.add(cpu, at_us[index], Some(*empty_us));
+                let flat = figure(*fill, NORMALISED, Unit::Times);
+                if index == 0 {
+                    report.add(flat, at_us[index] / empty_us, None);
                 } else {
-                    flat
-                };
-                report.add(flat, cost.times(), before);
+                    let flat = flat.beside("the same at the first fill").wants(Goal::TimesAtMost(FLAT));
+                    report.add(flat, at_us[index] / empty_us, Some(at_us[0] / empty_us));
+                }
             }
-            first.get_or_insert(costs);
-            report.add(figure(STORED, Unit::Bytes), store.bytes()? as f64 / numbers as f64, None);
+            let stored = figure(*fill, STORED, Unit::Bytes);
+            report.add(stored, store.bytes()? as f64 / *events as f64, None);
         }
-        let found = store.events()?;
-        ensure!(found == numbers as u64, "the store holds {found} instead of {numbers} events");
-        let gateway = Gateway::start(site.path(), &store, &[]).await?;
-        let case = format!("{numbers} events stored");
-        let started = Figure::of(Scenario::Growth, On::Embedded, &case, START, Unit::Seconds);
+        let Some(Stored { site, store, events }) = stores.last() else { return Ok(()) };
+        let gateway = Gateway::start(site.path(), store, &[]).await?;
+        let started = figure(*events, START, Unit::Seconds);
         report.add(started, gateway.started_in.as_secs_f64(), None);
         gateway.end().await
     }
 
-    /// Fills a store until it has so many events, and measures then; `numbers` have been used so far.
-    async fn at_fill(
-        &self,
-        fill: usize,
-        site: &TempDir,
-        store: &Store,
-        numbers: &mut usize,
-    ) -> anyhow::Result<Vec<Costs>> {
-        let gateway = Gateway::start(site.path(), store, &[]).await?;
-        let mut senders = Senders::connect(gateway.edge, CONNECTIONS).await?;
-        while *numbers < fill {
-            let batch = BATCH.min(fill - *numbers);
-            let callbacks = Arc::new(Callbacks::render(*numbers, batch, Signature::Right)?);
-            senders.post(&callbacks, batch, Expected::Accepted).await?;
-            *numbers += batch;
-        }
+    /// Fills stores, and measures then in each round. Nobody has them open any more.
+    async fn stores_and_costs(&self) -> anyhow::Result<(Vec<Stored>, Vec<Costs>)> {
         let slice = self.counts.requests / SLICES;
-        let mut costs = Vec::new();
-        for _ in 0..self.counts.rounds {
-            let callbacks = Arc::new(Callbacks::render(*numbers, slice, Signature::Right)?);
-            let new = Expected::Accepted;
-            let (_, sample) = measured(&gateway.process, &mut senders, &callbacks, slice, new).await?;
-            *numbers += slice;
-            let null = Null::start(Manner::Take)?;
-            let mut to_null = Senders::connect(null.address, CONNECTIONS).await?;
-            to_null.post(&callbacks, Counts::warm_up(slice), Expected::Ok).await?;
-            let (_, empty) = measured(&null.process, &mut to_null, &callbacks, slice, Expected::Ok).await?;
-            costs.push(Costs { chaski_us: sample.cpu_us, empty_us: empty.cpu_us });
+        let warm_up = Arc::new(Callbacks::render(0, Counts::warm_up(slice), Signature::Right)?);
+        let (mut stores, mut gateways) = (Vec::new(), Vec::new());
+        for fill in self.counts.fills {
+            let (site, store, gateway) = self.filled(warm_up.count(), fill).await?;
+            gateways.push(gateway);
+            stores.push(Stored { site, store, events: fill });
         }
-        drop(senders);
-        gateway.end().await?;
-        Ok(costs)
+        let null = Null::start(Manner::Take)?;
+        let mut sides =
+            vec![Side::new(&null.process, Senders::connect(null.address, CONNECTIONS).await?, Expected::Ok)];
+        for gateway in &gateways {
+            let senders = Senders::connect(gateway.edge, CONNECTIONS).await?;
+            sides.push(Side::new(&gateway.process, senders, Expected::Accepted));
+        }
+        post_by_turns(&mut sides, &warm_up, warm_up.count()).await?;
+        let (mut rounds, mut next) = (Vec::new(), self.counts.fills.into_iter().max().unwrap_or_default());
+        for _ in 0..self.counts.rounds {
+            let callbacks = Arc::new(Callbacks::render(next, slice, Signature::Right)?);
+            post_by_turns(&mut sides, &callbacks, slice).await?;
+            next += slice;
+            stores.iter_mut().for_each(|stored| stored.events += slice);
+            let cpu_us = |side: &Side<'_>| Ok(side.sample()?.cpu_us);
+            let at_us = sides[1..].iter().map(cpu_us).collect::<anyhow::Result<_>>()?;
+            rounds.push(Costs { empty_us: cpu_us(&sides[0])?, at_us });
+        }
+        drop(sides);
+        for (gateway, Stored { store, events, .. }) in gateways.into_iter().zip(&stores) {
+            gateway.end().await?;
+            let found = store.events()?;
+            ensure!(found == *events as u64, "a store holds {found} instead of {events} events");
+        }
+        Ok((stores, rounds))
     }
-}
 
-impl Costs {
-    /// As many times the empty server's: the machine may be a faster or slower one at the next fill.
-    fn times(&self) -> f64 {
-        self.chaski_us / self.empty_us
+    /// A store with so many events, but for the first ones: they are its warm-up.
+    async fn filled(&self, warm_up: usize, fill: usize) -> anyhow::Result<(TempDir, Store, Gateway)> {
+        let site = self.site()?;
+        let store = self.store(&site, On::Embedded);
+        let gateway = Gateway::start(site.path(), &store, &[]).await?;
+        let mut senders = Senders::connect(gateway.edge, CONNECTIONS).await?;
+        let mut from = warm_up;
+        while from < fill {
+            let batch = BATCH.min(fill - from);
+            let callbacks = Arc::new(Callbacks::render(from, batch, Signature::Right)?);
+            senders.post(&callbacks, batch, Expected::Accepted).await?;
+            from += batch;
+        }
+        Ok((site, store, gateway))
     }
 }
