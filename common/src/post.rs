@@ -49,14 +49,18 @@ pub async fn deliver() {
 /// it drops the future.
 pub async fn by_post<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    let mut letter: Option<(Waker, Waker)> = None;
+    let mut letter: Option<(usize, Waker)> = None;
     poll_fn(|cx| {
-        let known = letter.take().filter(|(to, _)| to.will_wake(cx.waker()));
+        // Whom a letter is for stays where it is while there is the letter.
+        let to = cx.waker().data().addr();
+        let known = letter.take().filter(|(known, _)| *known == to);
         let (_, by_post) = letter.insert(known.unwrap_or_else(|| {
-            let to = cx.waker().clone();
-            let post = POST.with(|place| place.get().cloned());
-            let by_post = post.map(|post| Arc::new(Letter { to: to.clone(), post }).into());
-            (to, by_post.unwrap_or_else(|| cx.waker().clone()))
+            let to_here = cx.waker().clone();
+            let by_post = POST.with(|place| match place.get() {
+                Some(post) => Arc::new(Letter { to: to_here, post: Arc::clone(post) }).into(),
+                None => to_here,
+            });
+            (to, by_post)
         }));
         future.as_mut().poll(&mut Context::from_waker(by_post))
     })

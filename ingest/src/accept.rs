@@ -201,7 +201,7 @@ impl Acceptor {
         event: Event,
         now: Timestamp,
     ) -> impl Future<Output = Result<Outcome, StorageError>> + 'a {
-        let (id, kind, fingerprint) = (event.id, event.kind.clone(), event.fingerprint);
+        let (id, kind, fingerprint) = (event.id, source.metrics.kind(&event.kind), event.fingerprint);
         let appending = self.storage.events.append(event, source.on_conflict);
         async move {
             let begun = Instant::now();
@@ -218,7 +218,7 @@ impl Acceptor {
             source.metrics.stored(dedup, is_spooled, begun.elapsed());
             match &outcome {
                 Ok(Outcome::Accepted(_)) => {
-                    source.metrics.accepted(&kind, now);
+                    source.metrics.accepted(kind, now);
                     debug!(%id, source = %source.name, digest = %hex::encode(fingerprint.as_bytes()), "event stored");
                 }
                 Ok(Outcome::Quarantined(..)) => {
@@ -284,11 +284,16 @@ fn event_of(
 ) -> Result<(Event, Option<Unusable>), Refusal> {
     trail.read();
     source.metrics.body(received.body.len());
-    let read = judge(source, claim, &received, now, trail);
-    *room = received.into_headers();
+    let mut read = judge(source, claim, &received, now, trail);
+    let body;
+    (*room, body) = received.into_room_and_body();
+    if let Ok((event, _)) = &mut read {
+        event.body = body;
+    }
     read
 }
 
+/// As [`event_of`]; what is read still borrows the body, which the event therefore gets later.
 fn judge(
     source: &Source,
     claim: Option<Claim>,
@@ -343,7 +348,7 @@ fn bare(
         content_type: content_type(source, received),
         traceparent: Some(trace_context(received, id).encode(&mut [0; TRACEPARENT_BYTES]).into()),
         fingerprint,
-        body: received.body.clone(),
+        body: Bytes::new(),
         environment: Some(source.environment),
     }
 }

@@ -362,6 +362,9 @@ pub(crate) enum Dedup {
     Error,
 }
 
+/// The counter of an event type; of one that has none yet, its name.
+pub(crate) struct Kind<'s>(Result<&'s Series<Count>, Arc<str>>);
+
 impl SourceMetrics {
     pub(crate) fn verified(&self, verified: &Verified<'_>, now: Timestamp) {
         self.verified[verified.key as usize].here().inc();
@@ -397,12 +400,18 @@ impl SourceMetrics {
         self.types.known(kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
     }
 
-    pub(crate) fn accepted(&self, kind: &Arc<str>, now: Timestamp) {
+    /// Where an event of this type is counted once it is accepted.
+    pub(crate) fn kind(&self, kind: &Arc<str>) -> Kind<'_> {
+        Kind(self.types.known(kind).map(|(_, count)| count).ok_or_else(|| kind.clone()))
+    }
+
+    pub(crate) fn accepted(&self, kind: Kind<'_>, now: Timestamp) {
         set(&self.last_accepted, now.as_second());
-        let known = self.types.known(kind).map(|(_, count)| count);
-        let count = known.or_else(|| self.types.name(&self.name, kind)).unwrap_or_else(|| {
-            self.types.overflow.inc();
-            &self.types.other
+        let count = kind.0.unwrap_or_else(|new| {
+            self.types.name(&self.name, &new).unwrap_or_else(|| {
+                self.types.overflow.inc();
+                &self.types.other
+            })
         });
         count.here().inc();
     }
@@ -448,7 +457,8 @@ mod tests {
         let source = metrics.source("pe", &[]);
         for number in 0..TYPES_MAX + 3 {
             for _ in 0..2 {
-                source.accepted(&format!("type-{number}").into(), Timestamp::UNIX_EPOCH);
+                let kind = source.kind(&format!("type-{number}").into());
+                source.accepted(kind, Timestamp::UNIX_EPOCH);
             }
         }
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();

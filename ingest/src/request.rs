@@ -24,11 +24,11 @@ pub struct Received {
 }
 
 impl Received {
-    /// The room that its header fields took, empty.
-    pub(crate) fn into_headers(self) -> HeaderMap {
+    /// The room that its header fields took, empty, and the body.
+    pub(crate) fn into_room_and_body(self) -> (HeaderMap, Bytes) {
         let mut headers = self.head.headers;
         headers.clear();
-        headers
+        (headers, self.body)
     }
 }
 

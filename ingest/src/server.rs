@@ -421,8 +421,8 @@ impl Shared {
         async move {
             phase.begin_request();
             let begun = Instant::now();
-            if let Some(turn) = phase.take_turn()
-                && self.acceptor.is_tight()
+            if self.acceptor.is_tight()
+                && let Some(turn) = phase.take_turn()
             {
                 sleep_until(turn).await;
             }
