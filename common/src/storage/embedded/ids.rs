@@ -91,6 +91,14 @@ struct Known {
     fingerprint: Fingerprint,
 }
 
+/// What is known of the newest ids in a part of all.
+#[derive(Clone, Default)]
+struct Bucket {
+    known: Vec<Known>,
+    /// Their tags, in the same order: a new id is compared with all of them, in a fifth of the memory.
+    tags: Vec<Tag>,
+}
+
 /// The ids, as the writing thread has them.
 pub(super) struct Ids {
     state: RefCell<State>,
@@ -100,7 +108,7 @@ pub(super) struct Ids {
 
 struct State {
     /// The newest, by bucket, in the order in which they came.
-    recent: Vec<Vec<Known>>,
+    recent: Vec<Bucket>,
     recent_count: usize,
     /// More were there when the store was opened: the first sweep goes around however few come, or a process that is
     /// restarted often would load more each time.
@@ -181,7 +189,7 @@ impl Ids {
     /// The fingerprint of the event that has this id; none if the id is new.
     pub(super) fn find(&self, connection: &Connection, id: EventId) -> rusqlite::Result<Option<Fingerprint>> {
         let state = self.state.borrow();
-        if let Some(known) = state.recent[bucket_of(id)].iter().find(|known| known.id == id) {
+        if let Some(known) = state.recent[bucket_of(id)].find(id) {
             return Ok(Some(known.fingerprint));
         }
         let tag = tag_of(id);
@@ -277,7 +285,7 @@ impl Ids {
             connection.prepare_cached("INSERT OR REPLACE INTO id_bucket (number, entries) VALUES (?, ?)")?;
         let (mut next, mut count) = (sweep.bucket, 0);
         while next < last && count < surplus {
-            let bucket = &state.recent[next];
+            let bucket = &state.recent[next].known;
             if !bucket.is_empty() {
                 // A sweep that an end of the process has cut short is done again with all it had, and more.
                 let number = number(rows.generation, rows.sweeps, next);
@@ -340,7 +348,7 @@ impl State {
             fit(&mut generations);
         }
         Ok(Self {
-            recent: vec![Vec::new(); BUCKETS],
+            recent: vec![Bucket::default(); BUCKETS],
             recent_count: 0,
             catches_up: false,
             generations,
@@ -357,18 +365,17 @@ impl State {
     }
 
     fn forget(&mut self, id: EventId) -> Option<Known> {
-        let bucket = &mut self.recent[bucket_of(id)];
-        let at = bucket.iter().rposition(|known| known.id == id)?;
+        let known = self.recent[bucket_of(id)].take(id)?;
         self.recent_count -= 1;
-        Some(bucket.swap_remove(at))
+        Some(known)
     }
 
     /// This much of the sweep is durable.
     fn written(&mut self, written: Written) {
         let Some(generation) = self.generations.last_mut() else { return };
         for bucket in &mut self.recent[written.buckets] {
-            self.recent_count -= bucket.len();
-            generation.count += bucket.len();
+            self.recent_count -= bucket.known.len();
+            generation.count += bucket.known.len();
             bucket.clear();
         }
         generation.rows.sweeps = written.sweeps;
@@ -424,6 +431,31 @@ impl Generation {
         )?;
         let next = self.rows.next().generation;
         connection.execute("INSERT INTO generation (number) VALUES (?)", [next]).map(drop)
+    }
+}
+
+impl Bucket {
+    fn find(&self, id: EventId) -> Option<&Known> {
+        if !self.tags.contains(&tag_of(id)) {
+            return None;
+        }
+        self.known.iter().find(|known| known.id == id)
+    }
+
+    fn push(&mut self, known: Known) {
+        self.tags.push(tag_of(known.id));
+        self.known.push(known);
+    }
+
+    fn take(&mut self, id: EventId) -> Option<Known> {
+        let at = self.known.iter().rposition(|known| known.id == id)?;
+        self.tags.swap_remove(at);
+        Some(self.known.swap_remove(at))
+    }
+
+    fn clear(&mut self) {
+        self.tags.clear();
+        self.known.clear();
     }
 }
 
