@@ -1,10 +1,15 @@
 mod earlier;
 
 use std::fs::File;
+use std::sync::mpsc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus::Registry;
 use rusqlite::Connection;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::schema::VERSION;
 use super::{FILE, LOCK_FILE, LOCK_RETRY, Options, lock, open};
@@ -54,9 +59,9 @@ async fn a_folder_whose_process_is_about_to_be_gone_is_waited_for() {
     folder.open().await.events.close().await;
     let left_behind = File::open(folder.0.path().join(LOCK_FILE)).unwrap();
     left_behind.lock().unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let opened = scope.spawn(|| lock(folder.0.path()));
-        std::thread::sleep(10 * LOCK_RETRY);
+        thread::sleep(10 * LOCK_RETRY);
         assert!(!opened.is_finished());
         drop(left_behind);
         opened.join().unwrap().unwrap();
@@ -183,7 +188,7 @@ async fn a_resend_is_a_duplicate_for_as_long_as_its_first_is_kept_and_the_store_
     assert_eq!(append(other.clone()).await.unwrap(), Appended::Conflict);
     let resend = storage.events.append(other, OnConflict::Duplicate).await;
     assert_eq!(resend.unwrap(), Appended::Duplicate);
-    let later = event(2).received_at + std::time::Duration::from_secs(1);
+    let later = event(2).received_at + Duration::from_secs(1);
     assert_eq!(storage.events.prune(later, &[], 10).await.unwrap(), 1, "all but the newest");
     assert!(matches!(append(event(1)).await.unwrap(), Appended::Stored(_)));
     storage.events.close().await;
@@ -207,5 +212,43 @@ async fn an_event_that_would_be_at_another_position_than_the_next_is_not_stored(
     for key in [2, 3] {
         assert_eq!(append(key).await.unwrap(), Appended::Stored(Position(key)));
     }
+    storage.events.close().await;
+}
+
+/// The bytes of somebody who wants to know when they are let go, and by which thread.
+struct Owned(mpsc::Sender<ThreadId>);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        b"{}"
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let _ = self.0.send(thread::current().id());
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_held_while_its_event_waits_and_let_go_by_whoever_waits_for_it() {
+    let folder = InFolder::new();
+    let storage = folder.open().await;
+    let (tell, let_go) = mpsc::channel();
+    let owned = |key| Event { body: Bytes::from_owner(Owned(tell.clone())), ..event(key) };
+    let append = |key| storage.events.append(owned(key), OnConflict::Quarantine);
+
+    append(1).await.unwrap();
+    assert_eq!(let_go.try_recv(), Ok(thread::current().id()));
+
+    let database = folder.database();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(timeout(Duration::ZERO, append(2)).await.is_err());
+    assert!(let_go.try_recv().is_err(), "nobody waits for it, but it will be written");
+    database.execute_batch("COMMIT").unwrap();
+    assert!(
+        let_go.recv_timeout(Duration::from_secs(60)).is_ok_and(|writer| writer != thread::current().id())
+    );
+    assert_eq!(append(2).await.unwrap(), Appended::Duplicate);
     storage.events.close().await;
 }
