@@ -23,8 +23,10 @@ type ById<T> = HashMap<EventId, T, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 struct Generations {
-    /// What is being stored, with the token of its reservation elsewhere, if it has one.
-    pending: ById<Option<u64>>,
+    /// What is being stored, with the number of its reservation.
+    pending: ById<u64>,
+    /// Reservations so far.
+    reservations: u64,
     young: ById<Fingerprint>,
     old: ById<Fingerprint>,
 }
@@ -36,37 +38,32 @@ impl Recent {
 }
 
 impl Recent {
-    pub(super) fn claim(&self, id: EventId) -> Claim {
+    /// Reserves an id; `Ok` has the number of the reservation, which no other one of this process has.
+    pub(super) fn claim(&self, id: EventId) -> Result<u64, Claim> {
         let mut known = self.lock();
+        let known = &mut *known;
         if let Some(fingerprint) = known.young.get(&id).or_else(|| known.old.get(&id)) {
-            return Claim::Known(*fingerprint);
+            return Err(Claim::Known(*fingerprint));
         }
         match known.pending.entry(id) {
             Entry::Vacant(free) => {
-                free.insert(None);
-                Claim::Mine
+                known.reservations += 1;
+                Ok(*free.insert(known.reservations))
             }
-            Entry::Occupied(_) => Claim::Pending,
+            Entry::Occupied(_) => Err(Claim::Pending),
         }
     }
 
-    /// What is reserved here is reserved elsewhere, too, under this token.
-    pub(super) fn note(&self, id: EventId, token: u64) {
-        if let Some(noted) = self.lock().pending.get_mut(&id) {
-            *noted = Some(token);
-        }
-    }
-
-    /// Frees an id; tells the token of its reservation elsewhere.
+    /// Frees an id; tells the number of its reservation.
     pub(super) fn free(&self, id: EventId) -> Option<u64> {
-        self.lock().pending.remove(&id).flatten()
+        self.lock().pending.remove(&id)
     }
 }
 
 #[async_trait]
 impl Dedup for Recent {
     async fn reserve(&self, id: EventId) -> Claim {
-        self.claim(id)
+        self.claim(id).map_or_else(|known| known, |_| Claim::Mine)
     }
 
     fn confirm(&self, id: EventId, fingerprint: Fingerprint) {
@@ -102,12 +99,8 @@ mod tests {
         assert_eq!(recent.reserve(id(1)).await, Claim::Pending);
         recent.release(id(1));
         assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
-        recent.note(id(1), 7);
-        assert_eq!(recent.free(id(1)), Some(7));
-        recent.note(id(1), 8);
-        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
-        assert_eq!(recent.free(id(1)), None, "what is not reserved has no token");
-        assert_eq!(recent.reserve(id(1)).await, Claim::Mine);
+        assert_eq!((recent.free(id(1)), recent.free(id(1))), (Some(2), None));
+        assert_eq!(recent.claim(id(1)), Ok(3), "no number is given twice");
         recent.confirm(id(1), print);
         assert_eq!(recent.reserve(id(1)).await, Claim::Known(print));
     }

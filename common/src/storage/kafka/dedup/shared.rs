@@ -6,7 +6,6 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,7 +28,6 @@ const FLUSH_WITHIN: Duration = Duration::from_millis(200);
 pub(in crate::storage::kafka) struct Shared {
     local: Recent,
     asks: mpsc::Sender<Ask>,
-    reservations: AtomicU64,
 }
 
 impl Shared {
@@ -50,21 +48,17 @@ impl Shared {
         };
         let asks = asker.start()?;
         Room::new(settings.clone(), registry).start(&asks);
-        Ok(Arc::new(Self { local: Recent::default(), asks, reservations: AtomicU64::new(0) }))
+        Ok(Arc::new(Self { local: Recent::default(), asks }))
     }
 
-    /// Asks the others for an id that is new here.
-    async fn reserve_there(&self, id: EventId) -> Claim {
-        let token = self.reservations.fetch_add(1, Ordering::Relaxed);
+    /// Asks the others for an id that is new here, and reserved under this number.
+    async fn reserve_there(&self, id: EventId, token: u64) -> Claim {
         let (found, answer) = oneshot::channel();
         if self.asks.try_send(Ask::Reserve { id, token, found }).is_err() {
             return Claim::Alone;
         }
         match answer.await {
-            Ok(Found::Nothing) => {
-                self.local.note(id, token);
-                Claim::Mine
-            }
+            Ok(Found::Nothing) => Claim::Mine,
             Ok(Found::Pending) => {
                 self.local.free(id);
                 Claim::Pending
@@ -73,7 +67,7 @@ impl Shared {
                 self.local.remember(id, fingerprint);
                 Claim::Known(fingerprint)
             }
-            // It may have been reserved all the same; the lease ends that.
+            // It may have been reserved all the same; what is released, or the lease, ends that.
             Err(_) => Claim::Alone,
         }
     }
@@ -83,8 +77,8 @@ impl Shared {
 impl Dedup for Shared {
     async fn reserve(&self, id: EventId) -> Claim {
         match self.local.claim(id) {
-            Claim::Mine => self.reserve_there(id).await,
-            claim => claim,
+            Ok(token) => self.reserve_there(id, token).await,
+            Err(claim) => claim,
         }
     }
 
