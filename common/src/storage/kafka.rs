@@ -58,6 +58,7 @@ mod fuzzing;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -209,6 +210,7 @@ async fn open_with(
         spool,
         hedge_after,
         head: watch::Sender::new(Position::default()),
+        head_noted: AtomicU64::new(0),
         told: watch::Sender::new(Controls::new()),
         telemetry: Telemetry::new(registry),
         readers: Mutex::default(),
@@ -242,6 +244,8 @@ struct Kafka {
     spool: Option<Arc<Spool>>,
     hedge_after: Duration,
     head: watch::Sender<Position>,
+    /// The same, for those who have nothing newer to say.
+    head_noted: AtomicU64,
     /// What operators have said.
     told: watch::Sender<Controls>,
     telemetry: Telemetry,
@@ -295,6 +299,11 @@ impl Kafka {
 
     /// The log has grown up to here, at least.
     fn note_head(&self, position: Position) {
+        // Almost always another partition's: that is seen without a lock that all threads want.
+        if self.head_noted.load(Ordering::Relaxed) >= position.0 {
+            return;
+        }
+        self.head_noted.fetch_max(position.0, Ordering::Relaxed);
         self.head.send_if_modified(|head| {
             let newer = position > *head;
             *head = position.max(*head);
