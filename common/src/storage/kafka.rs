@@ -199,11 +199,12 @@ async fn open_with(
     if let Some(spool) = &spool {
         spool.remember_ids(&*dedup).await?;
     }
+    let topics = Topics::new(&options.topic_prefix);
     let kafka = Arc::new(Kafka {
-        producer: Producer::new(connect.clone(), registry)?,
+        producer: Producer::new(connect.clone(), &topics.events, registry)?,
         connect,
         prefix: options.topic_prefix.clone(),
-        topics: Topics::new(&options.topic_prefix),
+        topics,
         opened: OnceLock::new(),
         dedup,
         has_redis: options.redis.is_some(),

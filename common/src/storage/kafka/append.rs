@@ -18,8 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Kafka;
 use super::client::failed;
 use super::dedup::Claim;
-use super::producer::{Place, Report, is_unfit};
-use super::record::Outgoing;
+use super::producer::{Handed, Place, Report, is_unfit};
 use super::spool::{Hedge, Spool};
 use crate::event::{Event, EventId, Fingerprint};
 use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, OnConflict, Position, StorageError};
@@ -57,6 +56,7 @@ impl Kafka {
         let stored = match self.claim(event.id).await? {
             Claimed::Known(stored) => stored,
             Claimed::New { alone } => {
+                let event = Arc::new(event);
                 let kept = self.keep(&event, alone, on_conflict).await;
                 match kept {
                     Ok(Appended::Stored(_) | Appended::Spooled) => {
@@ -110,59 +110,50 @@ impl Kafka {
     /// Makes an event durable whose id is new, one way or the other.
     async fn keep(
         self: &Arc<Self>,
-        event: &Event,
+        event: &Arc<Event>,
         alone: bool,
         on_conflict: OnConflict,
     ) -> Result<Appended, StorageError> {
-        let mut record = Outgoing::event(&self.topics.events, event);
-        if alone {
-            record = record.deduplicated_alone();
-        }
+        let record = || Handed::Event { event: Arc::clone(event), alone };
         let Some(spool) = &self.spool else {
-            return self.in_log(self.producer.append(DOING, record).await);
+            return self.in_log(self.producer.append(DOING, record()).await);
         };
         if let Some(writing) = spool.enter_first() {
-            match spool.append(writing, event.clone(), on_conflict).await {
+            match spool.append(writing, Event::clone(event), on_conflict).await {
                 Ok(appended) => return Ok(appended),
                 // The spool is broken, and tells so itself: Kafka may be there all the same.
-                Err(_) => return self.in_log(self.publish_unspooled(spool, record).await),
+                Err(_) => return self.in_log(self.publish_unspooled(spool, record()).await),
             }
         }
-        let mut report = match self.producer.hand_over(DOING, record) {
-            Ok(report) => report,
-            Err(error) if is_unfit(&error) => return Err(error),
-            Err(error) => {
-                spool.turn_to(&error);
-                return spool.append(spool.enter(), event.clone(), on_conflict).await.map_err(|_| error);
-            }
-        };
         let began = Instant::now();
-        match timeout(self.hedge_after, &mut report).await {
-            Ok(Ok(Ok(place))) => Ok(self.stored_at(place)),
-            Ok(report) => {
-                let error = match report {
-                    Ok(Err(error)) => failed(DOING, error),
-                    _ => StorageError::Closed,
-                };
-                spool.turn_to(&error);
-                spool.append(spool.enter(), event.clone(), on_conflict).await.map_err(|_| error)
-            }
-            Err(_) => self.hedge(spool, event, on_conflict, self.watch(spool, report, began)).await,
-        }
+        let failure = match self.producer.hand_over(record()) {
+            Err(error) => error,
+            Ok(mut report) => match timeout(self.hedge_after, &mut report).await {
+                Ok(Ok(Ok(place))) => return Ok(self.stored_at(place)),
+                Ok(Ok(Err(error))) if is_unfit(&error) => return Err(failed(DOING, error)),
+                Ok(Ok(Err(error))) => failed(DOING, error),
+                Ok(Err(_)) => StorageError::Closed,
+                Err(_) => {
+                    return self.hedge(spool, event, on_conflict, self.watch(spool, report, began)).await;
+                }
+            },
+        };
+        spool.turn_to(&failure);
+        spool.append(spool.enter(), Event::clone(event), on_conflict).await.map_err(|_| failure)
     }
 
     /// Gives an event whose report is late to the spool as well; whichever has it first answers.
     async fn hedge(
         &self,
         spool: &Arc<Spool>,
-        event: &Event,
+        event: &Arc<Event>,
         on_conflict: OnConflict,
         mut outcome: Outcome,
     ) -> Result<Appended, StorageError> {
         let Some(hedge) = Hedge::begin(spool, event.id, &outcome) else {
             return self.in_log(settled(&mut outcome).await);
         };
-        let (keeper, event) = (Arc::clone(spool), event.clone());
+        let (keeper, event) = (Arc::clone(spool), Event::clone(event));
         // In a task of its own: where the report comes first the event may have gone to the spool or not.
         let mut spooling = tokio::spawn(async move { hedge.append(&keeper, event, on_conflict).await });
         tokio::select! {
@@ -182,9 +173,9 @@ impl Kafka {
     async fn publish_unspooled(
         self: &Arc<Self>,
         spool: &Arc<Spool>,
-        record: Outgoing,
+        record: Handed,
     ) -> Result<Place, StorageError> {
-        let report = self.producer.hand_over(DOING, record)?;
+        let report = self.producer.hand_over(record)?;
         settled(&mut self.watch(spool, report, Instant::now())).await
     }
 

@@ -8,7 +8,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, ProducerContext};
 
 use super::Options;
 use crate::storage::StorageError;
@@ -109,7 +109,7 @@ impl Connect {
         &self.base
     }
 
-    pub(super) fn producer<C>(&self, context: C) -> Result<ThreadedProducer<C>, StorageError>
+    pub(super) fn producer<C>(&self, context: C) -> Result<BaseProducer<C>, StorageError>
     where
         C: ProducerContext + 'static,
     {
@@ -121,7 +121,7 @@ impl Connect {
         if config.get(LINGER.0).is_none() {
             config.set(LINGER.0, LINGER.1);
         }
-        ThreadedProducer::from_config_and_context(&config, context)
+        BaseProducer::from_config_and_context(&config, context)
             .map_err(|error| failed("making a producer", error))
     }
 

@@ -184,7 +184,7 @@ impl Drain {
     /// what they say of Kafka.
     async fn acknowledged(&self, records: Vec<Outgoing>) -> Vec<Option<Place>> {
         let handed: Vec<_> =
-            records.into_iter().map(|record| self.kafka.producer.hand_over(DOING, record)).collect();
+            records.into_iter().map(|record| self.kafka.producer.hand_over(record)).collect();
         let deadline = Instant::now() + APPEND_WITHIN;
         let mut places = Vec::with_capacity(handed.len());
         let mut first_failure = None;

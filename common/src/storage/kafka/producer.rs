@@ -1,28 +1,26 @@
 //! Appending records: idempotent, acknowledged by all in-sync replicas, answered on the delivery report.
 //!
-//! Handing a record over never blocks: with the queue full it is refused. A record whose report is late may
-//! still arrive; whoever gave up waiting has to allow for that.
+//! Handing a record over never blocks: it is left with a thread that gives it to the client, see `producer/turns.rs`; with
+//! too many there it is refused. A record whose report is late may still arrive; whoever gave up waiting has to allow
+//! for that.
 
 mod telemetry;
+mod turns;
 
-use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use prometheus::Registry;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::oneshot;
 
 use self::telemetry::Telemetry;
-use super::client::{Connect, failed, log};
+use self::turns::{Counter, Turns};
+use super::client::{Connect, failed};
 use super::record::Outgoing;
+use crate::event::Event;
 use crate::storage::StorageError;
-
-/// How long closing waits for reports.
-const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where a record stands: partition and offset.
 pub(super) type Place = (u32, u64);
@@ -30,17 +28,25 @@ pub(super) type Place = (u32, u64);
 pub(super) type Report = Result<Place, KafkaError>;
 
 pub(super) struct Producer {
-    connect: Connect,
-    /// None once closed. Replaced when it has failed for good.
-    current: RwLock<Option<ThreadedProducer<Reports>>>,
-    telemetry: Telemetry,
+    counter: Arc<Counter>,
+    turns: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Whether this record is refused wherever it is sent, and not because of the state of Kafka.
-pub(super) fn is_unfit(error: &StorageError) -> bool {
-    let StorageError::Engine { source, .. } = error else { return false };
-    let code = source.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-    code == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+/// What is to be appended.
+pub(super) enum Handed {
+    /// To the log. It becomes a record on the thread that also frees it: memory that one thread allocates
+    /// and another frees is dear. `alone`: see [`Outgoing::deduplicated_alone`].
+    Event {
+        event: Arc<Event>,
+        alone: bool,
+    },
+    Record(Outgoing),
+}
+
+impl From<Outgoing> for Handed {
+    fn from(record: Outgoing) -> Self {
+        Self::Record(record)
+    }
 }
 
 /// Who waits for a report, and since when.
@@ -49,94 +55,60 @@ struct Waiting {
     since: Instant,
 }
 
-struct Reports(Telemetry);
-
-impl ClientContext for Reports {
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.0.connected(statistics);
-    }
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka producer");
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Waiting>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, waiting: Self::DeliveryOpaque) {
-        let report = match result {
-            Ok(message) => Ok((message.partition().unsigned_abs(), message.offset().unsigned_abs())),
-            Err((error, _)) => Err(error.clone()),
-        };
-        self.0.reported(&report, waiting.since.elapsed());
-        // Who does not wait any more has counted it as unknown.
-        let _ = waiting.answer.send(report);
-    }
+/// Whether this record is refused wherever it is sent, and not because of the state of Kafka.
+pub(super) fn is_unfit(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
 }
 
 impl Producer {
-    pub(super) fn new(connect: Connect, registry: &Registry) -> Result<Self, StorageError> {
-        let telemetry = Telemetry::new(registry);
-        let current = RwLock::new(Some(connect.producer(Reports(telemetry.clone()))?));
-        Ok(Self { connect, current, telemetry })
+    /// `events` is the topic of the log.
+    pub(super) fn new(
+        connect: Connect,
+        events: &Arc<str>,
+        registry: &Registry,
+    ) -> Result<Self, StorageError> {
+        let counter = Arc::<Counter>::default();
+        let turns = Turns::new(connect, Arc::clone(events), Arc::clone(&counter), Telemetry::new(registry))?;
+        Ok(Self { counter, turns: Mutex::new(Some(turns.start()?)) })
     }
 
     /// Appends a record; `Ok` means that it is durable, and where.
-    pub(super) async fn append(&self, doing: &'static str, record: Outgoing) -> Result<Place, StorageError> {
-        let report = self.hand_over(doing, record)?;
+    pub(super) async fn append(
+        &self,
+        doing: &'static str,
+        record: impl Into<Handed>,
+    ) -> Result<Place, StorageError> {
+        let report = self.hand_over(record)?;
         report.await.map_err(|_| StorageError::Closed)?.map_err(|error| failed(doing, error))
     }
 
-    /// Hands a record over; its report comes later, if the producer is not dropped before.
+    /// Hands a record over; its report comes later, if the producer does not end before. What the client refuses at once
+    /// is reported, too.
+    ///
+    /// # Errors
+    /// [`StorageError::Busy`] when too many wait for the client, [`StorageError::Closed`] once it is closed.
     pub(super) fn hand_over(
         &self,
-        doing: &'static str,
-        outgoing: Outgoing,
+        record: impl Into<Handed>,
     ) -> Result<oneshot::Receiver<Report>, StorageError> {
-        let Outgoing { topic, key, value, headers, timestamp } = outgoing;
         let (answer, report) = oneshot::channel();
         let waiting = Waiting { answer, since: Instant::now() };
-        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(waiting)).key(&key).headers(headers);
-        if let Some(value) = &value {
-            record = record.payload(&**value);
-        }
-        if let Some(timestamp) = timestamp {
-            record = record.timestamp(timestamp);
-        }
-        let sent = {
-            let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-            current.as_ref().ok_or(StorageError::Closed)?.send(record)
-        };
-        let Err((error, record)) = sent else { return Ok(report) };
-        self.telemetry.refused(&error);
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::Fatal) {
-            return Err(failed(doing, error));
-        }
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let mut producer = current.as_ref().ok_or(StorageError::Closed)?;
-        // Another thread may have been here meanwhile.
-        if producer.client().fatal_error().is_some() {
-            // The idempotent producer lost count and will never send again; what it still holds is reported as
-            // failed. A new one begins a new count.
-            tracing::warn!(%error, "the kafka producer has failed for good; a new one takes over");
-            producer.purge(PurgeConfig::default().queue().inflight());
-            producer = current.insert(self.connect.producer(Reports(self.telemetry.clone()))?);
-        }
-        producer.send(record).map(|()| report).map_err(|(error, _)| failed(doing, error))
+        self.counter.leave(record.into(), waiting).map(|()| report)
     }
 
     /// Waits for the reports that are out, then refuses everything. Blocks.
     pub(super) fn close(&self) {
-        let last = self.current.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(producer) = last
-            && let Err(error) = producer.flush(FLUSH_WITHIN)
-        {
-            tracing::warn!(%error, "records were still on their way to kafka when the storage closed");
+        self.counter.close();
+        let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if turns.is_some_and(|turns| turns.join().is_err()) {
+            tracing::error!("the thread that talks to kafka's client has panicked");
         }
+    }
+}
+
+impl Drop for Producer {
+    /// What was handed over is not taken back: the thread ends behind its reports.
+    fn drop(&mut self) {
+        self.counter.close();
     }
 }

@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::storage::kafka::append::HEDGE_AFTER;
+use crate::storage::kafka::client::RECORD_BYTES_MAX;
 use crate::storage::kafka::open_with;
 use crate::storage::kafka::testing::Broker;
 use crate::storage::{DeadFilter, DeadLetter};
@@ -341,6 +342,27 @@ async fn topics_that_are_missing_fail_at_once_when_a_broker_answers() {
     assert!(matches!(refused, StorageError::Unfit { .. }), "{refused}");
     make_topics(&options).await;
     let storage = open_with(&options, &Registry::new(), HEDGE_AFTER).await.unwrap();
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_kafka_never_takes_is_refused_and_kafka_keeps_the_word() {
+    let OnBroker(mut options) = OnBroker::new().await;
+    let folder = TempDir::new().unwrap();
+    options.spool = Some(folder.path().join("spool"));
+    let storage = open_with(&options, &Registry::new(), LONG).await.unwrap();
+    reached(&storage).await;
+    let append = async |event| storage.events.append(event, OnConflict::Quarantine).await;
+    let began = Instant::now();
+    let mut key = 0;
+    while !matches!(append(event(key)).await, Ok(Appended::Stored(_))) {
+        assert!(began.elapsed() < LONG, "kafka never has the word");
+        key += 1;
+    }
+    let huge = Event { body: vec![b'x'; RECORD_BYTES_MAX].into(), ..event(key + 1) };
+    let refused = append(huge).await;
+    assert!(matches!(refused, Err(StorageError::Engine { .. })), "{refused:?}");
+    assert!(matches!(append(event(key + 2)).await, Ok(Appended::Stored(_))));
     storage.events.close().await;
 }
 
