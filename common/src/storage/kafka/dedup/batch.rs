@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::address::{Address, Connection};
 use super::link::Link;
 use crate::event::{EventId, Fingerprint};
+use crate::post::together;
 use crate::storage::StorageError;
 
 /// What one batch may take.
@@ -125,12 +126,14 @@ impl Asker {
             unsaid.join(&mut asks);
             let (answers, failed) = self.ask_all(&mut link, &asks).await;
             is_crowd = failed.is_none() && asks.len() >= CROWD_MIN;
-            for (ask, answer) in asks.drain(..).zip(answers) {
-                match answer {
-                    Some(value) => ask.answer(&value),
-                    None => unsaid.keep(ask),
+            together(|| {
+                for (ask, answer) in asks.drain(..).zip(answers) {
+                    match answer {
+                        Some(value) => ask.answer(&value),
+                        None => unsaid.keep(ask),
+                    }
                 }
-            }
+            });
             match failed {
                 None => {
                     if failed_at.take().is_some() {

@@ -21,6 +21,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 
 use super::telemetry::Telemetry;
 use super::{Handed, Waiting};
+use crate::post::together;
 use crate::storage::StorageError;
 use crate::storage::kafka::client::{Connect, log};
 use crate::storage::kafka::record::Outgoing;
@@ -143,7 +144,7 @@ impl Turns {
                 };
                 self.produce(record, waiting);
             }
-            self.take_reports();
+            together(|| self.take_reports());
         }
         if let Err(error) = self.client.flush(FLUSH_WITHIN) {
             tracing::warn!(%error, "records were still on their way to kafka when the storage closed");
