@@ -16,6 +16,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -51,6 +52,8 @@ pub(super) struct Spool {
     /// Its last event.
     head: watch::Receiver<Position>,
     word: Mutex<Word>,
+    /// What stands in it of who takes the next event, for a look without the lock.
+    is_first: AtomicBool,
     hedged: Mutex<HashMap<EventId, Outcome>>,
     /// A letter has been kept.
     pub(super) letters: Notify,
@@ -120,6 +123,7 @@ impl Spool {
             head: store.events.head(),
             store,
             word: Mutex::new(word),
+            is_first: AtomicBool::new(true),
             hedged: Mutex::default(),
             letters: Notify::new(),
             gauges,
@@ -142,17 +146,22 @@ impl Spool {
     }
 
     fn tell_mode(&self, word: &Word) {
+        self.is_first.store(word.spool_first, Ordering::Release);
         let mode = if word.spool_first { 1 + i64::from(word.is_away) } else { 0 };
         self.gauges.mode.set(mode);
     }
 
     /// Whether events go here and not to Kafka.
     pub(super) fn is_first(&self) -> bool {
-        self.word().spool_first
+        self.is_first.load(Ordering::Acquire)
     }
 
     /// For an event that goes here if the spool has the word.
     pub(super) fn enter_first(self: &Arc<Self>) -> Option<Writing> {
+        // That it has not is true for a moment only, with the lock or without it, and all but a few events hear that.
+        if !self.is_first() {
+            return None;
+        }
         let mut word = self.word();
         word.spool_first.then(|| {
             word.writing += 1;
