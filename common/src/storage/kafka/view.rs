@@ -5,6 +5,7 @@
 //! until its record has been applied here, so that it sees what it wrote, and so does every other process
 //! a moment later.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -39,8 +40,10 @@ const TICK: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long a writer waits to see its own record.
 const APPLIED_WITHIN: Duration = Duration::from_secs(10);
-/// Deliveries of this process that are remembered for `fates`.
-const DELIVERED_MAX: i64 = 200_000;
+/// Deliveries of this process that are remembered for `fates`, and [`PRUNE_EVERY`] more. Few in tests, which cannot wait for many.
+const DELIVERED_MAX: u64 = if cfg!(test) { 200 } else { 200_000 };
+/// Deliveries after which the oldest are forgotten: for that, all of them are looked through.
+const PRUNE_EVERY: u64 = DELIVERED_MAX / 8;
 
 type Job = Box<dyn FnOnce(&Connection) + Send>;
 
@@ -59,6 +62,8 @@ pub(super) struct View {
     applied: watch::Receiver<[u64; 2]>,
     wake: SyncSender<Wake>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Deliveries so far.
+    noted: Arc<AtomicU64>,
 }
 
 impl View {
@@ -102,7 +107,8 @@ impl View {
             .name("chaski-view".to_owned())
             .spawn(move || follower.run())
             .map_err(|error| StorageError::Engine { doing: "starting the view", source: Arc::new(error) })?;
-        Ok(Self { readers, controls, applied: watched, wake, thread: Mutex::new(Some(thread)) })
+        let (thread, noted) = (Mutex::new(Some(thread)), Arc::default());
+        Ok(Self { readers, controls, applied: watched, wake, thread, noted })
     }
 
     /// Waits until a topic is applied up to an offset, that one excluded.
@@ -146,9 +152,9 @@ impl View {
             return Ok(());
         }
         let (answer, done) = oneshot::channel();
-        let name = destination.to_owned();
+        let (name, noted) = (destination.to_owned(), Arc::clone(&self.noted));
         let job: Job = Box::new(move |connection| {
-            let _ = answer.send(note(connection, &name, &delivered));
+            let _ = answer.send(note(connection, &name, &delivered, &noted));
         });
         self.wake.try_send(Wake::Write(job)).map_err(|_| StorageError::Busy)?;
         let noted = done.await.map_err(|_| StorageError::Closed)?;
@@ -183,15 +189,23 @@ fn open(file: &std::path::Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn note(connection: &Connection, name: &str, delivered: &[Delivered]) -> rusqlite::Result<()> {
+fn note(
+    connection: &Connection,
+    name: &str,
+    delivered: &[Delivered],
+    noted: &AtomicU64,
+) -> rusqlite::Result<()> {
+    let count = delivered.len() as u64;
+    let before = noted.fetch_add(count, Ordering::Relaxed);
     let transaction = connection.unchecked_transaction()?;
     let destination = number_of(&transaction, name)?;
     record_deliveries(&transaction, destination, delivered)?;
-    transaction.execute(
-        "DELETE FROM delivered WHERE (SELECT COUNT(*) FROM delivered) > ?1 AND at < \
-           (SELECT at FROM delivered ORDER BY at DESC LIMIT 1 OFFSET ?1)",
-        params![DELIVERED_MAX],
-    )?;
+    if before / PRUNE_EVERY < (before + count) / PRUNE_EVERY {
+        transaction.execute(
+            "DELETE FROM delivered WHERE at < (SELECT at FROM delivered ORDER BY at DESC LIMIT 1 OFFSET ?)",
+            [DELIVERED_MAX.cast_signed()],
+        )?;
+    }
     transaction.commit()
 }
 
@@ -408,4 +422,38 @@ fn apply_dead(connection: &Connection, message: &BorrowedMessage<'_>) -> Result<
         .prepare_cached("DELETE FROM dead WHERE destination IS ? AND id = ? AND fingerprint = ?")?
         .execute(params![destination, id.as_bytes(), fingerprint.as_bytes()])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::storage::Position;
+
+    #[test]
+    fn the_last_deliveries_are_remembered_and_an_eighth_more_at_most() {
+        let folder = TempDir::new().unwrap();
+        let connection = open(&folder.path().join("view")).unwrap();
+        let noted = AtomicU64::new(0);
+        let mut delivered = (0..10 * DELIVERED_MAX).map(|number| Delivered {
+            position: Position(number),
+            at: Timestamp::from_millisecond(number as i64).unwrap(),
+            attempts: 1,
+        });
+        let is_kept = |count, last: u64| {
+            (last + 1).min(DELIVERED_MAX) <= count && count < DELIVERED_MAX + PRUNE_EVERY + 40
+        };
+        for settled in (1..=40).cycle() {
+            let some: Vec<_> = delivered.by_ref().take(settled).collect();
+            let Some(last) = some.last().map(|delivered| delivered.position.0) else { break };
+            note(&connection, "erp", &some, &noted).unwrap();
+            let kept = "SELECT COUNT(*), MIN(seq), MAX(seq) FROM delivered";
+            let kept: [i64; 3] =
+                connection.query_row(kept, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap();
+            let [count, first, newest] = kept.map(i64::cast_unsigned);
+            assert!(is_kept(count, last), "{count} of {last}");
+            assert_eq!((first, newest), (last + 1 - count, last), "those that came last");
+        }
+    }
 }
