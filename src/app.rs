@@ -256,7 +256,9 @@ impl App {
     /// Serves until `shutdown`, then drains: readiness off, after `stop_delay` no new connections, what is in flight finishes,
     /// everything settled is written, the store is closed.
     pub async fn run(self, shutdown: CancellationToken) {
-        let admin_stop = CancellationToken::new();
+        let (serving, admin_stop) = (shutdown.child_token(), CancellationToken::new());
+        // Who connects from now on is served, so that whoever the admin address answers hears no other.
+        self.readiness.begin(serving.clone());
         // Whoever delivers knows what is settled, and cleans up.
         let pruning = self.dispatcher.as_ref().map(|_| {
             let pruned_at = Metrics(&self.registry).gauge(
@@ -270,8 +272,6 @@ impl App {
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
         let timekeeper = tokio::spawn(timekeeper::watch(self.registry, admin_stop.clone()));
         let export = self.export.map(|export| tokio::spawn(export.run(admin_stop.clone())));
-        let serving = shutdown.child_token();
-        self.readiness.begin(serving.clone());
         let (stopping, closing) = (serving.clone(), CancellationToken::new());
         let (close, delay) = (closing.clone(), self.stop_delay);
         let closer = tokio::spawn(async move {
