@@ -69,10 +69,9 @@ pub async fn by_post<F: Future>(future: F) -> F::Output {
 
 /// Does something that wakes many: whom it wakes by post is woken at its end, each thread once.
 pub fn together(wake_many: impl FnOnce()) {
-    let sent = Gathered;
+    let _sent_at_the_end = Gathered;
     GATHERED.with_borrow_mut(|gathered| _ = gathered.get_or_insert_default());
     wake_many();
-    drop(sent);
 }
 
 /// Sends what is gathered when it is dropped, so that a panic keeps nobody waiting.
