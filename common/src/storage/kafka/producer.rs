@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
 use self::telemetry::Telemetry;
-use self::turns::{Counter, Turns};
+use self::turns::{Queue, Turns};
 use super::client::{Connect, failed};
 use super::record::Outgoing;
 use crate::event::Event;
@@ -28,7 +28,7 @@ pub(super) type Place = (u32, u64);
 pub(super) type Report = Result<Place, KafkaError>;
 
 pub(super) struct Producer {
-    counter: Arc<Counter>,
+    queue: Arc<Queue>,
     turns: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -67,9 +67,9 @@ impl Producer {
         events: &Arc<str>,
         registry: &Registry,
     ) -> Result<Self, StorageError> {
-        let counter = Arc::<Counter>::default();
-        let turns = Turns::new(connect, Arc::clone(events), Arc::clone(&counter), Telemetry::new(registry))?;
-        Ok(Self { counter, turns: Mutex::new(Some(turns.start()?)) })
+        let queue = Arc::<Queue>::default();
+        let turns = Turns::new(connect, Arc::clone(events), Arc::clone(&queue), Telemetry::new(registry))?;
+        Ok(Self { queue, turns: Mutex::new(Some(turns.start()?)) })
     }
 
     /// Appends a record; `Ok` means that it is durable, and where.
@@ -93,12 +93,12 @@ impl Producer {
     ) -> Result<oneshot::Receiver<Report>, StorageError> {
         let (answer, report) = oneshot::channel();
         let waiting = Waiting { answer, since: Instant::now() };
-        self.counter.leave(record.into(), waiting).map(|()| report)
+        self.queue.push(record.into(), waiting).map(|()| report)
     }
 
     /// Waits for the reports that are out, then refuses everything. Blocks.
     pub(super) fn close(&self) {
-        self.counter.close();
+        self.queue.close();
         let turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner).take();
         if turns.is_some_and(|turns| turns.join().is_err()) {
             tracing::error!("the thread that talks to kafka's client has panicked");
@@ -109,6 +109,6 @@ impl Producer {
 impl Drop for Producer {
     /// What was handed over is not taken back: the thread ends behind its reports.
     fn drop(&mut self) {
-        self.counter.close();
+        self.queue.close();
     }
 }

@@ -37,7 +37,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where records wait for their turn.
 #[derive(Default)]
-pub(super) struct Counter {
+pub(super) struct Queue {
     state: Mutex<State>,
     called: Condvar,
 }
@@ -50,13 +50,13 @@ struct State {
     is_closed: bool,
 }
 
-impl Counter {
+impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves a record for the next turn.
-    pub(super) fn leave(&self, record: Handed, waiting: Waiting) -> Result<(), StorageError> {
+    pub(super) fn push(&self, record: Handed, waiting: Waiting) -> Result<(), StorageError> {
         let mut state = self.state();
         if state.is_closed {
             return Err(StorageError::Closed);
@@ -98,7 +98,7 @@ pub(super) struct Turns {
     connect: Connect,
     /// The topic of the log.
     events: Arc<str>,
-    counter: Arc<Counter>,
+    queue: Arc<Queue>,
     telemetry: Telemetry,
     /// Replaced when it has failed for good.
     client: BaseProducer<Reports>,
@@ -107,7 +107,7 @@ pub(super) struct Turns {
 /// Whatever ends the thread: nobody waits for it any more.
 impl Drop for Turns {
     fn drop(&mut self) {
-        let mut state = self.counter.state();
+        let mut state = self.queue.state();
         state.is_closed = true;
         state.left.clear();
     }
@@ -117,11 +117,11 @@ impl Turns {
     pub(super) fn new(
         connect: Connect,
         events: Arc<str>,
-        counter: Arc<Counter>,
+        queue: Arc<Queue>,
         telemetry: Telemetry,
     ) -> Result<Self, StorageError> {
         let client = connect.producer(Reports::new(telemetry.clone()))?;
-        Ok(Self { connect, events, counter, telemetry, client })
+        Ok(Self { connect, events, queue, telemetry, client })
     }
 
     pub(super) fn start(self) -> Result<JoinHandle<()>, StorageError> {
@@ -133,7 +133,7 @@ impl Turns {
 
     fn run(mut self) {
         let mut records = Vec::new();
-        while self.counter.collect(&mut records, self.client.in_flight_count() > 0) {
+        while self.queue.collect(&mut records, self.client.in_flight_count() > 0) {
             for (record, waiting) in records.drain(..) {
                 let record = match record {
                     Handed::Record(record) => record,
@@ -250,11 +250,11 @@ mod tests {
     use super::*;
     use crate::storage::kafka::producer::Report;
 
-    fn left(counter: &Counter, key: u64) -> Result<oneshot::Receiver<Report>, StorageError> {
+    fn left(queue: &Queue, key: u64) -> Result<oneshot::Receiver<Report>, StorageError> {
         let (answer, report) = oneshot::channel();
         let event = Arc::new(crate::storage::conformance::event(key));
         let waiting = Waiting { answer, since: Instant::now() };
-        counter.leave(Handed::Event { event, alone: false }, waiting).map(|()| report)
+        queue.push(Handed::Event { event, alone: false }, waiting).map(|()| report)
     }
 
     fn subjects(records: &[(Handed, Waiting)]) -> Vec<Option<Arc<str>>> {
@@ -267,11 +267,11 @@ mod tests {
 
     #[test]
     fn what_was_left_is_collected_in_its_order_and_the_last_of_it_after_the_end() {
-        let counter = Counter::default();
+        let queue = Queue::default();
         let mut records = Vec::new();
-        let _reports = [left(&counter, 1).unwrap(), left(&counter, 2).unwrap()];
+        let _reports = [left(&queue, 1).unwrap(), left(&queue, 2).unwrap()];
         for is_any_out in [false, true] {
-            assert!(counter.collect(&mut records, is_any_out));
+            assert!(queue.collect(&mut records, is_any_out));
             let expected = if is_any_out {
                 Vec::new()
             } else {
@@ -280,19 +280,19 @@ mod tests {
             assert_eq!(subjects(&records), expected);
             records.clear();
         }
-        let _report = left(&counter, 3).unwrap();
-        counter.close();
-        assert!(matches!(left(&counter, 4), Err(StorageError::Closed)));
-        assert!(counter.collect(&mut records, true));
+        let _report = left(&queue, 3).unwrap();
+        queue.close();
+        assert!(matches!(left(&queue, 4), Err(StorageError::Closed)));
+        assert!(queue.collect(&mut records, true));
         assert_eq!(records.len(), 1);
         records.clear();
-        assert!(!counter.collect(&mut records, true));
+        assert!(!queue.collect(&mut records, true));
     }
 
     #[test]
     fn who_leaves_something_while_nothing_is_out_calls() {
-        let counter = Arc::<Counter>::default();
-        let asked = Arc::clone(&counter);
+        let queue = Arc::<Queue>::default();
+        let asked = Arc::clone(&queue);
         let waits = thread::spawn(move || {
             let mut records = Vec::new();
             while records.is_empty() {
@@ -300,18 +300,18 @@ mod tests {
             }
             records.len()
         });
-        while !counter.state().is_idle {
+        while !queue.state().is_idle {
             thread::yield_now();
         }
-        let _report = left(&counter, 1).unwrap();
-        assert!(!counter.state().is_idle, "the next one calls once more");
+        let _report = left(&queue, 1).unwrap();
+        assert!(!queue.state().is_idle, "the next one calls once more");
         assert_eq!(waits.join().unwrap(), 1);
     }
 
     #[test]
     fn what_waits_for_a_turn_is_bounded() {
-        let counter = Counter::default();
-        let reports: Vec<_> = (0..=WAITING_MAX as u64).map(|key| left(&counter, key)).collect();
+        let queue = Queue::default();
+        let reports: Vec<_> = (0..=WAITING_MAX as u64).map(|key| left(&queue, key)).collect();
         let refused = |report: &&Result<_, StorageError>| matches!(report, Err(StorageError::Busy));
         assert_eq!(reports.iter().filter(refused).count(), 1);
         assert!(reports.last().is_some_and(Result::is_err));
