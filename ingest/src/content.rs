@@ -46,7 +46,7 @@ labelled! {
         SchemaRoot = "schema_root",
         /// A field that must be there is not.
         SchemaMissing = "schema_missing",
-        /// A part of the key, the type or the subject is not of the right form.
+        /// A part of the key, the type or the subject is not of the right form, or there twice.
         SchemaKey = "schema_key",
         /// Not an amount.
         SchemaAmount = "schema_amount",
@@ -73,7 +73,9 @@ impl Unusable {
             Self::JsonDuplicateKey => "an object has a name twice",
             Self::SchemaRoot => "the document is not an object",
             Self::SchemaMissing => "a required field is missing",
-            Self::SchemaKey => "a part of the key, the type or the subject has a wrong form or length",
+            Self::SchemaKey => {
+                "a part of the key, the type or the subject has a wrong form or length, or a field is there twice"
+            }
             Self::SchemaAmount => "the amount is not a positive decimal with at most two decimals",
             Self::SchemaCurrency => "the currency is neither PEN nor USD",
             Self::SchemaTime => "the payment date is not an RFC 3339 time",
@@ -117,6 +119,8 @@ pub(crate) struct Rules {
     max_age: Option<Duration>,
     /// What one pass over the body collects; a [`Field`] knows its place here.
     places: Places,
+    /// Fields of a form or query that anything is read from.
+    form_fields: Vec<Location>,
 }
 
 #[derive(Debug)]
@@ -169,7 +173,8 @@ impl Rules {
         }
         let mut field = |name: &str, text: &String| faults.keep(Field::compile(name, text, &mut pointers));
         let parts = spec.id.iter().enumerate();
-        let id = parts.filter_map(|(index, part)| field(&format!("event.id.{index}"), part)).collect();
+        let id: Vec<Field> =
+            parts.filter_map(|(index, part)| field(&format!("event.id.{index}"), part)).collect();
         let mut optional = |name, text: &Option<String>| text.as_ref().and_then(|text| field(name, text));
         let kind = optional("event.type", &spec.kind);
         let subject = optional("event.subject", &spec.subject);
@@ -190,6 +195,13 @@ impl Rules {
             )));
         }
         let places = Places::of(pointers.iter().map(Pointer::steps));
+        let mut form_fields: Vec<Location> = Vec::new();
+        for field in id.iter().chain(&kind).chain(&subject).chain(&time) {
+            let place = field.place.outermost();
+            if matches!(place, Location::Form(_) | Location::Query(_)) && !form_fields.contains(place) {
+                form_fields.push(place.clone());
+            }
+        }
         let whole = grammar.zip(fallback).map(|(grammar, fallback)| Self {
             grammar,
             id,
@@ -199,6 +211,7 @@ impl Rules {
             time,
             max_age: spec.max_age,
             places,
+            form_fields,
         });
         faults.finish(whole)
     }
@@ -238,6 +251,10 @@ impl Rules {
             (Grammar::PagoEfectivo(grammar), Some(document)) => grammar.check(document)?,
             _ => None,
         };
+        // Whoever gets the event might take the other of two.
+        for place in &self.form_fields {
+            scheme::find(place, &received.head, Some(&received.body)).map_err(|_| Unusable::SchemaKey)?;
+        }
         let comparable = document.as_ref().map_or(&*received.body, |document| &document.comparable);
         let fingerprint = Fingerprint::of(comparable);
         let view = View { verified, document: document.as_ref() };
@@ -453,7 +470,9 @@ impl PagoEfectivo {
         match at(self.payment_date) {
             Found::Missing | Found::Null => Ok(None),
             Found::Text(text) => {
-                let time = parse_rfc3339(text).ok_or(Unusable::SchemaTime)?;
+                // A sample of the provider's has a blank for the T.
+                let time = parse_rfc3339(text).or_else(|| parse_rfc3339(&text.replacen(' ', "T", 1)));
+                let time = time.ok_or(Unusable::SchemaTime)?;
                 Ok(Some((self.payment_date, time)))
             }
             _ => Err(Unusable::SchemaTime),
@@ -516,6 +535,33 @@ mod tests {
             "1.2.3",
         ] {
             assert!(!is_amount(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_payment_date_may_have_a_blank_for_its_t_and_nowhere_else() {
+        let mut pointers = Vec::new();
+        let grammar = PagoEfectivo::compile(&mut pointers).unwrap();
+        let places = Places::of(pointers.iter().map(Pointer::steps));
+        let time = |date: &str| {
+            let body = format!(
+                r#"{{"eventType":"cip.paid","data":{{"cip":"1","currency":"PEN","amount":1,"paymentDate":"{date}"}}}}"#
+            );
+            let document = json::read(body.as_bytes(), &places).unwrap();
+            grammar.check(&document).map(|checked| checked.map(|(_, time)| time))
+        };
+        let paid = Ok(Some("2026-02-25T15:00:00Z".parse().unwrap()));
+        assert_eq!(time("2026-02-25T10:00:00-05:00"), paid);
+        assert_eq!(time("2026-02-25 10:00:00-05:00"), paid);
+        for wrong in [
+            "2026-02-25  10:00:00-05:00",
+            " 2026-02-25T10:00:00-05:00",
+            "2026-02-25T10:00:00 -05:00",
+            "2026-02-25 10:00:00",
+            "2026-02-30 10:00:00-05:00",
+            "2026-02-25",
+        ] {
+            assert_eq!(time(wrong), Err(Unusable::SchemaTime), "{wrong}");
         }
     }
 

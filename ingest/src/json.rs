@@ -23,6 +23,8 @@ pub(crate) const POINTERS_MAX: usize = 32;
 
 /// Why a document is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// As wide as a word, see `Refusal`.
+#[repr(u64)]
 pub(crate) enum Fault {
     Utf8,
     Syntax,

@@ -10,8 +10,6 @@ use http::HeaderName;
 
 use crate::json::Places;
 
-/// Fields of a form or query that are looked at; further ones are as if they were not there.
-const FIELDS_MAX: usize = 256;
 /// Steps of a pointer.
 const STEPS_MAX: usize = 16;
 
@@ -50,14 +48,18 @@ impl Location {
         }
     }
 
+    /// Where in the request the text is from; a value inside a text is where that text is.
+    pub(crate) fn outermost(&self) -> &Self {
+        match self {
+            Self::Nested(outer, _) => outer.outermost(),
+            single => single,
+        }
+    }
+
     /// Whether the value is in the body, and so cannot be looked at before that is read.
     #[must_use]
     pub fn in_body(&self) -> bool {
-        match self {
-            Self::Header(_) | Self::Query(_) => false,
-            Self::Form(_) | Self::Json(_) => true,
-            Self::Nested(outer, _) => outer.in_body(),
-        }
+        matches!(self.outermost(), Self::Form(_) | Self::Json(_))
     }
 }
 
@@ -115,13 +117,39 @@ impl fmt::Display for Pointer {
     }
 }
 
-/// The first field of that name in a form or query, decoded.
-pub(crate) fn field<'a>(encoded: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
-    encoded.split(|byte| *byte == b'&').take(FIELDS_MAX).find_map(|pair| {
-        let end = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
-        (decode(&pair[..end]).as_ref() == name.as_bytes())
-            .then(|| decode(pair.get(end + 1..).unwrap_or_default()))
-    })
+/// A form or query has more than one field of a name, however each spells it, or one that only some take for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Repeated;
+
+/// The field of that name in a form or query, decoded. Every field is looked at: of two with one name this one would be
+/// checked, and whoever gets the bytes might take the other. How many there are, the bound of the body or the target says.
+pub(crate) fn field<'a>(encoded: &'a [u8], name: &str) -> Result<Option<Cow<'a, [u8]>>, Repeated> {
+    let mut found = None;
+    for pair in encoded.split(|byte| *byte == b'&') {
+        // To some readers a semicolon is an ampersand, too.
+        for (at, piece) in pair.split(|byte| *byte == b';').enumerate() {
+            let end = piece.iter().position(|byte| *byte == b'=').unwrap_or(piece.len());
+            let spelled = decode(&piece[..end]);
+            let is_it = *spelled == *name.as_bytes();
+            if !is_it && !may_be_read_as(&spelled, name) {
+                continue;
+            }
+            // What ends at a semicolon is a name to those alone; `a;b=1` is a field `a;b` to all others.
+            let is_of_all = at == 0 && (end < piece.len() || piece.len() == pair.len());
+            if !is_it || !is_of_all || found.is_some() {
+                return Err(Repeated);
+            }
+            found = Some(pair.get(end + 1..).unwrap_or_default());
+        }
+    }
+    Ok(found.map(decode))
+}
+
+/// Whether some reader takes it for that name: PHP passes over blanks in front and ends a name at a NUL; it and others make
+/// `name[]` an entry of `name`.
+fn may_be_read_as(spelled: &[u8], name: &str) -> bool {
+    let behind = spelled.trim_ascii_start().strip_prefix(name.as_bytes());
+    behind.is_some_and(|behind| matches!(behind.first(), None | Some(0 | b'[')))
 }
 
 fn decode(text: &[u8]) -> Cow<'_, [u8]> {
@@ -188,12 +216,31 @@ mod tests {
     #[test]
     fn a_field_is_found_and_decoded_and_broken_escapes_stay() {
         let form = b"a=1&b%20c=x%2By+z&d&e=%zz%4";
-        let get = |name| field(form, name).map(|value| String::from_utf8(value.into_owned()).unwrap());
+        let get =
+            |name| field(form, name).unwrap().map(|value| String::from_utf8(value.into_owned()).unwrap());
         assert_eq!(get("a").as_deref(), Some("1"));
         assert_eq!(get("b c").as_deref(), Some("x+y z"));
         assert_eq!(get("d").as_deref(), Some(""));
         assert_eq!(get("e").as_deref(), Some("%zz%4"));
         assert_eq!(get("f"), None);
         assert_eq!(decode(encode("ñ &=+%".as_bytes()).as_bytes()).as_ref(), "ñ &=+%".as_bytes());
+    }
+
+    #[test]
+    fn two_fields_of_one_name_are_none_however_they_are_spelled_and_wherever_they_stand() {
+        let far = format!("a=1{}&a=2", "&b=".repeat(10_000));
+        for form in ["a=1&a=1", "a=1&a=2", "a=1&%61=2", "%61&a", "a=&b=1&&a=", far.as_str()] {
+            assert_eq!(field(form.as_bytes(), "a"), Err(Repeated), "{form}");
+        }
+        for seen_as in ["+a=2", "%20%09a=2", "a%00=2", "a%00b=2", "a[]=2", "a%5Bb%5D=2", "c=1;a=2", "c;+a", "a;b=2", "a;b"] {
+            for form in [format!("a=1&{seen_as}"), format!("{seen_as}&a=1"), seen_as.to_owned()] {
+                assert_eq!(field(form.as_bytes(), "a"), Err(Repeated), "{form}");
+            }
+        }
+        assert_eq!(field(b"a=1;b&b[=2&c=;d", "a"), Ok(Some(Cow::Borrowed(b"1;b".as_slice()))));
+        assert_eq!(field(b"a[b]=1&a[c]=2", "a[b]"), Ok(Some(Cow::Borrowed(b"1".as_slice()))));
+        assert_eq!(field(far.as_bytes(), "c"), Ok(None));
+        assert_eq!(field(b"x+y=1&x%20y=2", "x y"), Err(Repeated));
+        assert_eq!(field(b"a=1&A=2&ab=3&=a", "a"), Ok(Some(Cow::Borrowed(b"1".as_slice()))));
     }
 }

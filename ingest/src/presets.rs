@@ -62,8 +62,9 @@ mod tests {
 
     use super::*;
     use crate::content::Rules;
+    use crate::location::Location;
     use crate::source::Secrets;
-    use crate::verify::{Freshness, Scheme};
+    use crate::verify::{Cover, Freshness, Scheme};
 
     /// A preset, with what only a merchant can fill in.
     fn compiled(name: &str) -> Scheme {
@@ -88,7 +89,6 @@ mod tests {
         let advisory = ["pagoefectivo-xdate", "pagsmile"];
         let signed =
             ["dlocal", "kushki", "mercadopago", "paddle", "standard-webhooks", "svix", "stripe", "slack"];
-        let body_not_signed = ["culqi", "mercadopago"];
         for name in names() {
             let scheme = compiled(name);
             match scheme.freshness() {
@@ -96,7 +96,12 @@ mod tests {
                 Freshness::Advisory { .. } => assert!(advisory.contains(name), "{name}"),
                 Freshness::None => assert!(!signed.contains(name) && !advisory.contains(name), "{name}"),
             }
-            assert_eq!(scheme.body_is_authenticated(), !body_not_signed.contains(name), "{name}");
+            let cover = match *name {
+                "culqi" | "mercadopago" => Cover::Nothing,
+                "izipay" => Cover::Fields(vec![Location::Form("kr-answer".to_owned())]),
+                _ => Cover::Body,
+            };
+            assert_eq!(scheme.cover(), cover, "{name}");
         }
         assert!(load("nobody").is_none());
     }

@@ -1,5 +1,6 @@
 //! One request under bounds of size and time: its head checked, its body read, nothing believed.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -64,10 +65,13 @@ impl Head {
         Ok(first.map(http::HeaderValue::as_bytes))
     }
 
-    /// The first field of that name in the query, decoded.
-    #[must_use]
-    pub fn query(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        location::field(self.query.as_deref()?.as_bytes(), name)
+    /// The field of that name in the query, decoded.
+    ///
+    /// # Errors
+    /// [`Refusal::DuplicateHeader`] when it is there more than once.
+    pub fn query(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, Refusal> {
+        let query = self.query.as_deref().unwrap_or_default();
+        Ok(location::field(query.as_bytes(), name)?)
     }
 }
 

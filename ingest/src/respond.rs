@@ -12,6 +12,7 @@ use http_body_util::Full;
 
 use crate::budget;
 use crate::content::Unusable;
+use crate::location::Repeated;
 use crate::source::Reply;
 
 /// Seconds a sender is asked to wait when the edge is full or cannot store.
@@ -54,6 +55,7 @@ impl Quarantine {
 
 /// Why we could not take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Unavailable {
     /// More is in flight than the bounds allow.
     Overloaded,
@@ -65,6 +67,9 @@ macro_rules! labelled {
     ($(#[$doc:meta])* $vis:vis $name:ident { $($(#[$case_doc:meta])* $case:ident = $label:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        // As wide as a word: a result with a byte in it is copied in pieces that begin within words just written, for
+        // which a processor has to wait.
+        #[repr(u64)]
         $vis enum $name { $($(#[$case_doc])* $case,)* }
 
         impl $name {
@@ -114,7 +119,7 @@ labelled! {
         SignatureFormat = "signature_format",
         /// More signatures than any rotation needs.
         TooManySignatures = "too_many_signatures",
-        /// A header that decides something is there twice, with different values.
+        /// A header that decides something is there twice, with different values; or a field of a form or query is.
         DuplicateHeader = "duplicate_header",
         /// The key id names no secret, or the secret that signed is not good now: not yet, or no more.
         UnknownKey = "unknown_key",
@@ -167,6 +172,12 @@ impl Refusal {
             | Self::TimestampFuture
             | Self::BadSignature => StatusCode::UNAUTHORIZED,
         }
+    }
+}
+
+impl From<Repeated> for Refusal {
+    fn from(Repeated: Repeated) -> Self {
+        Self::DuplicateHeader
     }
 }
 

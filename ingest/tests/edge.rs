@@ -306,6 +306,54 @@ async fn an_event_is_accepted_once_and_other_content_is_quarantined() {
 }
 
 #[tokio::test]
+async fn an_event_whose_id_type_subject_or_time_is_in_the_query_twice_is_quarantined() {
+    let mut acme = preset("github");
+    acme.scheme.event = toml::from_str(
+        "id = ['query:id', 'query:part']\ntype = 'query:type'\nsubject = 'query:of'\ntime = 'query:at'\nfallback = 'body-sha256'",
+    )
+    .unwrap();
+    let rig = rig(vec![acme.clone()], |_| {}).await;
+    let mut repeated = 0;
+    for query in [
+        "id=1&type=a&of=b&at=1772031600",
+        "type=a&x=1&x=2",
+        "id=2&id=3",
+        "part=1&%70art=1",
+        "of=1&of=2",
+        "type=1&type=2",
+        "at=1&at=2",
+    ] {
+        let (headers, body) = signed(&acme, &format!("{{\"of\":\"{query}\"}}"));
+        let answer = rig.post(&format!("/in/github?{query}"), &headers, &body).await;
+        let is_once = query.contains("type=a");
+        let expected = if is_once { "\"accepted\"" } else { "\"quarantined\"" };
+        assert_eq!((answer.status, answer.body.contains(expected)), (200, true), "{query}: {answer:?}");
+        repeated += usize::from(!is_once);
+    }
+    assert_eq!((rig.events().await, rig.quarantined().await), (2, vec!["schema_key".to_owned(); repeated]));
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_form_with_a_second_answer_beside_the_signed_one_is_not_let_in() {
+    let secret = Secret::new(SECRET);
+    let spec = presets::load("izipay").unwrap();
+    let signer = Signer { key_id: Some("password"), secret: &secret, forge: false };
+    let genuine = sign(&spec, signer, br#"{"orderStatus":"UNPAID"}"#, at(NOW)).unwrap();
+    let secrets = Secrets::ById([("password".to_owned(), secret.clone().into())].into());
+    let rig = rig(vec![source("izipay", spec, secrets)], |_| {}).await;
+    let body = std::str::from_utf8(&genuine.body).unwrap();
+    for name in ["kr-answer", "kr%2Danswer"] {
+        let forged = format!("{body}&{name}=%7B%22orderStatus%22%3A%22PAID%22%7D");
+        assert_eq!(rig.post("/in/izipay", &[], forged.as_bytes()).await.status, 401);
+    }
+    assert_eq!(rig.metric("chaski_edge_refused_total{reason=\"duplicate_header\",source=\"izipay\"}"), 2.0);
+    assert_eq!((rig.events().await, rig.quarantined().await.len()), (0, 0));
+    assert_eq!(rig.post("/in/izipay", &[], body.as_bytes()).await.status, 200);
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn hundred_copies_at_once_are_one_event() {
     let pe = preset("pagoefectivo");
     let rig = Arc::new(rig(vec![pe.clone()], |_| {}).await);

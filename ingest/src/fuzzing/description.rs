@@ -181,6 +181,11 @@ fn apply(change: &[u8], signed: &mut Signed) -> u64 {
     let [kind, which, place, byte] = change else { return 0 };
     let index = usize::from(*which) % signed.headers.len();
     let at = |length: usize| usize::from(*place) % length.max(1);
+    let repeat = |form: &str| {
+        let names: Vec<&str> = form.split('&').filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
+        let name = names.get(at(names.len())).copied().unwrap_or_default();
+        respelled(name, usize::from(*byte)) + "=1"
+    };
     let edited = |bytes: &[u8]| {
         let (mut bytes, at) = (bytes.to_vec(), at(bytes.len()));
         match kind % 4 {
@@ -198,6 +203,14 @@ fn apply(change: &[u8], signed: &mut Signed) -> u64 {
             }
         }
         3 => drop(signed.headers.remove(index)),
+        // A field of the query or of a form once more, with another value, its name perhaps in other words.
+        5 if *kind >= 128 => {
+            signed.query = signed.query.take().map(|query| format!("{query}&{}", repeat(&query)));
+        }
+        7 if *kind >= 128 => {
+            let form = String::from_utf8_lossy(&signed.body);
+            signed.body = Bytes::from(format!("{form}&{}", repeat(&form)));
+        }
         4 => {
             let (name, value) = signed.headers[index].clone();
             let value = HeaderValue::from_bytes(&edited(value.as_bytes())).unwrap_or(value);
@@ -214,6 +227,16 @@ fn apply(change: &[u8], signed: &mut Signed) -> u64 {
         signed.headers.push((HeaderName::from_static("x-left"), HeaderValue::from_static("1")));
     }
     0
+}
+
+/// The name of a field with one letter written as its number, where there are so many.
+pub(super) fn respelled(name: &str, at: usize) -> String {
+    match name.as_bytes().get(at) {
+        Some(letter) if letter.is_ascii_alphanumeric() => {
+            format!("{}%{letter:02x}{}", &name[..at], &name[at + 1..])
+        }
+        _ => name.to_owned(),
+    }
 }
 
 pub(super) fn received(signed: Signed) -> Received {
@@ -241,6 +264,11 @@ pub(super) fn accepts(
     let (mut signatures, mut times) = (Vec::new(), Vec::new());
     for entry in entries {
         match &spec.pair {
+            None if spec.algorithm == "http-basic" => {
+                let lower = entry.to_ascii_lowercase();
+                let rest = lower.strip_prefix(&spec.prefix.to_ascii_lowercase());
+                signatures.push(rest.map(|rest| &entry[entry.len() - rest.len()..]));
+            }
             None => signatures.push(entry.strip_prefix(&spec.prefix)),
             Some(pair) => match entry.split_once(pair.as_str()) {
                 Some((tag, value)) if spec.tags.iter().any(|counts| counts == tag) => {
@@ -355,9 +383,8 @@ fn at(place: &str, received: &Received) -> Option<Option<Vec<u8>>> {
             }
             values.first().map(|value| value.to_vec())
         }
-        "query" => in_form(received.head.query.as_deref().unwrap_or_default().as_bytes(), name)
-            .filter(|_| received.head.query.is_some()),
-        "form" => in_form(&received.body, name),
+        "query" => in_form(received.head.query.as_deref().unwrap_or_default().as_bytes(), name)?,
+        "form" => in_form(&received.body, name)?,
         _ => in_json(&received.body, &name[1..]),
     })
 }
@@ -375,7 +402,8 @@ fn in_json(text: &[u8], pointer: &str) -> Option<Vec<u8>> {
     }
 }
 
-fn in_form(text: &[u8], name: &str) -> Option<Vec<u8>> {
+/// The one field of that name; none where there are several.
+fn in_form(text: &[u8], name: &str) -> Option<Option<Vec<u8>>> {
     let decoded = |part: &[u8]| {
         let (mut bytes, mut rest) = (Vec::new(), part);
         while let Some((first, behind)) = rest.split_first() {
@@ -397,11 +425,27 @@ fn in_form(text: &[u8], name: &str) -> Option<Vec<u8>> {
         }
         bytes
     };
-    for pair in text.split(|byte| *byte == b'&').take(256) {
-        let mut halves = pair.splitn(2, |byte| *byte == b'=');
-        if decoded(halves.next().unwrap_or_default()) == name.as_bytes() {
-            return Some(decoded(halves.next().unwrap_or_default()));
+    let mut values = Vec::new();
+    for pair in text.split(|byte| *byte == b'&') {
+        for (index, piece) in pair.split(|byte| *byte == b';').enumerate() {
+            let name_in = |text: &[u8]| decoded(text.split(|byte| *byte == b'=').next().unwrap_or_default());
+            let spelled = name_in(piece);
+            let is_first = index == 0 && spelled == name_in(pair);
+            let value = pair.splitn(2, |byte| *byte == b'=').nth(1).unwrap_or_default();
+            // As PHP has it: without white space in front, up to a NUL, an array where a bracket follows.
+            let text: Vec<u8> = spelled.iter().copied().skip_while(u8::is_ascii_whitespace).collect();
+            let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+            let is_array = text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&b'[');
+            if spelled == name.as_bytes() && is_first {
+                values.push(Some(decoded(value)));
+            } else if spelled == name.as_bytes() || text == name.as_bytes() || is_array {
+                values.push(None);
+            }
         }
     }
-    None
+    match values.pop() {
+        None => Some(None),
+        Some(Some(value)) if values.is_empty() => Some(Some(value)),
+        Some(_) => None,
+    }
 }

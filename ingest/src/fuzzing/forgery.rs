@@ -19,7 +19,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::description::{NOW, accepts, key_id, merchant, received, signed_texts};
+use super::description::{NOW, accepts, key_id, merchant, received, respelled, signed_texts};
 use crate::presets;
 use crate::source::{SchemeSpec, Secrets};
 use crate::verify::sign::{Signed, Signer, sign};
@@ -27,8 +27,8 @@ use crate::verify::{Freshness, Scheme};
 
 /// Of an ordinary test run.
 const REQUESTS: u64 = 100_000;
-const KINDS: [&str; 9] =
-    ["bit", "byte", "respelled", "cut", "stuffed", "other key", "spliced", "replayed", "several"];
+const KINDS: [&str; 10] =
+    ["bit", "byte", "respelled", "cut", "stuffed", "repeated", "other key", "spliced", "replayed", "several"];
 
 const BODIES: [&[u8]; 4] = [
     br#"{"id":"1","data":{"id":"ORD-1","amount":22.05},"eventType":"cip.paid","url":"a\/b"}"#,
@@ -107,7 +107,7 @@ impl Target {
             }
             "replayed" => later = Duration::from_secs(301 + random.below(1 << 24) as u64),
             "several" => {
-                (0..=random.below(4)).for_each(|_| change(KINDS[random.below(5)], &mut request, random));
+                (0..=random.below(4)).for_each(|_| change(KINDS[random.below(6)], &mut request, random));
             }
             single => change(single, &mut request, random),
         }
@@ -187,6 +187,7 @@ fn changed(kind: &str, text: &[u8], random: &mut Random) -> Vec<u8> {
             1 => drop(text.drain(..at)),
             _ => drop(text.remove(at)),
         },
+        "repeated" => text = repeated(&String::from_utf8_lossy(&text), random).into_bytes(),
         _ => {
             let piece = text[at..(at + 1 + random.below(64)).min(text.len())].to_vec();
             let separator = *random.pick(&[&b""[..], b",", b" ", b";", b"=", b"\0", b"v1="]);
@@ -195,6 +196,23 @@ fn changed(kind: &str, text: &[u8], random: &mut Random) -> Vec<u8> {
         }
     }
     text
+}
+
+/// A form with one of its fields twice: behind the one that is signed or in front of it, its name perhaps in other words.
+fn repeated(form: &str, random: &mut Random) -> String {
+    let mut pairs: Vec<String> = form.split('&').map(str::to_owned).collect();
+    let (name, value) = random.pick(&pairs).split_once('=').map_or(("", "1"), |(name, value)| (name, value));
+    let name = match random.below(8) {
+        0 => format!("+{name}"),
+        1 => format!("{name}[]"),
+        2 => format!("{name}%00x"),
+        3 => format!("x;{name}"),
+        _ => respelled(name, random.below(2 * name.len() + 1)),
+    };
+    let value = if random.below(2) == 0 { value } else { "1" };
+    let another = format!("{name}={value}");
+    pairs.insert(random.below(pairs.len() + 1), another);
+    pairs.join("&")
 }
 
 #[test]

@@ -177,7 +177,7 @@ impl Layout {
         let (mut counted, mut unreadable) = (0, 0);
         for entry in self.entries(text) {
             let signature = match &self.pair {
-                None => entry.strip_prefix(self.prefix.as_str()),
+                None => self.behind_prefix(entry),
                 Some(pair) => match entry.split_once(pair.as_str()) {
                     Some((tag, value)) if self.tags.iter().any(|counts| counts == tag) => Some(value),
                     Some((tag, value)) if Some(tag) == timestamp_tag => {
@@ -214,6 +214,14 @@ impl Layout {
             None => (None, Some(text)),
         };
         split.into_iter().flatten().chain(whole).map(str::trim).filter(|entry| !entry.is_empty())
+    }
+
+    /// The name of a scheme of credentials is the same in any case (RFC 9110, 11.1); any other prefix is itself only.
+    fn behind_prefix<'v>(&self, entry: &'v str) -> Option<&'v str> {
+        let (prefix, signature) = entry.split_at_checked(self.prefix.len())?;
+        let is_credentials = self.bytes.is_none();
+        let is_it = prefix == self.prefix || (is_credentials && prefix.eq_ignore_ascii_case(&self.prefix));
+        is_it.then_some(signature)
     }
 
     fn decode(&self, signature: &str) -> Option<Vec<u8>> {

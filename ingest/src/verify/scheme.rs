@@ -47,6 +47,17 @@ pub enum Freshness {
     None,
 }
 
+/// What of a body the signature covers. The rest anybody may have changed who had a signed request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cover {
+    /// All of it.
+    Body,
+    /// These places in it, and nothing else.
+    Fields(Vec<Location>),
+    /// Nothing: the body is a hint, and the sender's own API has the truth.
+    Nothing,
+}
+
 /// How a source's signatures are checked.
 #[derive(Debug)]
 pub struct Scheme {
@@ -159,17 +170,23 @@ impl Scheme {
         self.freshness
     }
 
-    /// Whether the signature covers the body, or all of it that counts (a form field that carries the event).
-    /// Where it does not, the body is a hint and the sender's own API has the truth.
+    /// What of the body the signature covers, whatever part of the template drops out.
     #[must_use]
-    pub fn body_is_authenticated(&self) -> bool {
-        self.template.as_ref().is_some_and(|template| {
-            template.variables().any(|(variable, _)| match variable {
-                Variable::Body => true,
-                Variable::At(place) => place.in_body(),
-                Variable::Timestamp => false,
-            })
-        })
+    pub fn cover(&self) -> Cover {
+        let variables = || self.template.iter().flat_map(Template::variables);
+        if variables().any(|(variable, optional)| *variable == Variable::Body && !optional) {
+            return Cover::Body;
+        }
+        let mut fields: Vec<Location> = Vec::new();
+        for (variable, _) in variables() {
+            if let Variable::At(place) = variable
+                && place.in_body()
+                && !fields.contains(place)
+            {
+                fields.push(place.clone());
+            }
+        }
+        if fields.is_empty() { Cover::Nothing } else { Cover::Fields(fields) }
     }
 
     /// Says whether a request was signed by this source, around `now`.
@@ -237,8 +254,8 @@ impl Scheme {
         Ok(())
     }
 
-    /// Holds the body against the claim: every form, every secret that may match, every candidate. A secret that
-    /// is not good now is tried as well, so that the operator is told of a sender who is late, or early.
+    /// Holds the body against the claim: every form, every secret that may match, every candidate. One that is good now
+    /// decides; one that is not is tried as well, so that the operator is told of a sender who is late, or early.
     pub(crate) fn hold<'r>(
         &self,
         claim: Claim,
@@ -246,20 +263,17 @@ impl Scheme {
         now: Timestamp,
     ) -> Result<Verified<'r>, Refusal> {
         let verified = |place, form| {
-            let validity = self.keys.validity(place);
-            if !validity.covers(now) {
-                return Err(Refusal::UnknownKey);
-            }
             let key = match self.keys {
                 Keys::Any(_) if place > 0 => KeyUsed::Previous,
                 Keys::Any(_) | Keys::ById { .. } => KeyUsed::Current,
             };
-            Ok(Verified { received, key, place, form, signed_at: claim.time })
+            Verified { received, key, place, form, signed_at: claim.time }
         };
         let Some(template) = &self.template else {
-            let place = self.matching(&claim, Key::is).ok_or(Refusal::BadSignature)?;
-            return verified(place, BodyForm::Raw);
+            let is_claimed = |key: &Key| claim.candidates.iter().any(|claimed| key.is(claimed));
+            return Ok(verified(self.matching(&claim, now, is_claimed)?, BodyForm::Raw));
         };
+        let mut refusal = Refusal::BadSignature;
         for &form in &self.forms {
             let body = match form {
                 BodyForm::Raw => Cow::Borrowed(received.body.as_ref()),
@@ -271,41 +285,35 @@ impl Scheme {
             let parts = template.render(|variable| match variable {
                 Variable::Body => Ok(Some(Cow::Borrowed(body.as_ref()))),
                 Variable::Timestamp => Ok(claim.ts.as_deref().map(Cow::Borrowed)),
-                Variable::At(place) => find(place, &received.head, Some(&received.body)),
+                Variable::At(place) => signed_part(place, received),
             })?;
             let parts = parts.ok_or(Refusal::MissingSignature)?;
-            if let Some(place) = self.matching_signature(&claim, &parts) {
-                return verified(place, form);
+            let mut whole: Option<Vec<u8>> = None;
+            let has_signed = |key: &Key| key.has_signed(&parts, &mut whole, &claim.candidates);
+            match self.matching(&claim, now, has_signed) {
+                Ok(place) => return Ok(verified(place, form)),
+                Err(Refusal::UnknownKey) => refusal = Refusal::UnknownKey,
+                Err(_) => {}
             }
         }
-        Err(Refusal::BadSignature)
+        Err(refusal)
     }
 
-    fn matching_signature(&self, claim: &Claim, parts: &[Cow<'_, [u8]>]) -> Option<usize> {
-        let mut whole: Option<Vec<u8>> = None;
-        self.keys_for(claim).find_map(|(place, key)| {
-            let matches = match key {
-                Key::Mac(key) => {
-                    let tag = key.tag_each(parts.iter().map(AsRef::as_ref));
-                    claim.candidates.iter().any(|claimed| tag.matches(claimed))
-                }
-                Key::Ed25519(key) => {
-                    let message = whole.get_or_insert_with(|| parts.concat());
-                    claim.candidates.iter().any(|claimed| {
-                        Signature::from_slice(claimed)
-                            .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
-                    })
-                }
-                Key::Credentials(_) => false,
-            };
-            matches.then_some(place)
-        })
-    }
-
-    fn matching(&self, claim: &Claim, matches: impl Fn(&Key, &[u8]) -> bool) -> Option<usize> {
-        self.keys_for(claim).find_map(|(place, key)| {
-            claim.candidates.iter().any(|claimed| matches(key, claimed)).then_some(place)
-        })
+    /// The place of the first key that matches and is good now.
+    fn matching(
+        &self,
+        claim: &Claim,
+        now: Timestamp,
+        mut matches: impl FnMut(&Key) -> bool,
+    ) -> Result<usize, Refusal> {
+        let mut refusal = Refusal::BadSignature;
+        for (place, _) in self.keys_for(claim).filter(|(_, key)| matches(key)) {
+            if self.keys.validity(place).covers(now) {
+                return Ok(place);
+            }
+            refusal = Refusal::UnknownKey;
+        }
+        Err(refusal)
     }
 
     /// The keys that may match, each with its place.
@@ -321,6 +329,29 @@ impl Scheme {
 }
 
 impl Key {
+    /// Whether one of these is its signature of the parts; `whole` is where they are put together once they have to be.
+    fn has_signed(
+        &self,
+        parts: &[Cow<'_, [u8]>],
+        whole: &mut Option<Vec<u8>>,
+        candidates: &[Vec<u8>],
+    ) -> bool {
+        match self {
+            Self::Mac(key) => {
+                let tag = key.tag_each(parts.iter().map(AsRef::as_ref));
+                candidates.iter().any(|claimed| tag.matches(claimed))
+            }
+            Self::Ed25519(key) => {
+                let message = whole.get_or_insert_with(|| parts.concat());
+                candidates.iter().any(|claimed| {
+                    Signature::from_slice(claimed)
+                        .is_ok_and(|signature| key.verify_strict(message, &signature).is_ok())
+                })
+            }
+            Self::Credentials(_) => false,
+        }
+    }
+
     fn is(&self, claimed: &[u8]) -> bool {
         match self {
             Self::Credentials(secret) => secret.expose().ct_eq(claimed).into(),
@@ -496,6 +527,9 @@ pub(super) fn compile_timestamp(
 }
 
 /// What stands at a location. A place in the body is empty before the body is there.
+///
+/// # Errors
+/// [`Refusal::DuplicateHeader`] when it cannot be said, because the header or the field is there more than once.
 pub(crate) fn find<'r>(
     place: &Location,
     head: &'r Head,
@@ -503,8 +537,8 @@ pub(crate) fn find<'r>(
 ) -> Result<Option<Cow<'r, [u8]>>, Refusal> {
     Ok(match place {
         Location::Header(name) => head.header(name)?.map(Cow::Borrowed),
-        Location::Query(name) => head.query(name),
-        Location::Form(name) => body.and_then(|body| location::field(body, name)),
+        Location::Query(name) => head.query(name)?,
+        Location::Form(name) => location::field(body.unwrap_or_default(), name)?,
         Location::Json(pointer) => body.and_then(|body| in_json(body, pointer)),
         Location::Nested(outer, pointer) => match find(outer, head, body)? {
             None => None,
@@ -512,6 +546,27 @@ pub(crate) fn find<'r>(
             Some(Cow::Owned(text)) => in_json(&text, pointer).map(|found| Cow::Owned(found.into_owned())),
         },
     })
+}
+
+/// What of a request the template takes from a place. Where nothing stands there a part may drop out of the text; where
+/// it cannot be read it may not, because whoever gets the bytes might find something: JSON with a name twice, a container.
+fn signed_part<'r>(place: &Location, received: &'r Received) -> Result<Option<Cow<'r, [u8]>>, Refusal> {
+    let (head, body) = (&received.head, Some(received.body.as_ref()));
+    let found = find(place, head, body)?;
+    let is_empty = |document: &[u8], pointer: &location::Pointer| {
+        let mut read = json::read(document, pointer.places()).ok();
+        let found = read.as_mut().and_then(|document| document.found.pop());
+        matches!(found, Some(json::Found::Missing | json::Found::Null))
+    };
+    let drops_out = match place {
+        _ if found.is_some() => true,
+        Location::Json(pointer) => is_empty(&received.body, pointer),
+        Location::Nested(outer, pointer) => {
+            find(outer, head, body)?.is_none_or(|document| is_empty(&document, pointer))
+        }
+        Location::Header(_) | Location::Query(_) | Location::Form(_) => true,
+    };
+    if drops_out { Ok(found) } else { Err(Refusal::MissingSignature) }
 }
 
 pub(super) fn in_json<'r>(document: &'r [u8], pointer: &location::Pointer) -> Option<Cow<'r, [u8]>> {

@@ -263,6 +263,7 @@ impl<'a> Draft<'a> {
 
 #[cfg(test)]
 mod tests {
+    use chaski_common::mac::Hash;
     use http::HeaderMap;
 
     use super::*;
@@ -327,14 +328,41 @@ mod tests {
         }
     }
 
+    fn dated(secret: &Secret, not_before: Option<i64>, not_after: Option<i64>) -> DatedSecret {
+        let validity = Validity { not_before: not_before.map(at), not_after: not_after.map(at) };
+        DatedSecret { secret: secret.clone(), validity, created: None }
+    }
+
+    #[test]
+    fn who_signs_with_both_secrets_while_they_change_is_let_in_by_the_one_that_is_good() {
+        let (spec, new, old) = preset("standard-webhooks");
+        let signed =
+            |secret| sign(&spec, Signer { key_id: None, secret, forge: false }, b"{}", at(150)).unwrap();
+        let both = |first, second| {
+            let (mut request, other) = (received(signed(first)), received(signed(second)));
+            let value =
+                |request: &Received| request.head.headers["webhook-signature"].to_str().unwrap().to_owned();
+            let list = format!("{} {}", value(&request), value(&other));
+            request.head.headers.insert("webhook-signature", list.parse().unwrap());
+            request
+        };
+        let (early, over) = (dated(&new, Some(200), None), dated(&old, None, Some(100)));
+        for (secrets, key) in [
+            (vec![early.clone(), dated(&old, None, None)], Ok(KeyUsed::Previous)),
+            (vec![over.clone(), dated(&new, None, None)], Ok(KeyUsed::Previous)),
+            (vec![dated(&new, None, None), over.clone()], Ok(KeyUsed::Current)),
+            (vec![early, over], Err(Refusal::UnknownKey)),
+        ] {
+            let scheme = Scheme::compile(&spec, &Secrets::Any(secrets)).unwrap();
+            for request in [both(&new, &old), both(&old, &new)] {
+                assert_eq!(scheme.verify(&request, at(150)).map(|verified| verified.key), key);
+            }
+        }
+    }
+
     #[test]
     fn a_secret_verifies_only_in_its_time_and_both_ends_belong_to_it() {
         let (spec, new, old) = preset("pagoefectivo");
-        let dated = |secret: &Secret, not_before: Option<i64>, not_after: Option<i64>| DatedSecret {
-            secret: secret.clone(),
-            validity: Validity { not_before: not_before.map(at), not_after: not_after.map(at) },
-            created: None,
-        };
         let overlapping = [dated(&new, Some(100), None), dated(&old, None, Some(200))];
         let scheme = Scheme::compile(&spec, &Secrets::Any(overlapping.to_vec())).unwrap();
         let verdict = |secret: &Secret, second| {
@@ -368,6 +396,115 @@ mod tests {
                 (Ok(KeyUsed::Current), Err(Refusal::UnknownKey)),
                 "{name}"
             );
+        }
+    }
+
+    /// A source of one's own whose template is this, and a request with the right signature of a text.
+    fn own(template: &str, text: &str, query: &str, body: &str) -> Result<(), Refusal> {
+        let toml = format!(
+            "[signature]\nalgorithm = 'hmac-sha256'\nfrom = 'header:x-sig'\nencoding = 'hex'\ntemplate = '{template}'\n[event]\nid = ['query:id']\ncontent = 'any'"
+        );
+        let scheme = Scheme::compile(
+            &toml::from_str(&toml).unwrap(),
+            &Secrets::Any(vec![Secret::new("chaski-test-secret").into()]),
+        );
+        let tag = MacKey::new(Hash::Sha256, b"chaski-test-secret").tag(&[text.as_bytes()]);
+        let signature = HeaderValue::try_from(hex::encode(tag.as_bytes())).unwrap();
+        let request = received(Signed {
+            headers: vec![(HeaderName::from_static("x-sig"), signature)],
+            query: Some(query.to_owned()),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        });
+        scheme.unwrap().verify(&request, at(NOW)).map(|_| ())
+    }
+
+    #[test]
+    fn a_second_field_of_a_name_that_the_scheme_reads_is_refused_in_every_spelling() {
+        let (spec, secret, _) = preset("izipay");
+        let scheme =
+            Scheme::compile(&spec, &Secrets::ById([("k".into(), secret.clone().into())].into())).unwrap();
+        let signer = Signer { key_id: Some("k"), secret: &secret, forge: false };
+        let genuine = sign(&spec, signer, br#"{"orderStatus":"UNPAID"}"#, at(NOW)).unwrap();
+        let verdict = |body: String| {
+            let request = received(Signed { body: body.into(), ..genuine.clone() });
+            scheme.verify(&request, at(NOW)).map(|_| ())
+        };
+        let body = std::str::from_utf8(&genuine.body).unwrap();
+        assert_eq!(verdict(format!("{body}&kr-answer-type=V4%2FPayment&kr-answer-type=2")), Ok(()));
+        for name in ["kr-answer", "kr-hash", "kr-hash-key"] {
+            for spelled in [name.to_owned(), name.replace('-', "%2D"), name.replacen('k', "%6b", 1)] {
+                for second in [format!("{spelled}=%7B%22orderStatus%22%3A%22PAID%22%7D"), spelled.clone()] {
+                    let far = format!("{body}{}&{second}", "&a".repeat(1000));
+                    for form in [format!("{body}&{second}"), format!("{second}&{body}"), far] {
+                        assert_eq!(verdict(form), Err(Refusal::DuplicateHeader), "{second}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_scheme_of_credentials_may_be_in_any_case_and_no_other_prefix_may() {
+        for (name, prefix, spellings, verdict) in [
+            ("culqi", "Basic ", ["Basic ", "basic ", "BASIC ", "bAsIc "].as_slice(), Ok(())),
+            ("culqi", "Basic ", &["Basic", "Bearer ", "", "\u{df}asic "], Err(Refusal::SignatureFormat)),
+            ("github", "sha256=", &["SHA256=", "Sha256="], Err(Refusal::SignatureFormat)),
+        ] {
+            let (spec, secret, _) = preset(name);
+            let scheme = Scheme::compile(&spec, &Secrets::Any(vec![secret.clone().into()])).unwrap();
+            let signer = Signer { key_id: None, secret: &secret, forge: false };
+            let signed = sign(&spec, signer, b"{}", at(NOW)).unwrap();
+            for spelled in spellings {
+                let mut request = received(signed.clone());
+                let header = request
+                    .head
+                    .headers
+                    .values_mut()
+                    .find(|value| value.as_bytes().starts_with(prefix.as_bytes()));
+                let header = header.unwrap();
+                let value = header.to_str().unwrap().replacen(prefix, spelled, 1);
+                *header = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                assert_eq!(scheme.verify(&request, at(NOW)).map(|_| ()), verdict, "{name} {spelled}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_form_or_query_that_is_signed_is_there_once() {
+        let form = |body| own("{form:amount}|{form:order}", "1.00|A", "", body);
+        assert_eq!(form("amount=1.00&order=A&note=x&note=y"), Ok(()));
+        for forged in
+            ["amount=1.00&order=A&order=B", "amount=1.00&order=A&%6frder=A", "amount&amount=1.00&order=A"]
+        {
+            assert_eq!(form(forged), Err(Refusal::DuplicateHeader), "{forged}");
+        }
+        let query = |query| own("[id:{query:no};{query:data.id};]{body}", "x", query, "x");
+        assert_eq!((query("data.id=1"), query("other=1&other=2")), (Ok(()), Ok(())));
+        assert_eq!(query("data.id=1&data.id=2"), Err(Refusal::DuplicateHeader), "a part that drops out");
+        let both = |query| own("{query:a}", "1", query, "x");
+        assert_eq!((both("a=1"), both("a=1&%61=2")), (Ok(()), Err(Refusal::DuplicateHeader)));
+    }
+
+    #[test]
+    fn a_part_in_json_drops_out_where_nothing_stands_and_is_refused_where_it_cannot_be_read() {
+        let required = |body| own("{json:/a}", "1", "", body);
+        assert_eq!(required(r#"{"a":1}"#), Ok(()));
+        assert_eq!(required(r#"{"a":1,"a":2}"#), Err(Refusal::MissingSignature));
+        let optional = |body| own("[a:{json:/a};][b:{json:/b/!/c};]{query:id}", "1", "id=1", body);
+        for empty in ["{}", r#"{"a":null}"#, r#"{"b":"{}"}"#] {
+            assert_eq!(optional(empty), Ok(()), "{empty}");
+        }
+        let deep = format!(r#"{{"a":1,"b":{}{}}}"#, "[".repeat(40), "]".repeat(40));
+        for forged in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"a":true}"#,
+            r#"{"a":{"b":1}}"#,
+            r#"{"b":"{\"c\":1,\"c\":2}"}"#,
+            deep.as_str(),
+            "a=1",
+        ] {
+            assert_eq!(optional(forged), Err(Refusal::MissingSignature), "{forged}");
         }
     }
 

@@ -113,6 +113,8 @@ impl Template {
                 single => (std::slice::from_ref(single), false),
             };
             let start = parts.len();
+            let mut is_whole = true;
+            // Each is asked for, also behind one that is missing: what cannot be told is an error wherever it stands.
             for piece in pieces {
                 let part = match piece {
                     Piece::Literal(text) => Some(Cow::Borrowed(text.as_slice())),
@@ -121,12 +123,12 @@ impl Template {
                 };
                 match part {
                     Some(part) => parts.push(part),
-                    None if optional => {
-                        parts.truncate(start);
-                        break;
-                    }
+                    None if optional => is_whole = false,
                     None => return Ok(None),
                 }
+            }
+            if !is_whole {
+                parts.truncate(start);
             }
         }
         Ok(Some(parts))

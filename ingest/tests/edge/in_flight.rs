@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use chaski_common::event::{Event, EventId};
 use chaski_common::storage::{
-    Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventLog, Fate, Position, Progress, Record,
-    Replay, Start, StorageError, Subscription,
+    Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventLog, Fate, Position, Progress, Pruned,
+    Record, Replay, Start, StorageError, Subscription,
 };
 use tokio::sync::watch;
 
@@ -120,11 +120,11 @@ impl EventLog for Queueing {
     }
     async fn prune(
         &self,
-        before: Timestamp,
+        now: Timestamp,
+        retention: Duration,
         destinations: &[Arc<str>],
-        limit: usize,
-    ) -> Result<usize, StorageError> {
-        self.real.prune(before, destinations, limit).await
+    ) -> Result<Pruned, StorageError> {
+        self.real.prune(now, retention, destinations).await
     }
     fn is_writable(&self) -> bool {
         self.real.is_writable()
