@@ -87,7 +87,10 @@ impl Event {
 
 /// 128 bits of SHA-256 over the source's name and the parts of the deduplication key; prints as 32
 /// lower-case hexadecimal digits.
+// It lies on words, so that what has one in it is copied by words: a copy that begins within a word just written has the
+// processor wait for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(align(8))]
 pub struct EventId([u8; 16]);
 
 impl EventId {
@@ -162,6 +165,7 @@ impl<'de> Deserialize<'de> for EventId {
 /// 128 bits of SHA-256 over the content in a form that a resend keeps: for JSON the tokens without the
 /// white space between them and without the difference between `"12"` and `12`; else the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(align(8))]
 pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {

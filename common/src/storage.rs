@@ -11,6 +11,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod tables;
+mod thread;
 pub mod embedded;
 pub mod kafka;
 
@@ -22,12 +23,17 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinError;
 
 use crate::event::{Event, EventId};
 use crate::trace::SpanId;
 
 /// Most entries one page of a list holds; a longer list is read page by page.
 pub const PAGE_MAX: usize = 1000;
+/// How far the clocks of two edges may be apart.
+const SKEW_MAX: Duration = Duration::from_mins(10);
+/// What came while a clock was wrong is passed over in search of something to judge it by: so much of it, in rows or records.
+const PASSED_MAX: u64 = if cfg!(test) { 8 } else { 10_000 };
 /// The reason of a letter whose id was stored with other content, and what a person reads beside it.
 const CONFLICT: &str = "dedup_conflict";
 const CONFLICT_DETAIL: &str = "the id is stored with other content";
@@ -133,6 +139,9 @@ pub enum StorageError {
     /// The brokers could not be reached since the storage was opened. It goes on trying, and keeps events meanwhile.
     #[error("the brokers have not been reached yet")]
     Away,
+    /// What was asked panicked, and was not done.
+    #[error("the storage panicked")]
+    Panicked,
     /// The storage is closing.
     #[error("the storage is closed")]
     Closed,
@@ -151,7 +160,20 @@ impl StorageError {
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy | Self::Full { .. } | Self::Late { .. } | Self::Away | Self::Engine { .. })
+        matches!(
+            self,
+            Self::Busy
+                | Self::Full { .. }
+                | Self::Late { .. }
+                | Self::Away
+                | Self::Panicked
+                | Self::Engine { .. }
+        )
+    }
+
+    /// Of a task that did not come to its end: it panicked, or the runtime is.
+    fn unfinished(error: JoinError) -> Self {
+        if error.is_panic() { Self::Panicked } else { Self::Closed }
     }
 }
 
@@ -297,7 +319,7 @@ pub trait EventLog: Send + Sync {
     /// Keeps an event that was signed but cannot be used, as a dead letter without destination.
     ///
     /// `Ok` means durable. Twice the same bytes under the same id are one letter; the second call is
-    /// answered `false`.
+    /// answered `false`. After an error or in a dropped future it may be kept all the same.
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError>;
 
     /// The position of the last event that was made durable here; changes when there is something to read.
@@ -353,15 +375,18 @@ pub trait EventLog: Send + Sync {
     /// What became of one event at each destination that has something to say about it.
     async fn fates(&self, id: EventId) -> Result<Vec<Fate>, StorageError>;
 
-    /// Deletes events that are older than `before` and settled at each of `destinations`, replays of theirs
-    /// included; about `limit` of them, since what was stored together goes together, and not the newest, if the
-    /// storage needs it to remember its position. Returns how many: less than `limit` when there are no more.
+    /// Deletes events that were received longer than `retention` before `now` and are settled at each of `destinations`,
+    /// replays of theirs included; not the newest, if the storage needs it to remember its position. One step: as many
+    /// as the storage takes at once without holding up those who append.
+    ///
+    /// An event that claims to have been received more than ten minutes after `now` came while a clock was wrong. It is
+    /// taken for as old as the next one of its partition that does not, and stays while there is none.
     async fn prune(
         &self,
-        before: Timestamp,
+        now: Timestamp,
+        retention: Duration,
         destinations: &[Arc<str>],
-        limit: usize,
-    ) -> Result<usize, StorageError>;
+    ) -> Result<Pruned, StorageError>;
 
     /// What the store holds.
     async fn census(&self) -> Result<Census, StorageError>;
@@ -438,6 +463,44 @@ pub struct Progress {
     pub dead: u64,
     /// When the oldest of them died.
     pub oldest_dead: Option<Timestamp>,
+}
+
+/// What a step of [`EventLog::prune`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pruned {
+    /// Events that it deleted.
+    pub events: u64,
+    /// What it left.
+    pub left: Left,
+}
+
+/// What is left of what is settled and past its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// Something that no step gets at: it stands behind too much that came while a clock was wrong.
+    HeldBack,
+    /// Something, perhaps: another step is due.
+    More,
+}
+
+/// Which events are past their time.
+#[derive(Clone, Copy)]
+struct Ages {
+    /// Those received before this.
+    before: Timestamp,
+    /// Those received after this came while a clock was wrong.
+    horizon: Timestamp,
+}
+
+impl Ages {
+    fn at(now: Timestamp, retention: Duration) -> Self {
+        Self {
+            before: now.saturating_sub(retention).unwrap_or(Timestamp::MIN),
+            horizon: now.saturating_add(SKEW_MAX).unwrap_or(Timestamp::MAX),
+        }
+    }
 }
 
 /// What a store holds.
@@ -527,6 +590,9 @@ pub struct Failure {
     pub attempt: u32,
     /// The closed set of the metric label `result`.
     pub result: String,
+    /// The answer's status, where there was an answer; failures of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
     /// What a person needs beside that: a status line, an error. Never a payload, never a secret.
     pub detail: String,
     /// The span that was told of it, so that the next attempt's can name the one it follows.

@@ -10,9 +10,11 @@
     reason = "a test suite: a panic is a red test, the names say it all"
 )]
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -21,8 +23,8 @@ use tokio::sync::watch;
 
 use super::{
     Appended, BatchLimit, Change, Control, Controls, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter,
-    Failure, Fate, FateState, OnConflict, Parked, ParkedFilter, Position, Progress, Quarantined, Record,
-    Start, Storage, StorageError, Subscription, Track,
+    Failure, Fate, FateState, Left, OnConflict, PASSED_MAX, Parked, ParkedFilter, Position, Progress, Pruned,
+    Quarantined, Record, Start, Storage, StorageError, Subscription, Track,
 };
 use crate::event::{Environment, Event, EventId, Fingerprint};
 
@@ -59,6 +61,8 @@ macro_rules! storage_conformance {
             redriving_the_same_content_twice_is_still_one_event,
             a_replay_covers_its_span_and_leaves_the_cursor_alone,
             pruning_spares_what_anybody_still_needs,
+            what_came_while_a_clock_was_wrong_holds_back_nothing,
+            what_is_held_back_all_the_same_is_told,
             a_position_is_never_given_twice,
             a_pause_outlives_the_process,
             what_an_operator_says_is_told_and_outlives_the_process,
@@ -205,6 +209,7 @@ fn failure() -> Failure {
         at: at(1),
         attempt: 1,
         result: "http_5xx".to_owned(),
+        status: Some(503),
         detail: "503 Service Unavailable".to_owned(),
         span: "00f067aa0ba902b7".to_owned().try_into().ok(),
     }
@@ -370,15 +375,18 @@ pub async fn a_mark_never_moves_back(backend: &impl Backend) {
 pub async fn what_was_settled_past_the_mark_is_known_after_reopening(backend: &impl Backend) {
     let storage = backend.open().await;
     drop(subscribe(&storage, "erp", Start::Beginning).await);
-    let positions = fill(&storage, 1..6).await;
+    let positions = fill(&storage, 1..7).await;
     let delivered = Delivered { position: positions[1], at: at(9), attempts: 1 };
     storage.events.settle(&Cursor::of("erp"), positions[0], vec![delivered]).await.unwrap();
     storage.deliveries.park(parked(positions[2], 3, at(50))).await.unwrap();
     storage.deliveries.bury(letter(positions[3], 4, "gone")).await.unwrap();
+    storage.deliveries.park(parked(positions[4], 5, at(10))).await.unwrap();
+    let delivered = Delivered { position: positions[4], at: at(20), attempts: 5 };
+    storage.deliveries.complete("erp", event(5).id, delivered).await.unwrap();
     storage.events.close().await;
     let storage = backend.open().await;
     let subscription = subscribe(&storage, "erp", Start::Now).await;
-    assert_eq!((subscription.mark, &*subscription.settled), (positions[0], &positions[1..4]));
+    assert_eq!((subscription.mark, &*subscription.settled), (positions[0], &positions[1..5]));
     storage.events.close().await;
 }
 
@@ -630,18 +638,79 @@ pub async fn pruning_spares_what_anybody_still_needs(backend: &impl Backend) {
     }
     let positions = fill(&storage, 1..11).await;
     let left = async || storage.events.find(EventFilter::default()).await.unwrap().len();
+    let prune = async |before, destinations: &[Arc<str>]| {
+        let pruned = storage.events.prune(before, Duration::ZERO, destinations).await.unwrap();
+        assert_eq!(pruned.left, Left::Nothing, "so few go in one step");
+        pruned.events
+    };
     storage.events.settle(&Cursor::of("erp"), positions[9], vec![]).await.unwrap();
-    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 0, "orders has settled nothing");
+    assert_eq!(prune(at(99), &both).await, 0, "orders has settled nothing");
     storage.events.settle(&Cursor::of("orders"), positions[5], vec![]).await.unwrap();
-    assert_eq!(storage.events.prune(at(3), &both, 100).await.unwrap(), 2, "older than the third second");
+    assert_eq!(prune(at(3), &both).await, 2, "older than the third second");
     let (replay, _) = storage.events.begin_replay("erp", at(5), at(99)).await.unwrap();
-    assert_eq!(storage.events.prune(at(99), &both, 1).await.unwrap(), 1, "no more than asked for");
-    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 1, "the replay needs the fifth");
+    assert_eq!(prune(at(99), &both).await, 2, "the replay needs the fifth");
     storage.events.end_replay(&replay).await.unwrap();
-    assert_eq!(storage.events.prune(at(99), &both, 100).await.unwrap(), 2);
+    assert_eq!(prune(at(99), &both).await, 2);
     assert_eq!(left().await, 4);
     let unknown: [Arc<str>; 1] = ["never-seen".into()];
-    assert_eq!(storage.events.prune(at(99), &unknown, 100).await.unwrap(), 0);
+    assert_eq!(prune(at(99), &unknown).await, 0);
+    storage.events.close().await;
+}
+
+pub async fn what_came_while_a_clock_was_wrong_holds_back_nothing(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let append = async |key: u64, received_at: Timestamp| {
+        let event = Event { received_at, ..event(key) };
+        storage.events.append(event.clone(), OnConflict::Quarantine).await.unwrap();
+        in_log(&storage, event.id).await;
+    };
+    let day = |number: i64| at(number * 86_400);
+    // Each is as old as its number of days, but for those that came from the future; the last is there because the newest
+    // may have to stay.
+    let (future, retention) = (day(900), Duration::from_hours(30 * 24));
+    for (key, received_at) in
+        [future, day(1), future, day(2), future, day(30), day(31)].into_iter().enumerate()
+    {
+        append(key as u64, received_at).await;
+    }
+    let prune = async |now| {
+        let mut events = 0;
+        loop {
+            let pruned = storage.events.prune(now, retention, &[]).await.unwrap();
+            events += pruned.events;
+            if pruned.left != Left::More {
+                return (events, pruned.left);
+            }
+        }
+    };
+    assert_eq!(prune(day(25)).await, (0, Left::Nothing));
+    assert_eq!(prune(day(40)).await, (4, Left::Nothing), "the third is as young as the one behind it");
+    assert_eq!(prune(day(40)).await, (0, Left::Nothing));
+    let left: Vec<Timestamp> = storage
+        .events
+        .find(EventFilter::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|record| record.event.received_at)
+        .collect();
+    let mut expected = [future, day(30), day(31)];
+    expected.reverse();
+    assert_eq!(BTreeSet::from_iter(left), BTreeSet::from(expected));
+    storage.events.close().await;
+}
+
+pub async fn what_is_held_back_all_the_same_is_told(backend: &impl Backend) {
+    let storage = backend.open().await;
+    let future = at(900 * 86_400);
+    for key in 0..PASSED_MAX + 5 {
+        let received_at = if key <= PASSED_MAX { future } else { at(1) };
+        let event = Event { received_at, ..event(key) };
+        storage.events.append(event.clone(), OnConflict::Quarantine).await.unwrap();
+        in_log(&storage, event.id).await;
+    }
+    let pruned = storage.events.prune(at(99), Duration::ZERO, &[]).await.unwrap();
+    assert_eq!(pruned, Pruned { events: 0, left: Left::HeldBack });
     storage.events.close().await;
 }
 
@@ -649,7 +718,7 @@ pub async fn a_position_is_never_given_twice(backend: &impl Backend) {
     let storage = backend.open().await;
     let positions = fill(&storage, 1..4).await;
     // A storage may have to keep the newest to remember its position.
-    assert!(storage.events.prune(at(99), &[], 100).await.unwrap() >= 2);
+    assert!(storage.events.prune(at(99), Duration::ZERO, &[]).await.unwrap().events >= 2);
     storage.events.close().await;
     let storage = backend.open().await;
     storage.events.head().wait_for(|head| *head == positions[2]).await.unwrap();

@@ -40,7 +40,7 @@ pub use self::log::fuzzing::FUZZED;
 use self::telemetry::Telemetry;
 use self::writer::Writer;
 use super::tables::readers::{Readers, engine};
-use super::{Position, Storage, StorageError};
+use super::{Position, Storage, StorageError, thread};
 
 /// The database file inside the store's folder.
 pub const FILE: &str = "chaski.db";
@@ -105,13 +105,8 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
         writable: Arc::clone(&writer.writable),
         telemetry,
     };
-    let checkpoint_thread = std::thread::Builder::new()
-        .name("chaski-checkpoint".to_owned())
-        .spawn(move || checkpointer.run(&stopped))
-        .map_err(|error| StorageError::Engine {
-            doing: "starting the checkpointer",
-            source: Arc::new(error),
-        })?;
+    let run = move || checkpointer.run(&stopped);
+    let checkpoint_thread = thread::start("chaski-checkpoint", &writer.writable, run)?;
 
     let store = Arc::new(Embedded {
         writer,

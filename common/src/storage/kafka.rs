@@ -58,7 +58,7 @@ mod fuzzing;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::append::HEDGE_AFTER;
+use self::append::{HEDGE_AFTER, QUARANTINING_MAX};
 use self::client::Connect;
 pub use self::client::is_reserved;
 use self::dedup::Dedup;
@@ -187,6 +187,16 @@ async fn open_with(
     registry: &Registry,
     hedge_after: Duration,
 ) -> Result<Storage, StorageError> {
+    let kafka = connect(options, registry, hedge_after).await?;
+    let events = Arc::new(events::Events(Arc::clone(&kafka)));
+    Ok(Storage { events, deliveries: Arc::new(deliveries::Ends(kafka)) })
+}
+
+async fn connect(
+    options: &Options,
+    registry: &Registry,
+    hedge_after: Duration,
+) -> Result<Arc<Kafka>, StorageError> {
     let connect = Connect::new(options);
     let dedup: Arc<dyn Dedup> = match &options.redis {
         Some(redis) => Shared::new(redis, &options.topic_prefix, registry)?,
@@ -200,8 +210,9 @@ async fn open_with(
         spool.remember_ids(&*dedup).await?;
     }
     let topics = Topics::new(&options.topic_prefix);
+    let is_sound = Arc::new(AtomicBool::new(true));
     let kafka = Arc::new(Kafka {
-        producer: Producer::new(connect.clone(), &topics.events, registry)?,
+        producer: Producer::new(connect.clone(), &topics.events, registry, &is_sound)?,
         connect,
         prefix: options.topic_prefix.clone(),
         topics,
@@ -218,8 +229,9 @@ async fn open_with(
         answers: Mutex::default(),
         oldest: Mutex::default(),
         seen: Mutex::default(),
-        quarantining: tokio::sync::Mutex::default(),
+        quarantining: Default::default(),
         reached: CancellationToken::new(),
+        is_sound,
         closing: CancellationToken::new(),
         tasks: TaskTracker::new(),
     });
@@ -228,8 +240,7 @@ async fn open_with(
         return Err(error);
     }
     drain::start(&kafka);
-    let events = Arc::new(events::Events(Arc::clone(&kafka)));
-    Ok(Storage { events, deliveries: Arc::new(deliveries::Ends(kafka)) })
+    Ok(kafka)
 }
 
 /// The open storage.
@@ -257,10 +268,12 @@ struct Kafka {
     oldest: Mutex<HashMap<Arc<str>, Oldest>>,
     /// Of each destination and partition the place from which on this process saw what became of everything.
     seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
-    /// One at a time, so that the same bytes are one letter.
-    quarantining: tokio::sync::Mutex<()>,
+    /// The turns of quarantined events, by their content: the same bytes wait for each other and are kept once.
+    quarantining: [Arc<tokio::sync::Mutex<()>>; QUARANTINING_MAX],
     /// Cancelled when `opened` is there: then the spool is drained.
     reached: CancellationToken,
+    /// False once a thread has panicked.
+    is_sound: Arc<AtomicBool>,
     closing: CancellationToken,
     /// What goes on in the background, to be waited for when the storage closes.
     tasks: TaskTracker,
@@ -373,7 +386,7 @@ impl Kafka {
         let (connect, group, topic) =
             (self.connect.clone(), self.group(cursor), Arc::clone(&self.topics.events));
         let worked = tokio::task::spawn_blocking(move || work(&Group::new(&connect, &group, &topic)?));
-        worked.await.map_err(|_| StorageError::Closed)?
+        worked.await.map_err(StorageError::unfinished)?
     }
 
     /// As [`Kafka::progress_now`], but of a group that nobody here reads it may be as old as [`ANSWER_FRESH`]: each

@@ -8,7 +8,8 @@
 //! The engine syncs the database file with the last page of the log only, which is with a RESTART and while the writer
 //! is held. So what is copied is synced here, and there is next to nothing left for it to sync. After a sync that failed
 //! nothing is copied any more: the next one would succeed, and the log begin anew over what is not in the database. The
-//! next start copies all of it, and syncs that.
+//! next start copies all of it, and syncs that. Until then the writer goes on, since each commit is synced in the log by
+//! itself; what bounds the log is the disk, so that an alert asks for the restart at once.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -68,7 +69,7 @@ impl Checkpointer {
     /// False after a sync that failed: there may be no other checkpoint.
     fn checkpoint(&self) -> bool {
         let Err(error) = self.try_checkpoint() else { return true };
-        self.telemetry.checkpoint_failed();
+        self.telemetry.checkpoint_failed(&error);
         if matches!(error, StorageError::Poisoned { .. }) {
             // Only a restart helps, and whoever asks for the process' health is told so.
             self.writable.store(false, Ordering::Relaxed);
@@ -176,6 +177,7 @@ mod tests {
     fn after_a_failed_sync_nothing_is_copied_and_the_store_asks_for_a_restart() {
         let folder = TempDir::new().unwrap();
         let database = folder.path().join("store.db");
+        let registry = Registry::new();
         let checkpointer = Checkpointer {
             connection: connect(&database, |_| false).unwrap(),
             log: folder.path().join("store.db-wal"),
@@ -184,11 +186,20 @@ mod tests {
             database,
             written_bytes: Arc::default(),
             writable: Arc::new(AtomicBool::new(true)),
-            telemetry: Arc::new(Telemetry::new(&Registry::new())),
+            telemetry: Arc::new(Telemetry::new(&registry)),
+        };
+        let is_poisoned = || {
+            let families = registry.gather();
+            let gauge = families.iter().find(|family| family.name() == "chaski_spool_poisoned").unwrap();
+            gauge.get_metric()[0].get_gauge().get_value() == 1.0
         };
         checkpointer.connection.execute_batch("CREATE TABLE t (b)").unwrap();
+        assert!(!is_poisoned());
         assert!(!checkpointer.checkpoint(), "there is no other");
         assert!(!checkpointer.writable.load(Ordering::Relaxed));
+        assert!(is_poisoned(), "what alerts look at");
+        checkpointer.telemetry.failed(&StorageError::Full { path: String::new() });
+        assert!(is_poisoned(), "what comes later does not mend it");
         let log = checkpointer.log.clone();
         drop(checkpointer);
         assert!(length(&log) > 0, "the log is there for the next start");

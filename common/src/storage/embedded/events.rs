@@ -1,6 +1,7 @@
 //! The log's side of the seam.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -18,10 +19,16 @@ use crate::storage::tables::deliveries::{number_of, record_deliveries};
 use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::{self, event_columns, event_values, millis, seq};
 use crate::storage::{
-    Appended, BatchLimit, Census, Change, Controls, Cursor, Delivered, EventFilter, EventLog, Fate,
-    FateState, OnConflict, Position, Progress, Record, Replay, Start, StorageError, Subscription, Track,
+    Ages, Appended, BatchLimit, Census, Change, Controls, Cursor, Delivered, EventFilter, EventLog, Fate,
+    FateState, Left, OnConflict, Position, Progress, Pruned, Record, Replay, Start, StorageError,
+    Subscription, Track,
 };
 use crate::storage::{CONFLICT, CONFLICT_DETAIL};
+
+/// Events deleted in one write, about, since whole rows go: few enough that no accept waits for it.
+const PRUNE_EVENTS: usize = 500;
+/// Generations of ids in one write: several times what so many events leave behind.
+const PRUNE_GENERATIONS: i64 = 63;
 
 #[async_trait]
 impl EventLog for Embedded {
@@ -196,12 +203,12 @@ impl EventLog for Embedded {
 
     async fn prune(
         &self,
-        before: Timestamp,
+        now: Timestamp,
+        retention: Duration,
         destinations: &[Arc<str>],
-        limit: usize,
-    ) -> Result<usize, StorageError> {
-        let destinations = destinations.to_vec();
-        self.writer.write("pruning", move |session| prune(session, before, &destinations, limit)).await
+    ) -> Result<Pruned, StorageError> {
+        let (ages, destinations) = (Ages::at(now, retention), destinations.to_vec());
+        self.writer.write("pruning", move |session| prune(session, ages, &destinations)).await
     }
 
     async fn census(&self) -> Result<Census, StorageError> {
@@ -396,12 +403,7 @@ fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
     })
 }
 
-fn prune(
-    session: &Session,
-    before: Timestamp,
-    destinations: &[Arc<str>],
-    limit: usize,
-) -> rusqlite::Result<usize> {
+fn prune(session: &Session, ages: Ages, destinations: &[Arc<str>]) -> rusqlite::Result<Pruned> {
     let connection = &session.connection;
     // The newest event stays: its position is how the store knows, when it is opened, which are given.
     let mut bound = Position(session.head().saturating_sub(1));
@@ -411,18 +413,24 @@ fn prune(
         let mark: Option<i64> = connection.query_row(sql, [&**name], |row| row.get(0))?;
         bound = bound.min(Position(mark.unwrap_or(0).unsigned_abs()));
     }
-    let old = log::old(connection, bound, before, limit)?;
+    let old = log::old(connection, bound, ages, PRUNE_EVENTS)?;
     for row in &old {
         log::delete(connection, row)?;
         row.events.iter().try_for_each(|id| session.ids.remove(connection, *id))?;
     }
-    // Several times what so many events leave behind.
-    session.ids.drop_generations(connection, i64::try_from(limit / 8).unwrap_or(i64::MAX - 1) + 1)?;
+    session.ids.drop_generations(connection, PRUNE_GENERATIONS)?;
     if !old.is_empty() {
         // That an event was delivered is of no use once the event is gone.
         let first = log::first(connection)?.map_or(bound, |(first, _)| first);
         let sql = "DELETE FROM delivered WHERE destination IN (SELECT number FROM destination) AND seq < ?";
         connection.execute(sql, [seq(first)])?;
     }
-    Ok(old.iter().map(|row| row.events.len()).sum())
+    let events = old.iter().map(|row| row.events.len()).sum::<usize>();
+    let is_any_left = log::least_recent(connection, ages.before)?.is_some_and(|last| last <= bound);
+    let left = match events {
+        0 if is_any_left => Left::HeldBack,
+        1.. if is_any_left || events >= PRUNE_EVENTS => Left::More,
+        _ => Left::Nothing,
+    };
+    Ok(Pruned { events: events as u64, left })
 }

@@ -27,7 +27,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::event::{Environment, Event, EventId, Fingerprint};
 use crate::storage::tables::rows::{self, event_columns, millis, moment, seq};
-use crate::storage::{EventFilter, PAGE_MAX, Position, Record};
+use crate::storage::{Ages, EventFilter, PAGE_MAX, PASSED_MAX, Position, Record};
 
 /// Events of a row at most: who looks for one of them reads them all.
 const EVENTS_MAX: u64 = 64;
@@ -43,10 +43,11 @@ macro_rules! select {
 // None of them may sort, or go through the whole log: a query that is given a view's rows one by one needs columns of
 // the same kind in both of its parts, and those in its answer by which it orders.
 const BEHIND: &str = select!("WHERE last > ? ORDER BY last");
-const UP_TO: &str = select!("WHERE last <= ? ORDER BY last");
+const UP_TO: &str = "SELECT last, first, earliest FROM log WHERE last <= ? ORDER BY last";
 const BACKWARDS: &str = select!("WHERE last BETWEEN ? AND ? AND first < ? ORDER BY last DESC");
 const ROW: &str = select!("WHERE last = ?");
 const OLDEST: &str = "SELECT last, first, earliest FROM log ORDER BY last LIMIT 1";
+const LEAST_RECENT: &str = "SELECT last, latest FROM log WHERE latest < ? ORDER BY latest LIMIT 1";
 const WITHIN: &str = "SELECT last, first, earliest, latest FROM log WHERE latest >= ? AND earliest < ?";
 
 /// The last position given; 0 if there is none.
@@ -470,33 +471,76 @@ pub(super) struct Old {
     pub(super) events: Vec<EventId>,
 }
 
-/// Of the oldest rows up to a position those whose events were all received before a time. However long the log is, only
-/// so many events are looked at, and the rest of their row.
+/// Of the oldest rows up to a position those whose events are all past their time, and in front of each those that came
+/// while a clock was wrong. However long the log is, only so many events are looked at, and the rest of their row;
+/// [`PASSED_MAX`] rows of a wrong clock are passed over beside that.
 pub(super) fn old(
     connection: &Connection,
     upto: Position,
-    before: Timestamp,
+    ages: Ages,
     limit: usize,
 ) -> rusqlite::Result<Vec<Old>> {
+    let (before, horizon) = (millis(ages.before), millis(ages.horizon));
+    let may_go = |received_at| received_at < before || received_at > horizon;
     let mut select = connection.prepare_cached(UP_TO)?;
     let mut found = select.query([seq(upto)])?;
-    let (mut old, mut looked_at) = (Vec::new(), 0);
+    let (mut old, mut count, mut looked_at) = (Vec::new(), 0, 0);
+    // Of a wrong clock, until a row behind them says how old they are.
+    let mut unknown: Vec<i64> = Vec::new();
     while looked_at < limit
+        && (unknown.len() as u64) < PASSED_MAX
         && let Some(row) = found.next()?
     {
-        let mut events = Vec::new();
-        let mut all_are = true;
-        for event in Events::of(row)? {
-            let (_, kept) = event?;
-            events.push(kept.id());
-            all_are &= kept.received_at < millis(before);
+        let (last, first, earliest): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if earliest > horizon {
+            unknown.push(last);
+            continue;
         }
-        looked_at += events.len();
-        if all_are {
-            old.push(Old { last: row.get(0)?, events });
+        looked_at += usize::try_from(last + 1 - first).unwrap_or(limit);
+        let row = if earliest < before { all_of(connection, last, may_go)? } else { None };
+        let Some(row) = row else {
+            unknown.clear();
+            continue;
+        };
+        for last in unknown.drain(..) {
+            // The others wait for the next step, and so does what they are judged by.
+            if count < limit
+                && let Some(row) = all_of(connection, last, may_go)?
+            {
+                count += row.events.len();
+                old.push(row);
+            }
+        }
+        if count < limit {
+            count += row.events.len();
+            old.push(row);
         }
     }
     Ok(old)
+}
+
+/// A row, if all of its events may go by when they were received.
+fn all_of(connection: &Connection, last: i64, may_go: impl Fn(i64) -> bool) -> rusqlite::Result<Option<Old>> {
+    let mut select = connection.prepare_cached(ROW)?;
+    let mut found = select.query([last])?;
+    let Some(row) = found.next()? else { return Ok(None) };
+    let mut events = Vec::new();
+    for event in Events::of(row)? {
+        let (_, kept) = event?;
+        if !may_go(kept.received_at) {
+            return Ok(None);
+        }
+        events.push(kept.id());
+    }
+    Ok(Some(Old { last, events }))
+}
+
+/// Where the row ends whose events were received the longest ago, if all of them were before a time.
+pub(super) fn least_recent(connection: &Connection, before: Timestamp) -> rusqlite::Result<Option<Position>> {
+    connection
+        .prepare_cached(LEAST_RECENT)?
+        .query_row([millis(before)], |row| rows::position(row, 0))
+        .optional()
 }
 
 /// Deletes a row.
@@ -638,12 +682,16 @@ mod tests {
             prop_assert_eq!(find(&connection, &filter).unwrap(), expected);
 
             // What is pruned is old enough and not beyond; it is whole rows, and about as many as were asked for.
-            let old = old(&connection, Position(place), time(to), limit.max(1)).unwrap();
+            let ages = Ages { before: time(to), horizon: time(to.max(from)) };
+            let old = old(&connection, Position(place), ages, limit.max(1)).unwrap();
             let gone: Vec<EventId> = old.iter().flat_map(|row| row.events.clone()).collect();
             prop_assert!(gone.len() < limit.max(1) + EVENTS_MAX as usize);
             old.iter().for_each(|row| delete(&connection, row).unwrap());
             let is_gone = |record: &Record| gone.contains(&record.event.id);
-            let may_go = |record: &Record| !is_behind(record, place) && received(record) < time(to);
+            let is_unknown = |record: &Record| received(record) > ages.horizon;
+            let may_go = |record: &Record| {
+                !is_behind(record, place) && (received(record) < time(to) || is_unknown(record))
+            };
             prop_assert!(records.iter().filter(|record| is_gone(record)).all(may_go));
             records.retain(|record| !is_gone(record));
             prop_assert_eq!(all(&connection, Position(0)), records);
@@ -653,14 +701,37 @@ mod tests {
     #[test]
     fn everything_that_is_old_enough_can_be_pruned() {
         let (connection, records) = log(&[1; 50], 10, &[7, 1]);
-        let old = old(&connection, Position(50), time(2), 100).unwrap();
+        let ages = Ages { before: time(2), horizon: time(3) };
+        let old = old(&connection, Position(50), ages, 100).unwrap();
         assert_eq!(old.iter().map(|row| row.events.len()).sum::<usize>(), records.len());
+    }
+
+    #[test]
+    fn what_a_wrong_clock_has_written_goes_with_the_next_of_a_right_one() {
+        // Received at these seconds, in rows of two; what is older than 10 s may go, and nobody has been beyond 20 s yet.
+        let cases: &[(&[i64], &[u64])] = &[
+            (&[99, 99, 1, 1], &[2, 4]),
+            (&[99, 1, 1, 99], &[2, 4]),
+            (&[99, 99, 99, 99, 1, 1, 15, 15], &[2, 4, 6]),
+            (&[1, 1, 99, 99, 15, 15], &[2]),
+            (&[99, 99, 15, 15, 1, 1], &[6]),
+            (&[99, 15, 1, 1], &[4]),
+            (&[99, 99, 1, 15], &[]),
+            (&[1, 1, 99, 99], &[2]),
+        ];
+        for (seconds, expected) in cases {
+            let (connection, _) = log(seconds, 0, &[2]);
+            let ages = Ages { before: time(10), horizon: time(20) };
+            let old = old(&connection, Position(50), ages, 100).unwrap();
+            let gone: Vec<u64> = old.iter().map(|row| row.last.unsigned_abs()).collect();
+            assert_eq!(gone, *expected, "{seconds:?}");
+        }
     }
 
     #[test]
     fn no_query_sorts_or_goes_through_the_whole_log() {
         let (connection, _) = log(&[1; 50], 10, &[7]);
-        for query in [BEHIND, UP_TO, BACKWARDS, ROW, OLDEST, WITHIN] {
+        for query in [BEHIND, UP_TO, BACKWARDS, ROW, OLDEST, LEAST_RECENT, WITHIN] {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
             let parameters = vec![0; plan.parameter_count()];
             let steps = plan.query_map(params_from_iter(parameters), |row| row.get::<_, String>(3)).unwrap();

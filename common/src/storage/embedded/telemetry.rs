@@ -38,8 +38,10 @@ impl Telemetry {
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
             ),
             errors,
-            poisoned: metrics
-                .gauge("chaski_spool_poisoned", "1 after a failed sync: nothing is written until a restart."),
+            poisoned: metrics.gauge(
+                "chaski_spool_poisoned",
+                "1 after a failed sync, until a restart: of the log, then nothing is written; of the database, then the log grows.",
+            ),
             bytes: metrics.gauge("chaski_spool_bytes", "Bytes of the local store on disk, log included."),
         }
     }
@@ -57,7 +59,7 @@ impl Telemetry {
             _ => "write",
         };
         self.errors.with_label_values(&[op]).inc();
-        self.poisoned.set(i64::from(op == "sync"));
+        self.note_poisoned(failure);
     }
 
     pub(super) fn refused_while_poisoned(&self) {
@@ -69,7 +71,15 @@ impl Telemetry {
         self.errors.with_label_values(&["read"])
     }
 
-    pub(super) fn checkpoint_failed(&self) {
+    pub(super) fn checkpoint_failed(&self, failure: &StorageError) {
         self.errors.with_label_values(&["checkpoint"]).inc();
+        self.note_poisoned(failure);
+    }
+
+    /// Only a restart takes it back, whatever fails after it.
+    fn note_poisoned(&self, failure: &StorageError) {
+        if matches!(failure, StorageError::Poisoned { .. }) {
+            self.poisoned.set(1);
+        }
     }
 }

@@ -26,7 +26,7 @@ use crate::event::{EventId, Fingerprint};
 use crate::post::together;
 use crate::storage::tables::readers::engine;
 use crate::storage::tables::rows::seq;
-use crate::storage::{Appended, Controls, OnConflict, Position, StorageError};
+use crate::storage::{Appended, Controls, OnConflict, Position, StorageError, thread};
 
 /// Writes that may wait. At the bound [`Writer::write_or_refuse`] answers [`StorageError::Busy`] and
 /// [`Writer::write`] waits.
@@ -185,7 +185,7 @@ impl Writer {
             failure: RefCell::new(None),
         };
         let writable = Arc::new(AtomicBool::new(true));
-        let thread = Thread {
+        let writes = Thread {
             session,
             queue: receiver,
             head,
@@ -195,13 +195,7 @@ impl Writer {
             writable: Arc::clone(&writable),
             written_bytes: Arc::clone(&written_bytes),
         };
-        let handle = std::thread::Builder::new()
-            .name("chaski-writer".to_owned())
-            .spawn(move || thread.run())
-            .map_err(|source| StorageError::Engine {
-                doing: "starting the writer",
-                source: Arc::new(source),
-            })?;
+        let handle = thread::start("chaski-writer", &writable, move || writes.run())?;
         let controls = watch::Sender::new(controls);
         Ok((Self { queue, written_bytes, controls, writable }, handle))
     }
@@ -245,7 +239,7 @@ impl Writer {
         answer.await.map_err(|_| StorageError::Closed)?
     }
 
-    /// False after a failed sync and once the thread has ended.
+    /// False after a failed sync, once the thread has ended, or after the checkpointer has panicked.
     pub(super) fn is_writable(&self) -> bool {
         self.writable.load(Ordering::Relaxed) && !self.queue.is_closed()
     }

@@ -8,6 +8,10 @@
 //!
 //! All of it takes [`APPEND_WITHIN`] at most, or is answered with an error. What is under way then goes on: the id
 //! stays reserved until it is known what became of the event, so that a resend is a duplicate if it arrived.
+//!
+//! A quarantined event is one record of another topic, whose key names it: a second one with the same bytes is the
+//! same letter. [`QUARANTINING_MAX`] of them are on their way at most; who waits behind them in vain goes to the
+//! spool, or is answered with an error, like one whose report is late.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +25,7 @@ use super::dedup::Claim;
 use super::producer::{Handed, Place, Report, is_unfit};
 use super::spool::{Hedge, Spool};
 use crate::event::{Event, EventId, Fingerprint};
-use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, OnConflict, Position, StorageError};
+use crate::storage::{Appended, CONFLICT, CONFLICT_DETAIL, DeadLetter, OnConflict, Position, StorageError};
 
 /// How long an append may take; a sender waits for its answer.
 pub(super) const APPEND_WITHIN: Duration = Duration::from_millis(1200);
@@ -29,10 +33,13 @@ pub(super) const APPEND_WITHIN: Duration = Duration::from_millis(1200);
 pub(super) const HEDGE_AFTER: Duration = Duration::from_millis(150);
 /// How long a letter waits before it goes to the spool: it is read back, too, and nobody minds if it is written twice.
 const LETTER_AFTER: Duration = Duration::from_millis(600);
+/// Quarantined events that are on their way to Kafka at once, until their reports have come.
+pub(super) const QUARANTINING_MAX: usize = 16;
 /// How long a duplicate waits for the first to be durable, and when it looks for the first time.
 const PENDING_WITHIN: Duration = Duration::from_millis(500);
 const PENDING_LOOK: Duration = Duration::from_millis(5);
 const DOING: &str = "storing an event";
+pub(super) const QUARANTINING: &str = "keeping a quarantined event";
 
 /// What became of a direct publication, once it is known.
 pub(super) type Outcome = watch::Receiver<Option<Report>>;
@@ -47,7 +54,7 @@ enum Claimed {
 }
 
 impl Kafka {
-    /// Stores an event, unless its id is known.
+    /// Stores an event, unless its id is known. Dropped half-way, it leaves the id reserved: see [`ToItsEnd`](super::events::ToItsEnd).
     pub(super) async fn append(
         self: &Arc<Self>,
         event: Event,
@@ -96,7 +103,7 @@ impl Kafka {
         }
     }
 
-    /// The content that is stored under an id, as far as it is remembered.
+    /// The content that is stored under an id, as far as it is remembered. As [`Kafka::append`] when dropped.
     pub(super) async fn stored(&self, id: EventId) -> Result<Option<Fingerprint>, StorageError> {
         match self.claim(id).await? {
             Claimed::Known(stored) => Ok(Some(stored)),
@@ -221,7 +228,8 @@ impl Kafka {
         Appended::Stored(position)
     }
 
-    /// Keeps an event as a letter without destination, unless these very bytes are kept already.
+    /// Keeps an event as a letter without destination, unless these very bytes are kept already. Answers within
+    /// [`APPEND_WITHIN`], as far as the spool's disk does.
     pub(super) async fn quarantine(
         self: &Arc<Self>,
         event: Event,
@@ -229,7 +237,8 @@ impl Kafka {
         detail: &str,
     ) -> Result<bool, StorageError> {
         self.check_open()?;
-        let Some(spool) = &self.spool else { return self.keep_quarantined(event, reason, detail).await };
+        let letter = quarantined(event.clone(), reason, detail);
+        let Some(spool) = &self.spool else { return self.quarantine_in_time(APPEND_WITHIN, letter).await };
         if self.opened.get().is_some() && self.is_quarantined(&event).await? {
             return Ok(false);
         }
@@ -237,19 +246,45 @@ impl Kafka {
         if is_first && let Ok(new) = spool.quarantine(event.clone(), reason, detail).await {
             return Ok(new);
         }
-        let kafka = Arc::clone(self);
-        let (letter, why, what) = (event.clone(), reason.to_owned(), detail.to_owned());
-        // It goes on when nobody waits any more: twice the same letter is one.
-        let keeping = self.tasks.spawn(async move { kafka.keep_quarantined(letter, &why, &what).await });
         let within = if is_first { APPEND_WITHIN } else { LETTER_AFTER };
-        let kept = match timeout(within, keeping).await {
-            Ok(kept) => kept.unwrap_or(Err(StorageError::Closed)),
-            Err(_) => Err(StorageError::Late { doing: "keeping a quarantined event", within }),
-        };
-        match kept {
+        match self.quarantine_in_time(within, letter).await {
             Err(error) if !is_first => spool.quarantine(event, reason, detail).await.map_err(|_| error),
             kept => kept,
         }
+    }
+
+    /// As [`Kafka::quarantine`], with Kafka alone. What is under way when the time is over goes on and keeps its turn:
+    /// the same bytes wait for it, and find the letter.
+    async fn quarantine_in_time(
+        self: &Arc<Self>,
+        within: Duration,
+        letter: DeadLetter,
+    ) -> Result<bool, StorageError> {
+        let late = |_| StorageError::Late { doing: QUARANTINING, within };
+        let until = Instant::now() + within;
+        let turn = usize::from(letter.event.fingerprint.as_bytes()[0]) % QUARANTINING_MAX;
+        let turn = Arc::clone(&self.quarantining[turn]).lock_owned();
+        let turn = timeout_at(until, turn).await.map_err(late)?;
+        let kafka = Arc::clone(self);
+        let keeping = self.tasks.spawn(async move {
+            let _turn = turn;
+            kafka.keep_quarantined(letter).await
+        });
+        timeout_at(until, keeping).await.map_err(late)?.unwrap_or(Err(StorageError::Closed))
+    }
+}
+
+fn quarantined(event: Event, reason: &str, detail: &str) -> DeadLetter {
+    DeadLetter {
+        number: 0,
+        destination: None,
+        position: None,
+        reason: reason.into(),
+        detail: detail.into(),
+        at: event.received_at,
+        attempts: 0,
+        history: Vec::new(),
+        event,
     }
 }
 

@@ -11,8 +11,6 @@ use crate::storage;
 pub(super) struct Controls {
     pub(super) destinations: BTreeMap<String, DestinationControl>,
     pub(super) replays: BTreeMap<u64, ReplayControl>,
-    /// The greatest number a replay ever had, as far as the topic remembers.
-    pub(super) last_replay: u64,
     /// How often each destination's parked deliveries were changed by hand since the topic is followed.
     by_hand: BTreeMap<String, u64>,
 }
@@ -48,13 +46,8 @@ impl Controls {
         match control {
             Control::Destination(name, Some(state)) => drop(self.destinations.insert(name, state)),
             Control::Destination(name, None) => drop(self.destinations.remove(&name)),
-            Control::Replay(number, state) => {
-                self.last_replay = self.last_replay.max(number);
-                match state {
-                    Some(state) => drop(self.replays.insert(number, state)),
-                    None => drop(self.replays.remove(&number)),
-                }
-            }
+            Control::Replay(number, Some(state)) => drop(self.replays.insert(number, state)),
+            Control::Replay(number, None) => drop(self.replays.remove(&number)),
             Control::ByHand(name) => *self.by_hand.entry(name).or_default() += 1,
         }
     }

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::Kafka;
+use super::append::QUARANTINING;
+use super::events::ToItsEnd;
 use super::record::Outgoing;
 use super::view::{DEAD, PARKED};
 use crate::event::{Event, EventId};
@@ -77,29 +79,16 @@ impl Kafka {
         Ok(kept.iter().any(|letter| letter.event.fingerprint == event.fingerprint))
     }
 
-    /// Keeps an event as a letter without destination, unless these very bytes are kept already.
-    pub(super) async fn keep_quarantined(
-        &self,
-        event: Event,
-        reason: &str,
-        detail: &str,
-    ) -> Result<bool, StorageError> {
-        let _one_at_a_time = self.quarantining.lock().await;
-        if self.is_quarantined(&event).await? {
+    /// Keeps a letter without destination, unless these very bytes are kept already. Takes as long as the producer and
+    /// the view do.
+    pub(super) async fn keep_quarantined(&self, letter: DeadLetter) -> Result<bool, StorageError> {
+        if self.is_quarantined(&letter.event).await? {
             return Ok(false);
         }
-        let letter = DeadLetter {
-            number: 0,
-            destination: None,
-            position: None,
-            reason: reason.into(),
-            detail: detail.into(),
-            at: event.received_at,
-            attempts: 0,
-            history: Vec::new(),
-            event,
-        };
-        self.to_dead("keeping a quarantined event", Outgoing::letter(&self.topics.dead, &letter)).await?;
+        let record = Outgoing::letter(&self.topics.dead, &letter);
+        // The bytes are the producer's now.
+        drop(letter);
+        self.to_dead(QUARANTINING, record).await?;
         Ok(true)
     }
 
@@ -119,14 +108,15 @@ impl Kafka {
                 };
                 self.park_by_hand(&parked).await?;
             }
-            None => self.admit(letter.event, now).await?,
+            // Who asked may go away, and must not leave a reservation behind.
+            None => ToItsEnd::new(Arc::clone(self).admit(letter.event, now)).await?,
         }
         self.to_dead("ending a dead letter", gone).await
     }
 
     /// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
     /// from its own bytes, so that redriving the same letter twice is still one event.
-    async fn admit(self: &Arc<Self>, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
+    async fn admit(self: Arc<Self>, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
         event.received_at = now;
         if self.append(event.clone(), OnConflict::Duplicate).await? == Appended::Duplicate
             && self.stored(event.id).await? != Some(event.fingerprint)

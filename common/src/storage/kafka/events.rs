@@ -5,6 +5,7 @@ use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::Kafka;
-use super::append::APPEND_WITHIN;
+use super::append::{APPEND_WITHIN, QUARANTINING};
 use super::client::failed;
 use super::controls::{DestinationControl, ReplayControl, Span};
 use super::progress::{Committed, Group};
@@ -28,21 +29,20 @@ use super::spool::Spool;
 use super::view::PARKED;
 use crate::event::{Event, EventId};
 use crate::storage::{
-    Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventFilter, EventLog, Fate, Labels,
-    OnConflict, PAGE_MAX, Position, Progress, Record, Replay, Start, StorageError, Subscription,
+    Ages, Appended, BatchLimit, Census, Controls, Cursor, Delivered, EventFilter, EventLog, Fate, Labels,
+    Left, OnConflict, PAGE_MAX, Position, Progress, Pruned, Record, Replay, SKEW_MAX, Start, StorageError,
+    Subscription,
 };
 
 /// How long a control record may take; the first one finds the brokers.
 const CONTROL_WITHIN: Duration = Duration::from_secs(30);
-/// How far the clocks of two edges may be apart for a replay by time to find every event.
-const SKEW_MAX: Duration = Duration::from_secs(600);
 
 /// Steps that are taken where they are awaited. Dropped half-way, what is left of them goes on in a task, if the runtime
 /// does: few do that, and a task for each would cost the others theirs.
-struct ToItsEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
+pub(super) struct ToItsEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
 
 impl<T: Send + 'static> ToItsEnd<T> {
-    fn new(steps: impl Future<Output = T> + Send + 'static) -> Self {
+    pub(super) fn new(steps: impl Future<Output = T> + Send + 'static) -> Self {
         Self(Some(Box::pin(steps)))
     }
 }
@@ -86,7 +86,11 @@ impl EventLog for Events {
     }
 
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError> {
-        self.0.quarantine(event, reason, detail).await
+        self.0.check_open()?;
+        let (kafka, reason, detail) = (Arc::clone(&self.0), reason.to_owned(), detail.to_owned());
+        let keeping = ToItsEnd::new(async move { kafka.quarantine(event, &reason, &detail).await });
+        let late = |_| StorageError::Late { doing: QUARANTINING, within: APPEND_WITHIN };
+        tokio::time::timeout(APPEND_WITHIN, keeping).await.map_err(late)?
     }
 
     fn head(&self) -> watch::Receiver<Position> {
@@ -184,7 +188,7 @@ impl EventLog for Events {
 
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
         let key = ControlKey::Destination(destination.to_owned());
-        self.0.control(&key, Some(&DestinationControl { paused })).await
+        self.0.control(&key, Some(&DestinationControl { paused })).await.map(|_| ())
     }
 
     fn controls(&self) -> watch::Receiver<Controls> {
@@ -208,12 +212,12 @@ impl EventLog for Events {
 
     async fn prune(
         &self,
-        before: Timestamp,
+        now: Timestamp,
+        retention: Duration,
         destinations: &[Arc<str>],
-        limit: usize,
-    ) -> Result<usize, StorageError> {
+    ) -> Result<Pruned, StorageError> {
         self.0.check_open()?;
-        self.0.prune(before, destinations, limit).await
+        self.0.prune(Ages::at(now, retention), destinations).await
     }
 
     async fn census(&self) -> Result<Census, StorageError> {
@@ -233,9 +237,11 @@ impl EventLog for Events {
             .await
     }
 
-    /// The client heals by itself, a spool whose disk failed does not.
+    /// The client heals by itself; a spool whose disk failed, or a thread that panicked, does not.
     fn is_writable(&self) -> bool {
-        !self.0.closing.is_cancelled() && self.0.spool.as_deref().is_none_or(Spool::is_writable_either_way)
+        !self.0.closing.is_cancelled()
+            && self.0.is_sound.load(Ordering::Relaxed)
+            && self.0.spool.as_deref().is_none_or(Spool::is_writable_either_way)
     }
 
     fn labels(&self) -> Labels {
@@ -248,19 +254,20 @@ impl EventLog for Events {
 }
 
 impl Kafka {
-    /// Writes a control record and waits until it holds here.
+    /// Writes a control record and waits until it holds here; tells its offset.
     pub(super) async fn control(
         &self,
         key: &ControlKey,
         state: Option<&impl serde::Serialize>,
-    ) -> Result<(), StorageError> {
+    ) -> Result<u64, StorageError> {
         let view = self.view()?;
         let doing = "writing a control record";
         let record = Outgoing::control(&self.topics.parked, key, state);
         let appended = tokio::time::timeout(CONTROL_WITHIN, self.producer.append(doing, record));
         let (_, offset) =
             appended.await.unwrap_or(Err(StorageError::Late { doing, within: CONTROL_WITHIN }))?;
-        view.reached(PARKED, offset + 1).await
+        view.reached(PARKED, offset + 1).await?;
+        Ok(offset)
     }
 
     /// Makes a destination known to all processes.
@@ -268,8 +275,8 @@ impl Kafka {
         if self.view()?.controls().destinations.contains_key(destination) {
             return Ok(());
         }
-        self.control(&ControlKey::Destination(destination.to_owned()), Some(&DestinationControl::default()))
-            .await
+        let key = ControlKey::Destination(destination.to_owned());
+        self.control(&key, Some(&DestinationControl::default())).await.map(|_| ())
     }
 
     /// Makes the start of a new cursor durable.
@@ -337,7 +344,7 @@ impl Kafka {
         to: Timestamp,
     ) -> Result<(Cursor, u64), StorageError> {
         let (spans, count) = self.search()?.ask(move |asked| span(asked, from, to)).await?;
-        let number = self.next_replay()?;
+        let number = self.next_replay().await?;
         let cursor = Cursor { destination: destination.into(), replay: number };
         if !spans.is_empty() {
             let progress = spans
@@ -351,30 +358,24 @@ impl Kafka {
         Ok((cursor, count))
     }
 
-    /// A number that no replay had, even if the topic has forgotten those before: the topic has grown by one
-    /// record at least since the last of them.
-    fn next_replay(&self) -> Result<u64, StorageError> {
-        let view = self.view()?;
-        let last = view.controls().last_replay;
-        Ok((last + 1).max(view.applied(PARKED)))
+    /// A number that no replay had or will have, whoever begins it and even if the topic has forgotten those before:
+    /// the place of a record that says nothing else. Each replay has its own record behind that.
+    async fn next_replay(&self) -> Result<u64, StorageError> {
+        Ok(self.control(&ControlKey::Probe, None::<&ReplayControl>).await? + 1)
     }
 
-    async fn prune(
-        &self,
-        before: Timestamp,
-        destinations: &[Arc<str>],
-        limit: usize,
-    ) -> Result<usize, StorageError> {
+    /// All that can go, in one step: the brokers only note where the log begins now.
+    async fn prune(&self, ages: Ages, destinations: &[Arc<str>]) -> Result<Pruned, StorageError> {
         let (extents, aged) = self
-            .query()?
+            .search()?
             .ask(move |asked| {
                 let extents = asked.extents()?;
-                let aged = asked.since(&extents, before)?;
+                let aged = asked.aged(&extents, ages)?;
                 Ok((extents, aged))
             })
             .await?;
         let mut bounds: BTreeMap<u32, u64> =
-            extents.iter().zip(aged).map(|(extent, aged)| (extent.partition, aged)).collect();
+            extents.iter().zip(&aged).map(|(extent, (upto, _))| (extent.partition, *upto)).collect();
         for destination in destinations {
             let committed = self.progress_now(&Cursor::of(Arc::clone(destination)), &extents).await?;
             for (partition, bound) in &mut bounds {
@@ -391,20 +392,23 @@ impl Kafka {
                 bounds.entry(span.partition).and_modify(|bound| *bound = (*bound).min(mark));
             }
         }
-        let mut left = limit as u64;
+        let (mut events, mut left) = (0, Left::Nothing);
         let mut list = TopicPartitionList::new();
-        for extent in &extents {
-            let bound = bounds.get(&extent.partition).copied().unwrap_or(0).clamp(extent.first, extent.end);
-            let count = (bound - extent.first).min(left);
-            if count > 0 {
-                left -= count;
-                let offset = rdkafka::Offset::Offset((extent.first + count).cast_signed());
+        for (extent, (upto, behind)) in extents.iter().zip(aged) {
+            let bound = bounds.get(&extent.partition).copied().unwrap_or(0);
+            // Where something is not settled that is past its time, nothing behind it matters yet.
+            if bound >= upto {
+                left = left.max(behind);
+            }
+            let bound = bound.clamp(extent.first, extent.end);
+            if bound > extent.first {
+                events += bound - extent.first;
+                let offset = rdkafka::Offset::Offset(bound.cast_signed());
                 list.add_partition_offset(&self.topics.events, extent.partition.cast_signed(), offset)
                     .map_err(|error| failed("pruning", error))?;
             }
         }
-        let pruned = usize::try_from(limit as u64 - left).unwrap_or(limit);
-        if pruned > 0 {
+        if events > 0 {
             let admin: AdminClient<DefaultClientContext> =
                 self.connect.base().create().map_err(|error| failed("pruning", error))?;
             let deleted = admin.delete_records(&list, &AdminOptions::new()).await;
@@ -413,7 +417,7 @@ impl Kafka {
                 place.error().map_err(|error| failed("pruning", error))?;
             }
         }
-        Ok(pruned)
+        Ok(Pruned { events, left })
     }
 }
 

@@ -145,6 +145,7 @@ impl Kafka {
             followed,
             ends,
             self.told.clone(),
+            &self.is_sound,
         )?;
         let opened = Opened { query, search, view };
         if options.appends {

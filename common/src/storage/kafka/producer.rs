@@ -7,6 +7,7 @@
 mod telemetry;
 mod turns;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -66,10 +67,11 @@ impl Producer {
         connect: Connect,
         events: &Arc<str>,
         registry: &Registry,
+        is_sound: &Arc<AtomicBool>,
     ) -> Result<Self, StorageError> {
         let queue = Arc::<Queue>::default();
         let turns = Turns::new(connect, Arc::clone(events), Arc::clone(&queue), Telemetry::new(registry))?;
-        Ok(Self { queue, turns: Mutex::new(Some(turns.start()?)) })
+        Ok(Self { queue, turns: Mutex::new(Some(turns.start(is_sound)?)) })
     }
 
     /// Appends a record; `Ok` means that it is durable, and where.

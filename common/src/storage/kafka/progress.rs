@@ -138,7 +138,7 @@ impl Committer {
                 *before = Some(report);
                 Err(late())
             }
-            Err(RecvTimeoutError::Disconnected) => Err(StorageError::Closed),
+            Err(RecvTimeoutError::Disconnected) => Err(StorageError::Panicked),
         }
     }
 }

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{ANSWER_WITHIN, Connect, Spoken, failed};
 use super::record::read_record;
-use crate::storage::{Record, StorageError};
+use crate::storage::{Ages, Left, PASSED_MAX, Record, StorageError};
 
 /// How long the end of the log may be read when the storage opens.
 pub(super) const OPENING_WITHIN: Duration = Duration::from_mins(10);
@@ -69,7 +69,7 @@ impl Query {
             let consumer = consumer.as_ref().ok_or(StorageError::Closed)?;
             question(&Asked { consumer, topic: &inner.topic, began, reads_within: inner.reads_within })
         });
-        asked.await.map_err(|_| StorageError::Closed)?
+        asked.await.map_err(StorageError::unfinished)?
     }
 
     /// Ends the client. Blocks.
@@ -140,6 +140,33 @@ impl Asked<'_> {
                     Some((Offset::Offset(offset), Ok(()))) => Ok(offset.unsigned_abs()),
                     _ => Ok(extent.end),
                 }
+            })
+            .collect()
+    }
+
+    /// Of each partition the offset up to which everything is past its time, that one excluded, and what is behind it.
+    pub(super) fn aged(&self, extents: &[Extent], ages: Ages) -> Result<Vec<(u64, Left)>, StorageError> {
+        let young = self.since(extents, ages.before)?;
+        let beyond = ages.horizon.saturating_add(Duration::from_millis(1)).unwrap_or(Timestamp::MAX);
+        let unknown = self.since(extents, beyond)?;
+        let places = extents.iter().zip(young.into_iter().zip(unknown));
+        places
+            .map(|(extent, (young, unknown))| {
+                if young < unknown || young >= extent.end {
+                    return Ok((young, Left::Nothing));
+                }
+                // It came while a clock was wrong, and is as old as the next that did not.
+                let looked_at = Extent { first: young, end: extent.end.min(young + PASSED_MAX), ..*extent };
+                let mut next = None;
+                self.read(looked_at, |record| {
+                    next = (record.event.received_at <= ages.horizon).then_some(record);
+                    if next.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })?;
+                Ok(match next {
+                    Some(next) if next.event.received_at < ages.before => (next.position.place(), Left::More),
+                    None if looked_at.end < extent.end => (young, Left::HeldBack),
+                    _ => (young, Left::Nothing),
+                })
             })
             .collect()
     }

@@ -30,7 +30,7 @@ use super::controls::Span;
 use super::progress::{self, Committed, Committer, Group};
 use super::telemetry::ReaderTelemetry;
 use crate::storage::{
-    BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track,
+    BatchLimit, Change, Cursor, Delivered, Position, READ_RETRY, StorageError, Subscription, Track, thread,
 };
 
 /// How long the thread waits for the group's news before it looks around.
@@ -109,13 +109,10 @@ impl Reader {
         consumer.subscribe(&[&shared.topic]).map_err(|error| failed("joining a group", error))?;
         let (over, ended) = watch::channel(false);
         let reader = Self { shared: Arc::clone(&shared), ended };
-        std::thread::Builder::new()
-            .name("chaski-reader".to_owned())
-            .spawn(move || {
-                shared.run(consumer);
-                over.send_replace(true);
-            })
-            .map_err(|error| StorageError::Engine { doing: "starting a reader", source: Arc::new(error) })?;
+        thread::start("chaski-reader", &kafka.is_sound, move || {
+            shared.run(consumer);
+            over.send_replace(true);
+        })?;
         Ok((reader, Subscription { changes: subscriber }))
     }
 
@@ -142,7 +139,7 @@ impl Reader {
     ) -> Result<BTreeMap<u32, Committed>, StorageError> {
         let shared = Arc::clone(&self.shared);
         let asked = tokio::task::spawn_blocking(move || shared.asking()?.committed(partitions));
-        asked.await.map_err(|_| StorageError::Closed)?
+        asked.await.map_err(StorageError::unfinished)?
     }
 
     /// See [`EventLog::settle`](crate::storage::EventLog::settle).
@@ -157,7 +154,7 @@ impl Reader {
         let _turn = self.shared.committing.lock().await;
         let shared = Arc::clone(&self.shared);
         let committed = tokio::task::spawn_blocking(move || shared.commit());
-        match committed.await.map_err(|_| StorageError::Closed)? {
+        match committed.await.map_err(StorageError::unfinished)? {
             Err(_) if !self.shared.held().contains_key(&partition) => Err(lost),
             committed => committed,
         }

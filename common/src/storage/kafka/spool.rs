@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::{IntGauge, Registry};
@@ -32,8 +33,8 @@ use crate::event::{Event, EventId};
 use crate::metrics::Metrics;
 use crate::storage::embedded;
 use crate::storage::{
-    Appended, BatchLimit, Cursor, EventFilter, OnConflict, Position, Progress, Start, Storage, StorageError,
-    Subscription,
+    Appended, BatchLimit, Cursor, EventFilter, Left, OnConflict, Position, Progress, Start, Storage,
+    StorageError, Subscription,
 };
 
 /// Its only reader.
@@ -296,7 +297,9 @@ impl Spool {
     pub(super) async fn forget(&self, upto: Position) -> Result<(), StorageError> {
         self.store.events.settle(&Cursor::of(DRAIN), upto, Vec::new()).await?;
         let reader = [DRAIN.into()];
-        while self.store.events.prune(Timestamp::MAX, &reader, STEP.records).await? >= STEP.records {}
+        // However old it is.
+        let prune = || self.store.events.prune(Timestamp::MAX, Duration::ZERO, &reader);
+        while prune().await?.left == Left::More {}
         Ok(())
     }
 

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 
-use super::{Options, Step, apply, open, plan, testing};
+use super::append::HEDGE_AFTER;
+use super::events::Events;
+use super::{Options, Step, apply, connect, open, plan, testing};
 use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
-    Appended, BatchLimit, Change, Cursor, EventFilter, OnConflict, Parked, Position, Start, Storage,
-    StorageError, Subscription, Track,
+    Appended, BatchLimit, Change, Cursor, EventFilter, EventLog as _, Left, OnConflict, Parked, Position,
+    Pruned, Start, Storage, StorageError, Subscription, Track,
 };
 
 mod redis;
@@ -107,6 +109,38 @@ impl Member {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_panics_is_one_and_a_thread_that_does_asks_for_a_restart() {
+    let backend = OnBroker::new().await;
+    let kafka = connect(&backend.0, &Registry::new(), HEDGE_AFTER).await.unwrap();
+    let events = Events(Arc::clone(&kafka));
+    let asked = kafka.query().unwrap().ask(|_| -> Result<(), _> { panic!("on purpose") }).await;
+    assert!(matches!(asked, Err(StorageError::Panicked)), "{asked:?}");
+    kafka.extents().await.unwrap();
+    assert!(events.is_writable());
+
+    kafka.view().unwrap().panic();
+    let told = async {
+        while events.is_writable() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.unwrap();
+    events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_are_past_their_time_go_in_one_step() {
+    let backend = OnBroker::with_partitions(2).await;
+    let storage = backend.open().await;
+    futures_util::future::join_all((0..1200).map(|key| post(&storage, spread(key)))).await;
+    let later = spread(1200).received_at;
+    let all = Pruned { events: 1200, left: Left::Nothing };
+    assert_eq!(storage.events.prune(later, Duration::ZERO, &[]).await.unwrap(), all);
+    assert_eq!(storage.events.census().await.unwrap().events, 0);
+    storage.events.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,6 +243,31 @@ async fn events_of_several_partitions_are_listed_by_time_page_by_page() {
     assert_eq!(count, 4);
     storage.events.end_replay(&replay).await.unwrap();
     storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replays_that_several_processes_begin_at_once_are_several() {
+    let backend = OnBroker::new().await;
+    let storages = [backend.open().await, backend.open().await];
+    append(&storages[0], 0..3).await;
+    let begin = async |storage: &Storage| {
+        let began = storage.events.begin_replay("erp", event(0).received_at, event(3).received_at).await;
+        began.unwrap().0.replay
+    };
+    let mut numbers = BTreeSet::new();
+    for _ in 0..5 {
+        let (one, other) = tokio::join!(begin(&storages[0]), begin(&storages[1]));
+        numbers.extend([one, other]);
+    }
+    assert_eq!(numbers.len(), 10, "{numbers:?}");
+    assert!(!numbers.contains(&0), "that is no replay");
+    let began = Instant::now();
+    while storages[0].events.replays().await.unwrap().len() < 10 {
+        assert!(began.elapsed() < Duration::from_secs(60), "one has taken the place of another");
+    }
+    for storage in storages {
+        storage.events.close().await;
+    }
 }
 
 /// What another Kafka tool reads of the events, each written by this format.

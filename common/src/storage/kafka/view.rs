@@ -5,7 +5,7 @@
 //! until its record has been applied here, so that it sees what it wrote, and so does every other process
 //! a moment later.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -28,7 +28,7 @@ use super::record::{self, ControlKey, ParkedKey};
 use crate::storage::tables::SCHEMA;
 use crate::storage::tables::deliveries::{forget, keep_letter, number_of, park, record_deliveries};
 use crate::storage::tables::readers::{Readers, engine};
-use crate::storage::{self, Delivered, StorageError};
+use crate::storage::{self, Delivered, StorageError, thread};
 
 /// The topics that are followed.
 pub(super) const PARKED: usize = 0;
@@ -74,6 +74,7 @@ impl View {
         topics: [Arc<str>; 2],
         ends: [u64; 2],
         told: watch::Sender<storage::Controls>,
+        is_sound: &Arc<AtomicBool>,
     ) -> Result<Self, StorageError> {
         let folder = TempDir::with_prefix("chaski-view-").map_err(|error| StorageError::Engine {
             doing: "making a folder for the view",
@@ -103,10 +104,7 @@ impl View {
             told,
             _folder: folder,
         };
-        let thread = std::thread::Builder::new()
-            .name("chaski-view".to_owned())
-            .spawn(move || follower.run())
-            .map_err(|error| StorageError::Engine { doing: "starting the view", source: Arc::new(error) })?;
+        let thread = thread::start("chaski-view", is_sound, move || follower.run())?;
         let (thread, noted) = (Mutex::new(Some(thread)), Arc::default());
         Ok(Self { readers, controls, applied: watched, wake, thread, noted })
     }
@@ -132,11 +130,6 @@ impl View {
         caught_up.await.map(|_| ()).map_err(|_| StorageError::Closed)
     }
 
-    /// The offset up to which all of a topic is applied.
-    pub(super) fn applied(&self, topic: usize) -> u64 {
-        self.applied.borrow()[topic]
-    }
-
     /// What the control records say.
     pub(super) fn controls(&self) -> MutexGuard<'_, Controls> {
         self.controls.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,6 +152,12 @@ impl View {
         self.wake.try_send(Wake::Write(job)).map_err(|_| StorageError::Busy)?;
         let noted = done.await.map_err(|_| StorageError::Closed)?;
         noted.map_err(|error| engine("remembering deliveries", error))
+    }
+
+    /// Has the thread panic.
+    #[cfg(test)]
+    pub(super) fn panic(&self) {
+        let _ = self.wake.send(Wake::Write(Box::new(|_| panic!("on purpose"))));
     }
 
     /// Ends the thread and removes the file. Blocks.

@@ -104,7 +104,7 @@ fn waiting(destination: &str, partitions: &Partitions, ordered: bool) -> Conditi
     query
 }
 
-/// Of the positions between two the parked and dead ones.
+/// Of the positions between two those that are parked, dead or known to be delivered.
 pub(in crate::storage) fn settled_elsewhere(
     connection: &Connection,
     destination: &str,
@@ -112,7 +112,8 @@ pub(in crate::storage) fn settled_elsewhere(
     before: Position,
 ) -> rusqlite::Result<Vec<Position>> {
     let sql = "SELECT seq FROM parked WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3 \
-               UNION SELECT seq FROM dead WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3";
+               UNION SELECT seq FROM dead WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3 \
+               UNION SELECT seq FROM delivered WHERE destination = (SELECT number FROM destination WHERE name = ?1) AND seq > ?2 AND seq < ?3";
     rows::all(connection, sql, params![destination, seq(after), seq(before)], |row| rows::position(row, 0))
 }
 

@@ -61,7 +61,7 @@ impl Readers {
                 engine(doing, source)
             })
         });
-        ran.await.map_err(|_| StorageError::Closed)?
+        ran.await.map_err(StorageError::unfinished)?
     }
 
     /// No further query begins, and the connections close once the running ones are done.
@@ -95,4 +95,29 @@ impl Drop for Lent<'_> {
 /// An error of the engine, as the seam reports it.
 pub(in crate::storage) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageError {
     StorageError::Engine { doing, source: Arc::new(source) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_query_that_panics_may_be_asked_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("store.db");
+        Connection::open(&file).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+        let readers = Readers::open(&file, IntCounter::new("failures", "x").unwrap()).unwrap();
+        for _ in 0..2 * CONNECTIONS {
+            let panicked =
+                readers.read("panicking", |_| -> rusqlite::Result<()> { panic!("on purpose") }).await;
+            let error = panicked.unwrap_err();
+            assert!(matches!(error, StorageError::Panicked) && error.is_transient(), "{error}");
+        }
+        let count =
+            |connection: &Connection| connection.query_row("SELECT COUNT(*) FROM t", [], |row| row.get(0));
+        assert_eq!(readers.read::<i64>("counting", count).await.unwrap(), 0);
+        readers.close();
+        let closed = readers.read::<i64>("counting", count).await;
+        assert!(matches!(closed, Err(StorageError::Closed)));
+    }
 }

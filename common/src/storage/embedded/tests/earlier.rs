@@ -62,6 +62,7 @@ fn failures() -> Vec<Failure> {
         at: at(20),
         attempt: 1,
         result: "http_5xx".to_owned(),
+        status: None,
         detail: "503 Service Unavailable".to_owned(),
         span: None,
     }]

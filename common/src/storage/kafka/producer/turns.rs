@@ -8,9 +8,9 @@
 //! together, and is answered together. Who comes when nothing is out is served at once. The client is never waited
 //! for: the last millisecond of every wait for a report the bindings spend asking again without a pause.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -22,9 +22,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 use super::telemetry::Telemetry;
 use super::{Handed, Waiting};
 use crate::post::together;
-use crate::storage::StorageError;
 use crate::storage::kafka::client::{Connect, log};
 use crate::storage::kafka::record::Outgoing;
+use crate::storage::{StorageError, thread};
 
 /// How long a turn takes while records are out.
 const TURN: Duration = Duration::from_micros(500);
@@ -124,11 +124,8 @@ impl Turns {
         Ok(Self { connect, events, queue, telemetry, client })
     }
 
-    pub(super) fn start(self) -> Result<JoinHandle<()>, StorageError> {
-        thread::Builder::new()
-            .name("chaski-producer".to_owned())
-            .spawn(move || self.run())
-            .map_err(|error| StorageError::Engine { doing: "starting the producer", source: Arc::new(error) })
+    pub(super) fn start(self, is_sound: &Arc<AtomicBool>) -> Result<JoinHandle<()>, StorageError> {
+        thread::start("chaski-producer", is_sound, move || self.run())
     }
 
     fn run(mut self) {
@@ -243,6 +240,7 @@ impl ProducerContext for Reports {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
     use std::time::Instant;
 
     use tokio::sync::oneshot;

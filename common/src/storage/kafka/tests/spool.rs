@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+use futures_util::future::join_all;
 use prometheus::proto::MetricFamily;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -277,6 +279,93 @@ async fn without_a_spool_a_late_broker_is_an_error_and_the_id_is_free_when_its_f
     storage.events.close().await;
     rig.broker(Broker::kill).await;
     assert!(open(&rig.options, &Registry::new()).await.is_err(), "without a spool there is nothing to open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_spool_a_quarantined_event_is_late_in_time_and_one_letter_at_last() {
+    let mut rig = Rig::start().await;
+    rig.options.spool = None;
+    let storage = rig.open().await;
+    assert!(post(&storage, event(100)).await.is_new());
+    rig.broker(|broker| broker.signal("STOP")).await;
+    let quarantine = async |key| storage.events.quarantine(event(key), "schema_amount", "").await;
+    let began = Instant::now();
+    let answers = tokio::time::timeout(ANSWERED, join_all((0..40).map(quarantine))).await.unwrap();
+    assert!(answers.iter().all(|answer| matches!(answer, Err(StorageError::Late { .. }))), "{answers:?}");
+    let conflict = storage.events.append(other(100), OnConflict::Quarantine).await;
+    assert!(matches!(conflict, Err(StorageError::Late { .. })), "{conflict:?}");
+    assert!(began.elapsed() < ANSWERED, "{:?}", began.elapsed());
+
+    rig.broker(|broker| broker.signal("CONT")).await;
+    until("the letter that was on its way is found", async || matches!(quarantine(0).await, Ok(false))).await;
+    for key in 1..40 {
+        until("a resend is answered", async || quarantine(key).await.is_ok()).await;
+    }
+    until("a resend is in conflict", async || {
+        matches!(storage.events.append(other(100), OnConflict::Quarantine).await, Ok(Appended::Conflict))
+    })
+    .await;
+    assert_eq!(letters(&storage, 41).await.len(), 41, "one each");
+    storage.events.close().await;
+}
+
+/// A body that shows how many of its kind are still held.
+struct Body {
+    bytes: Vec<u8>,
+    _held: Arc<()>,
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quarantined_events_that_kafka_does_not_take_go_to_the_spool_and_none_waits_behind_them() {
+    let mut rig = Rig::start().await;
+    let storage = rig.open().await;
+    assert!(post(&storage, event(100)).await.is_new());
+    rig.gauge_is("chaski_spool_mode", 0).await;
+    rig.broker(|broker| broker.signal("STOP")).await;
+    let held = Arc::new(());
+    let quarantine = async |key| {
+        let body = Bytes::from_owner(Body { bytes: event(key).body.to_vec(), _held: Arc::clone(&held) });
+        storage.events.quarantine(Event { body, ..event(key) }, "schema_amount", "").await
+    };
+    let began = Instant::now();
+    let answers = join_all((0..40).map(quarantine)).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(true))), "{answers:?}");
+    assert!(began.elapsed() < ANSWERED, "{:?}", began.elapsed());
+    until("no body is held", async || Arc::strong_count(&held) == 1).await;
+
+    rig.broker(|broker| broker.signal("CONT")).await;
+    assert_eq!(letters(&storage, 40).await.len(), 40);
+    rig.gauge_is("chaski_spool_records", 0).await;
+    rig.gauge_is("chaski_spool_mode", 0).await;
+    assert_eq!(letters(&storage, 40).await.len(), 40, "one each");
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_gives_a_redrive_up_leaves_no_id_behind_that_nobody_can_store() {
+    let mut rig = Rig::start().await;
+    rig.options.spool = None;
+    let storage = rig.open().await;
+    assert!(storage.events.quarantine(event(1), "schema_amount", "").await.unwrap());
+    let numbers = [letters(&storage, 1).await[0].number];
+    rig.broker(|broker| broker.signal("STOP")).await;
+    let redriving = storage.deliveries.redrive(&numbers, event(2).received_at);
+    assert!(tokio::time::timeout(Duration::from_millis(300), redriving).await.is_err(), "given up");
+    rig.broker(|broker| broker.signal("CONT")).await;
+    until("a resend is answered", async || {
+        storage.events.append(event(1), OnConflict::Quarantine).await.is_ok()
+    })
+    .await;
+    assert_eq!(storage.deliveries.redrive(&numbers, event(2).received_at).await.unwrap(), 1);
+    assert_eq!(logged(&storage, 1).await, [1]);
+    assert!(storage.deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
 }
 
 /// Breaks the spool's disk, as far as the store can tell: no event can be written any more.
