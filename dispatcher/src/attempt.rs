@@ -7,7 +7,7 @@ use chaski_common::event::EventId;
 use chaski_common::storage::Failure;
 use jiff::Timestamp;
 
-use crate::outcome::{AttemptResult, Outcome};
+use crate::outcome::{self, AttemptResult, Outcome};
 
 /// Longest delay that is waited out inside the window; a longer one is parked.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -116,11 +116,11 @@ pub(crate) fn next(attempt: &Attempted<'_>, outcome: &Outcome, now: Timestamp, s
     }
 }
 
-/// The client errors at the end of a history. It keeps results, not statuses: a 401 counts as well, which can
-/// only make a rejection believed sooner.
+/// The rejections at the end of a history. Of one that an earlier version wrote, without statuses, any client error counts.
 fn rejections(history: &[Failure]) -> usize {
     let label = AttemptResult::Http4xx.label();
-    history.iter().rev().take_while(|failure| failure.result == label).count()
+    let is_one = |failure: &&Failure| failure.status.map_or(failure.result == label, outcome::is_rejection);
+    history.iter().rev().take_while(is_one).count()
 }
 
 #[cfg(test)]
@@ -147,15 +147,24 @@ mod tests {
         Outcome::of_answer(StatusCode::from_u16(status).unwrap(), &headers, Timestamp::UNIX_EPOCH)
     }
 
-    fn failures(labels: &[&str]) -> Vec<Failure> {
-        let failure = |result: &&str| Failure {
+    fn failure(result: &str, status: Option<u16>) -> Failure {
+        Failure {
             at: Timestamp::UNIX_EPOCH,
             attempt: 1,
-            result: (*result).to_owned(),
+            result: result.to_owned(),
+            status,
             detail: String::new(),
             span: None,
-        };
-        labels.iter().map(failure).collect()
+        }
+    }
+
+    /// As earlier versions wrote them.
+    fn failures(labels: &[&str]) -> Vec<Failure> {
+        labels.iter().map(|result| failure(result, None)).collect()
+    }
+
+    fn refusals(statuses: &[u16]) -> Vec<Failure> {
+        statuses.iter().map(|status| failure("http_4xx", Some(*status))).collect()
     }
 
     fn decide(
@@ -195,6 +204,11 @@ mod tests {
                 decide(3, &failures(&["http_4xx", "http_4xx"]), Some(0), &outcome, second),
                 Next::Bury(Reason::Rejected)
             );
+            let after = |statuses: &[u16]| decide(3, &refusals(statuses), Some(0), &outcome, second);
+            assert_eq!(after(&[404, 400, 422]), Next::Bury(Reason::Rejected));
+            // A receiver that is being deployed has said nothing of the event yet.
+            assert!(!matches!(after(&[404, 404]), Next::Bury(_)));
+            assert!(!matches!(after(&[400, 401, 400]), Next::Bury(_)));
         }
         for status in [301, 401, 403, 404, 408, 429, 500, 503] {
             let history = failures(&["http_4xx"; 10]);

@@ -3,7 +3,11 @@
 //! It opens when the destination fails, not when an event does: [`OPENS_AFTER`] outage-class failures in a
 //! row, of [`OPENS_FOR`] different events at least. Open, it lets one probe through at a time, a second after
 //! opening and then at twice the distance each time, up to a minute. A probe that succeeds begins a ramp: one
-//! at a time, two, four, until the destination's own concurrency is reached or nothing is left to deliver.
+//! at a time, two, four, until the destination's own concurrency is reached or nothing is left to deliver. Each
+//! step of the ramp takes back one doubling, so that a destination that takes most is not left alone for long.
+//!
+//! Attempts that began before it opened tell of what it knows already: that they fail opens nothing. Between its
+//! opening and the ramp only probes begin: an attempt that began since is one.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +34,9 @@ pub(crate) struct Breaker {
     failures: u32,
     /// The different events among them, as many as matter.
     events: Vec<EventId>,
+    /// How often it has opened, and how often it has been left by an answer since.
+    openings: u32,
+    recoveries: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +80,13 @@ pub(crate) enum Change {
 
 impl Breaker {
     pub(crate) fn new() -> Self {
-        Self { state: State::Closed, failures: 0, events: Vec::with_capacity(OPENS_FOR) }
+        Self {
+            state: State::Closed,
+            failures: 0,
+            events: Vec::with_capacity(OPENS_FOR),
+            openings: 0,
+            recoveries: 0,
+        }
     }
 
     pub(crate) fn state(&self) -> BreakerState {
@@ -87,6 +100,21 @@ impl Breaker {
     /// Whether deliveries stay where they are until a probe succeeds.
     pub(crate) const fn is_open(&self) -> bool {
         matches!(self.state, State::Open { .. } | State::Probing { .. })
+    }
+
+    /// Whether all is as if there had never been an outage.
+    pub(crate) const fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// How often it has opened, which an attempt that begins now is told by when it ends.
+    pub(crate) const fn openings(&self) -> u32 {
+        self.openings
+    }
+
+    /// How often the destination has been up again after an opening.
+    pub(crate) const fn recoveries(&self) -> u32 {
+        self.recoveries
     }
 
     pub(crate) fn gate(&self, now: Instant, concurrency: usize) -> Gate {
@@ -115,14 +143,15 @@ impl Breaker {
             // Also one that began before the breaker opened: up is up.
             State::Open { wait, .. } | State::Probing { wait } => {
                 self.state = State::Ramp { limit: 1, successes: 0, wait: *wait };
+                self.recoveries = self.recoveries.wrapping_add(1);
                 Change::None
             }
-            State::Ramp { limit, successes, .. } => {
+            State::Ramp { limit, successes, wait } => {
                 *successes += 1;
                 if *successes < *limit {
                     return Change::None;
                 }
-                (*limit, *successes) = (*limit * 2, 0);
+                (*limit, *successes, *wait) = (*limit * 2, 0, (*wait / 2).max(PROBE_FIRST / 2));
                 if *limit < concurrency {
                     return Change::None;
                 }
@@ -141,29 +170,33 @@ impl Breaker {
         Change::None
     }
 
-    /// An attempt told nothing of the destination. If it was the probe, another follows after the same wait.
-    pub(crate) fn unknown(&mut self, was_probe: bool, now: Instant) -> Change {
+    /// An attempt that began after so many openings told nothing of the destination. If it was the probe, another follows
+    /// after the same wait.
+    pub(crate) fn unknown(&mut self, openings: u32, now: Instant) -> Change {
         if let State::Probing { wait } = self.state
-            && was_probe
+            && openings == self.openings
         {
             self.state = State::Open { probe_at: now + wait, wait };
         }
         Change::None
     }
 
-    /// An attempt failed as all attempts fail while the destination is down.
-    pub(crate) fn outage(&mut self, event: EventId, was_probe: bool, now: Instant) -> Change {
+    /// An attempt failed as all attempts fail while the destination is down; it began after so many openings.
+    pub(crate) fn outage(&mut self, event: EventId, openings: u32, now: Instant) -> Change {
+        if openings != self.openings {
+            return Change::None;
+        }
         self.failures = self.failures.saturating_add(1);
         if self.events.len() < OPENS_FOR && !self.events.contains(&event) {
             self.events.push(event);
         }
         let (after, different, wait) = match self.state {
-            State::Probing { wait } if was_probe => {
+            State::Probing { wait } => {
                 let wait = (wait * 2).min(PROBE_LAST);
                 self.state = State::Open { probe_at: now + wait, wait };
                 return Change::None;
             }
-            State::Open { .. } | State::Probing { .. } => return Change::None,
+            State::Open { .. } => return Change::None,
             State::Closed => (OPENS_AFTER, OPENS_FOR, PROBE_FIRST),
             State::Ramp { wait, .. } => (REOPENS_AFTER, REOPENS_FOR, (wait * 2).min(PROBE_LAST)),
         };
@@ -171,6 +204,7 @@ impl Breaker {
             return Change::None;
         }
         self.state = State::Open { probe_at: now + wait, wait };
+        self.openings = self.openings.wrapping_add(1);
         Change::Opened
     }
 }
@@ -185,10 +219,15 @@ mod tests {
         EventId::derive("s", [n.to_be_bytes().as_slice()])
     }
 
+    /// An attempt that began just now.
+    fn fails(breaker: &mut Breaker, event: EventId, now: Instant) -> Change {
+        breaker.outage(event, breaker.openings(), now)
+    }
+
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::new();
         for n in 0..u64::from(OPENS_AFTER) {
-            breaker.outage(id(n), false, now);
+            fails(&mut breaker, id(n), now);
         }
         assert!(breaker.is_open());
         breaker
@@ -198,16 +237,16 @@ mod tests {
     fn one_poison_event_cannot_open_it() {
         let (mut breaker, now) = (Breaker::new(), Instant::now());
         for n in 0..1000 {
-            assert_eq!(breaker.outage(id(n % 2), false, now), Change::None);
+            assert_eq!(fails(&mut breaker, id(n % 2), now), Change::None);
         }
-        assert_eq!(breaker.outage(id(2), false, now), Change::Opened);
+        assert_eq!(fails(&mut breaker, id(2), now), Change::Opened);
     }
 
     #[test]
     fn an_answer_in_between_starts_the_count_anew() {
         let (mut breaker, now) = (Breaker::new(), Instant::now());
         for n in 0..1000 {
-            assert_eq!(breaker.outage(id(n), false, now), Change::None);
+            assert_eq!(fails(&mut breaker, id(n), now), Change::None);
             if n % 4 == 3 {
                 breaker.up(8);
             }
@@ -227,9 +266,9 @@ mod tests {
             breaker.probe();
             assert_eq!(breaker.gate(now + PROBE_LAST, 8), Gate::Shut(None));
             // A straggler that began before the opening says nothing about the probe.
-            breaker.outage(id(99), false, now);
+            breaker.outage(id(99), 0, now);
             assert_eq!(breaker.gate(now + PROBE_LAST, 8), Gate::Shut(None));
-            breaker.outage(id(n), true, now);
+            fails(&mut breaker, id(n), now);
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     }
@@ -238,17 +277,17 @@ mod tests {
     fn a_fault_of_ours_says_neither_that_it_is_up_nor_that_it_is_down() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        breaker.unknown(false, now);
-        assert!(breaker.is_open());
         breaker.probe();
-        breaker.unknown(true, now);
+        breaker.unknown(0, now);
+        assert_eq!(breaker.gate(now, 8), Gate::Shut(None), "the probe is under way");
+        breaker.unknown(breaker.openings(), now);
         assert_eq!(breaker.gate(now, 8), Gate::Shut(Some(now + PROBE_FIRST)), "another probe follows");
         let mut breaker = Breaker::new();
         for n in 0..u64::from(OPENS_AFTER) - 1 {
-            breaker.outage(id(n), false, now);
-            breaker.unknown(false, now);
+            fails(&mut breaker, id(n), now);
+            breaker.unknown(0, now);
         }
-        assert_eq!(breaker.outage(id(99), false, now), Change::Opened, "the failures around it still count");
+        assert_eq!(fails(&mut breaker, id(99), now), Change::Opened, "the failures around it still count");
     }
 
     #[test]
@@ -287,10 +326,41 @@ mod tests {
         let mut breaker = opened(now);
         breaker.probe();
         breaker.up(8);
-        assert_eq!(breaker.outage(id(1), false, now), Change::None);
-        assert_eq!(breaker.outage(id(1), false, now), Change::None);
-        assert_eq!(breaker.outage(id(2), false, now), Change::Opened);
+        assert_eq!(fails(&mut breaker, id(1), now), Change::None);
+        assert_eq!(fails(&mut breaker, id(1), now), Change::None);
+        assert_eq!(fails(&mut breaker, id(2), now), Change::Opened);
         assert_eq!(breaker.gate(now, 8), Gate::Shut(Some(now + PROBE_FIRST * 2)));
+    }
+
+    #[test]
+    fn what_began_before_the_opening_does_not_shut_the_ramp() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        breaker.probe();
+        breaker.up(8);
+        for n in 0..100 {
+            assert_eq!(breaker.outage(id(n), 0, now), Change::None);
+        }
+        assert_eq!(breaker.gate(now, 8), Gate::Limit(1));
+        assert_eq!((breaker.openings(), breaker.recoveries()), (1, 1));
+    }
+
+    #[test]
+    fn each_step_of_the_ramp_takes_back_a_doubling() {
+        let mut now = Instant::now();
+        let mut breaker = opened(now);
+        let mut wait = |successes: usize| {
+            now += PROBE_LAST;
+            breaker.probe();
+            (0..=successes).for_each(|_| _ = breaker.up(64));
+            for event in [id(1), id(2)] {
+                fails(&mut breaker, event, now);
+            }
+            let Gate::Shut(Some(at)) = breaker.gate(now, 64) else { panic!("open") };
+            (at - now).as_secs()
+        };
+        // None, one, one and two more, as many again.
+        assert_eq!([0, 0, 0, 1, 3, 7, 7].map(&mut wait), [2, 4, 8, 8, 4, 1, 1]);
     }
 
     proptest! {
@@ -299,17 +369,16 @@ mod tests {
             let mut now = Instant::now();
             let mut breaker = Breaker::new();
             for (up, n) in results {
-                let probing = match breaker.gate(now, concurrency) {
-                    Gate::Limit(limit) => { prop_assert!(limit >= 1 && limit <= concurrency); false }
-                    Gate::Probe => { breaker.probe(); true }
+                match breaker.gate(now, concurrency) {
+                    Gate::Limit(limit) => prop_assert!(limit >= 1 && limit <= concurrency),
+                    Gate::Probe => breaker.probe(),
                     Gate::Shut(at) => {
                         prop_assert!(at.is_some_and(|at| at <= now + PROBE_LAST), "no probe is under way here");
                         now += PROBE_LAST;
                         breaker.probe();
-                        true
                     }
-                };
-                if up { breaker.up(concurrency); } else { breaker.outage(id(n), probing, now); }
+                }
+                if up { breaker.up(concurrency); } else { fails(&mut breaker, id(n), now); }
             }
         }
     }

@@ -65,7 +65,8 @@ enum Report {
     Attempted {
         delivery: Box<Delivery>,
         outcome: Outcome,
-        probe: bool,
+        /// How often the breaker had opened when it began.
+        openings: u32,
     },
     Kept {
         delivery: Box<Delivery>,
@@ -379,9 +380,8 @@ impl Courier {
         let unsettled: usize = self.lanes.iter().map(Lane::unsettled).sum();
         let open = match self.breaker.gate(now.into_std(), self.fixed.spec.concurrency) {
             Gate::Limit(_) => true,
-            // Something to probe with, if there is nothing yet.
-            Gate::Probe => !self.book.has_ready() && self.lanes.iter().all(|lane| lane.ready.is_empty()),
-            Gate::Shut(_) => false,
+            // Something to probe with that has not failed yet, as far as the window goes.
+            Gate::Probe | Gate::Shut(_) => !self.lanes.iter().any(Lane::has_fresh),
         };
         let batch = self.lanes.iter().map(Lane::batch_records).max().unwrap_or(0);
         Readable(!self.control.paused && open && self.book.has_room(unsettled + batch))

@@ -24,6 +24,9 @@ pub(crate) struct Delivery {
     pub(crate) history: Vec<Failure>,
     /// The span of its latest attempt, counted or not, if that was told.
     pub(crate) span: Option<SpanId>,
+    /// It failed while nothing else was taken, which is the destination's fault as far as anybody knows: after so many
+    /// recoveries. Once the destination has been up since, it is the event's.
+    pub(crate) set_back: Option<u32>,
 }
 
 /// Where a delivery came from, which is where its end must be reported.
@@ -47,13 +50,24 @@ impl Delivery {
             first_attempt: None,
             history: Vec::new(),
             span: None,
+            set_back: None,
         }
     }
 
     pub(crate) fn released(parked: Parked) -> Self {
         let Parked { position, event, attempts, first_attempt, history, .. } = parked;
         let span = history.last().and_then(|failure| failure.span);
-        Self { origin: Origin::Parked, position, event, attempts, waits: 0, first_attempt, history, span }
+        Self {
+            origin: Origin::Parked,
+            position,
+            event,
+            attempts,
+            waits: 0,
+            first_attempt,
+            history,
+            span,
+            set_back: None,
+        }
     }
 
     /// An attempt begins.

@@ -407,6 +407,36 @@ async fn the_breaker_opens_for_an_outage_and_closes_when_it_is_over() {
 }
 
 #[tokio::test]
+async fn events_that_look_like_an_outage_do_not_stand_in_front_of_the_others() {
+    let poison: Vec<String> = (0..8).map(|n| event(n).id.to_string()).collect();
+    let is_poison = poison.clone();
+    let receiver = Receiver::start(move |got| {
+        Answer::Status(if is_poison.iter().any(|poison| got.id() == poison) { 503 } else { 200 })
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_hours(1));
+    let bench = Bench::start(vec![spec]).await;
+    for n in 0..8 {
+        bench.append(event(n)).await;
+    }
+    until("open", async || bench.status().breaker == BreakerState::Open).await;
+    let mut last = Position(0);
+    for n in 8..48 {
+        last = bench.append(event(n)).await;
+    }
+    until("the others", async || {
+        receiver.got().iter().filter(|got| !poison.iter().any(|poison| got.id() == poison)).count() == 40
+    })
+    .await;
+    // Once others are taken, failing is their own fault, and counts.
+    bench.settled("erp", last).await;
+    let parked = bench.parked().await;
+    assert_eq!(parked.len(), 8);
+    assert!(parked.iter().all(|parked| parked.attempts > 0 && !parked.history.is_empty()), "{parked:?}");
+}
+
+#[tokio::test]
 async fn the_breaker_closes_behind_an_outage_that_held_up_few() {
     let (receiver, down) = receiver_that_is_down().await;
     let mut spec = spec("erp", &receiver.url());

@@ -197,12 +197,29 @@ impl Lane {
     /// The breaker has opened: what waits for an outage is ready again, as if the attempt before had not been
     /// made. A failure of the event itself keeps its wait and its history, and so does a wait that the receiver
     /// asked for.
-    pub(crate) fn forgive(&mut self) {
+    pub(crate) fn forgive(&mut self, recoveries: u32) {
         let forgiven: Vec<_> = self.waits.extract_if(.., |_, wait| wait.forgivable).collect();
         for (_, mut wait) in forgiven {
             wait.delivery.forget_wait();
-            self.ready.push_back(wait.delivery);
+            self.set_back(wait.delivery, recoveries);
         }
+    }
+
+    /// A delivery failed while nothing was taken: it goes behind the others.
+    pub(crate) fn set_back(&mut self, mut delivery: Box<Delivery>, recoveries: u32) {
+        delivery.set_back = Some(recoveries);
+        self.ready.push_back(delivery);
+    }
+
+    /// Whether something is ready that was never set back.
+    pub(crate) fn has_fresh(&self) -> bool {
+        self.ready.iter().any(|delivery| delivery.set_back.is_none())
+    }
+
+    /// The next that was never set back.
+    pub(crate) fn take_fresh(&mut self) -> Option<Box<Delivery>> {
+        let fresh = self.ready.iter().position(|delivery| delivery.set_back.is_none())?;
+        self.ready.remove(fresh)
     }
 
     /// All that waits, with when the wait would have ended.
@@ -277,7 +294,7 @@ mod tests {
             delivery.begin(jiff::Timestamp::UNIX_EPOCH);
             lane.wait(delivery, now + Duration::from_secs(1), forgivable);
         }
-        lane.forgive();
+        lane.forgive(0);
         let forgiven = lane.ready.pop_front().unwrap();
         assert_eq!((forgiven.attempts, forgiven.waits, forgiven.first_attempt), (0, 0, None));
         assert!(lane.ready.is_empty());

@@ -124,8 +124,13 @@ impl Outcome {
 
     /// Whether the receiver says that this request is wrong and another try will be, too.
     pub(crate) fn is_rejection(&self) -> bool {
-        matches!(self.status, Some(400 | 413 | 415 | 422))
+        self.status.is_some_and(is_rejection)
     }
+}
+
+/// Whether an answer with this status says that the request is wrong, whoever it comes from.
+pub(crate) const fn is_rejection(status: u16) -> bool {
+    matches!(status, 400 | 413 | 415 | 422)
 }
 
 /// The value of a `Retry-After`: seconds, or an HTTP date (RFC 9110, 10.2.3). Nonsense is as if it were not

@@ -8,7 +8,6 @@ use super::{Courier, Report, after};
 use crate::attempt::{self, Next};
 use crate::breaker::Change;
 use crate::delivery::{Delivery, Origin};
-use crate::lane::Lane;
 use crate::metrics::Replayed;
 use crate::outcome::{AttemptResult, Outcome};
 use crate::store::Keep;
@@ -18,10 +17,10 @@ impl Courier {
     /// `now` and `time` are the same moment on both clocks.
     pub(super) fn report(&mut self, report: Report, now: Instant, time: Timestamp) {
         let closed = match report {
-            Report::Attempted { delivery, outcome, probe } => {
+            Report::Attempted { delivery, outcome, openings } => {
                 self.in_flight -= 1;
                 self.parked_in_flight -= usize::from(delivery.origin == Origin::Parked);
-                self.judge(&delivery, &outcome, probe, now, time);
+                self.judge(&delivery, &outcome, openings, now, time);
                 self.follow(delivery, &outcome, now, time);
                 Ok(())
             }
@@ -61,13 +60,20 @@ impl Courier {
     }
 
     /// What an outcome says of the destination.
-    fn judge(&mut self, delivery: &Delivery, outcome: &Outcome, probe: bool, now: Instant, time: Timestamp) {
+    fn judge(
+        &mut self,
+        delivery: &Delivery,
+        outcome: &Outcome,
+        openings: u32,
+        now: Instant,
+        time: Timestamp,
+    ) {
         let name = &self.fixed.spec.name;
         self.fixed.view.attempted(name, outcome, time);
         let change = if outcome.is_outage() {
-            self.breaker.outage(delivery.event.id, probe, now.into_std())
+            self.breaker.outage(delivery.event.id, openings, now.into_std())
         } else if outcome.result == AttemptResult::Internal {
-            self.breaker.unknown(probe, now.into_std())
+            self.breaker.unknown(openings, now.into_std())
         } else {
             self.breaker.up(self.fixed.spec.concurrency)
         };
@@ -76,7 +82,8 @@ impl Courier {
             Change::Closed => self.say_closed(),
             Change::Opened => {
                 tracing::warn!(destination = %name, result = outcome.result.label(), detail = %outcome.detail, "breaker opened");
-                self.lanes.iter_mut().for_each(Lane::forgive);
+                let recoveries = self.breaker.recoveries();
+                self.lanes.iter_mut().for_each(|lane| lane.forgive(recoveries));
             }
         }
     }
@@ -107,8 +114,11 @@ impl Courier {
             // Its partition has been lost meanwhile.
             return self.release(&delivery);
         }
-        // It told of the destination only, and the receiver did not ask for a time of its own.
-        let forgivable = outcome.is_outage() && outcome.retry_after.is_none();
+        // It told of the destination only, and the receiver did not ask for a time of its own. Of an event that was set
+        // back, and fails again though the destination has been up meanwhile, nobody can say so.
+        let recoveries = self.breaker.recoveries();
+        let had_its_chance = delivery.set_back.is_some_and(|before| before != recoveries);
+        let forgivable = outcome.is_outage() && outcome.retry_after.is_none() && !had_its_chance;
         if forgivable
             && self.breaker.is_open()
             && let Origin::Lane(number) = delivery.origin
@@ -116,7 +126,7 @@ impl Courier {
             delivery.uncount();
             // To the end, so that the next probe is another event.
             if let Some(lane) = self.lane(number) {
-                lane.ready.push_back(delivery);
+                lane.set_back(delivery, recoveries);
             }
             return;
         }
@@ -127,6 +137,7 @@ impl Courier {
                 at: time,
                 attempt: delivery.attempts,
                 result: result.to_owned(),
+                status: outcome.status,
                 detail,
                 span: delivery.span,
             });

@@ -10,6 +10,7 @@ use super::{Courier, Report, TIDY_EVERY};
 use crate::attempt::Reason;
 use crate::breaker::Gate;
 use crate::delivery::{Delivery, Origin};
+use crate::lane::Lane;
 use crate::metrics::Task;
 use crate::outcome::{AttemptResult, Outcome};
 use crate::span::AttemptSpan;
@@ -46,7 +47,7 @@ impl Courier {
             if probe {
                 self.breaker.probe();
             }
-            self.attempt(delivery, probe, now, time);
+            self.attempt(delivery, now, time);
         }
     }
 
@@ -63,21 +64,26 @@ impl Courier {
         if parked_first && let Some(delivery) = self.book.take() {
             return Some(delivery);
         }
-        for _ in 0..self.lanes.len() {
-            self.turn = (self.turn + 1) % self.lanes.len();
-            if let Some(delivery) = self.lanes[self.turn].ready.pop_front() {
-                return Some(delivery);
+        // After an outage those that failed in it come last: some may be what it was taken for an outage by.
+        let fresh_first = !self.breaker.is_closed();
+        let takes: [fn(&mut Lane) -> _; 2] = [Lane::take_fresh, |lane| lane.ready.pop_front()];
+        for take in &takes[usize::from(!fresh_first)..] {
+            for _ in 0..self.lanes.len() {
+                self.turn = (self.turn + 1) % self.lanes.len();
+                if let Some(delivery) = take(&mut self.lanes[self.turn]) {
+                    return Some(delivery);
+                }
             }
         }
         if probe { self.book.take() } else { None }
     }
 
-    fn attempt(&mut self, mut delivery: Box<Delivery>, probe: bool, now: Instant, time: Timestamp) {
+    fn attempt(&mut self, mut delivery: Box<Delivery>, now: Instant, time: Timestamp) {
         delivery.begin(time);
         self.in_flight += 1;
         self.parked_in_flight += usize::from(delivery.origin == Origin::Parked);
         self.tidy_at.get_or_insert(now + TIDY_EVERY);
-        let fixed = self.fixed.clone();
+        let (fixed, openings) = (self.fixed.clone(), self.breaker.openings());
         self.attempts.push(Box::pin(async move {
             let began = Instant::now();
             let span = AttemptSpan::begin(&fixed.tracer, &mut delivery);
@@ -91,7 +97,7 @@ impl Courier {
             if let Some(span) = span {
                 span.end(&fixed.tracer, (&fixed.spec.name).into(), &delivery, &outcome);
             }
-            Report::Attempted { delivery, outcome, probe }
+            Report::Attempted { delivery, outcome, openings }
         }));
     }
 }
