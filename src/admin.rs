@@ -112,7 +112,9 @@ type Answer = Response<Full<Bytes>>;
 
 async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, http::Error> {
     let path = request.uri().path().to_owned();
-    match (request.method(), &*path) {
+    // hyper leaves out the body of an answer to HEAD.
+    let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    match (method, &*path) {
         (&Method::GET, "/healthz") => health(&shared),
         (&Method::GET, "/readyz") if shared.is_ready() => plain(StatusCode::OK, "ready\n"),
         (&Method::GET, "/readyz") => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
@@ -120,7 +122,9 @@ async fn respond(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answ
         (&Method::POST, path) if path.starts_with("/api/") => {
             call(&shared, &path["/api/".len()..], request).await
         }
-        (_, "/healthz" | "/readyz" | "/metrics") => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n"),
+        (_, "/healthz" | "/readyz" | "/metrics") => {
+            plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n")
+        }
         (_, path) if path.starts_with("/api/") => plain(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
         _ => plain(StatusCode::NOT_FOUND, "not found\n"),
     }
@@ -131,7 +135,7 @@ fn health(shared: &Shared) -> Result<Answer, http::Error> {
     let mut answer = if shared.operations.storage.events.is_writable() {
         plain(StatusCode::OK, "ok\n")?
     } else {
-        plain(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written to until a restart\n")?
+        plain(StatusCode::SERVICE_UNAVAILABLE, "the storage needs a restart, its log says why\n")?
     };
     answer.headers_mut().insert(STORE_HEADER, shared.store.parse()?);
     Ok(answer)

@@ -17,15 +17,15 @@ pub(crate) mod receivers;
 mod snapshot;
 mod tracker;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use prometheus::Registry;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use conditions::{Condition, Rules, Severity};
@@ -35,15 +35,13 @@ pub use receivers::{EmailSpec, Kind, ReceiverSpec, SmtpTls};
 use crate::gauges::Instruments;
 use conditions::{WINDOW, evaluate};
 use desk::Desk;
-use snapshot::{Measure, Snapshot};
+use snapshot::{Kept, Measure, Snapshot};
 use tracker::Tracker;
 
 /// Between two looks at the metrics.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// Between two questions to the storage, which costs it a query each.
 const ASK_PERIOD: Duration = Duration::from_secs(10);
-/// Between two snapshots that are kept, to say what a window of time added.
-const KEEP_PERIOD: SignedDuration = SignedDuration::from_secs(15);
 
 /// `[alerts]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,8 +68,8 @@ pub(crate) struct Watch {
     clock: Clock,
     desk: Desk,
     tracker: Tracker,
-    /// Snapshots of the last [`WINDOW`], the oldest first. The first one is empty: counters begin at zero.
-    kept: VecDeque<Snapshot>,
+    /// Snapshots of the last [`WINDOW`].
+    kept: Kept,
     /// Since when each source is watched: before that nobody can say that it was silent.
     watched: BTreeMap<Arc<str>, Timestamp>,
 }
@@ -85,7 +83,7 @@ impl Watch {
         clock: Clock,
     ) -> (Self, Steering) {
         let (steering, config) = watch::channel(Arc::new(config));
-        let kept = VecDeque::from([Snapshot::empty(clock.now())]);
+        let kept = Kept::since(Instant::now(), clock.now());
         let watch = Self {
             config,
             instruments,
@@ -102,7 +100,7 @@ impl Watch {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut asked: Option<tokio::time::Instant> = None;
+        let mut asked: Option<Instant> = None;
         let mut config = Arc::clone(&self.config.borrow_and_update());
         self.desk.reload(&config, &[]);
         loop {
@@ -120,7 +118,7 @@ impl Watch {
                     let due = asked.is_none_or(|asked| asked.elapsed() >= ASK_PERIOD);
                     if due {
                         self.instruments.refresh().await;
-                        asked = Some(tokio::time::Instant::now());
+                        asked = Some(Instant::now());
                     }
                     self.look(&config).await;
                 }
@@ -129,39 +127,19 @@ impl Watch {
     }
 
     async fn look(&mut self, config: &AlertsConfig) {
-        let now = self.clock.now();
-        let mut snapshot = Snapshot::read(now, &self.instruments.gather().await);
+        let (now, time) = (Instant::now(), self.clock.now());
+        let mut snapshot = Snapshot::read(time, &self.instruments.gather().await);
         let rules = &config.rules;
         self.watched.retain(|source, _| rules.sources.contains_key(source));
         for source in rules.sources.keys() {
-            let since = *self.watched.entry(Arc::clone(source)).or_insert(now);
+            let since = *self.watched.entry(Arc::clone(source)).or_insert(time);
             snapshot.raise(Measure::LastAccepted, source, since.as_second() as f64);
         }
-        let Some(before) = self.before(now) else { return };
+        let Some(before) = self.kept.before(now, WINDOW) else { return };
         let findings = evaluate(rules, before, &snapshot);
-        for notice in self.tracker.step(findings, now, config.repeat) {
+        for notice in self.tracker.step(findings, now, time, config.repeat) {
             self.desk.tell(&notice);
         }
-        self.keep(snapshot);
-    }
-
-    /// The newest snapshot that is as old as the window, or the oldest there is.
-    fn before(&mut self, now: Timestamp) -> Option<&Snapshot> {
-        let is_old = |kept: Option<&Snapshot>| kept.is_some_and(|kept| now.duration_since(kept.at) >= WINDOW);
-        while is_old(self.kept.get(1)) {
-            self.kept.pop_front();
-        }
-        self.kept.front()
-    }
-
-    fn keep(&mut self, snapshot: Snapshot) {
-        let is_due = self.kept.back().is_none_or(|last| {
-            let age = snapshot.at.duration_since(last.at);
-            // A clock that was put back must not stop the keeping.
-            age >= KEEP_PERIOD || age.is_negative()
-        });
-        if is_due {
-            self.kept.push_back(snapshot);
-        }
+        self.kept.keep(now, snapshot);
     }
 }

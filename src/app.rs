@@ -14,12 +14,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chaski_common::clock::Clock;
 use chaski_common::metrics::Metrics;
-use chaski_common::storage::{Storage, StorageError, embedded, kafka};
+use chaski_common::storage::{Left, Pruned, Storage, StorageError, embedded, kafka};
 use chaski_common::trace::Tracer;
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{Dispatcher, DispatcherConfig};
 use chaski_ingest::{Edge, EdgeConfig};
-use jiff::SignedDuration;
 use prometheus::{IntGauge, Registry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
@@ -38,8 +37,6 @@ use crate::timekeeper;
 const DISPATCH_DRAIN: Duration = Duration::from_secs(26);
 /// How often old events are looked for.
 const PRUNE_PERIOD: Duration = Duration::from_secs(60);
-/// Events deleted in one write: few enough that no accept waits for it.
-const PRUNE_EVENTS: usize = 500;
 
 /// Files and connections of a process that are not the edge's.
 const OTHER_FILES: u64 = 1024;
@@ -266,7 +263,7 @@ impl App {
                 "When everything that was past its retention had last been deleted; 0 if not since the start.",
             );
             let (storage, control) = (self.storage.clone(), self.control.clone());
-            tokio::spawn(prune(storage, control, self.clock, pruned_at, shutdown.clone()))
+            tokio::spawn(prune(storage, control, self.clock, pruned_at, serving.clone()))
         });
         let admin = tokio::spawn(self.admin.run(admin_stop.clone()));
         let watch = tokio::spawn(self.watch.run(admin_stop.clone()));
@@ -376,7 +373,7 @@ fn edge_config(config: &Config, tracer: Tracer) -> EdgeConfig {
     }
 }
 
-/// Deletes what is older than the retention and settled everywhere, little by little.
+/// Deletes what is older than the retention and settled everywhere, in steps of the storage's own.
 async fn prune(
     storage: Storage,
     control: Control,
@@ -391,13 +388,18 @@ async fn prune(
             _ = period.tick() => {}
         }
         let config = control.0.in_force();
-        let Ok(age) = SignedDuration::try_from(config.storage.retention) else { continue };
-        let Ok(before) = clock.now().checked_sub(age) else { continue };
+        let (now, retention) = (clock.now(), config.storage.retention);
         let destinations: Vec<_> =
             config.destinations.iter().map(|destination| Arc::clone(&destination.name)).collect();
         while !shutdown.is_cancelled() {
-            match storage.events.prune(before, &destinations, PRUNE_EVENTS).await {
-                Ok(deleted) if deleted >= PRUNE_EVENTS => tokio::task::yield_now().await,
+            match storage.events.prune(now, retention, &destinations).await {
+                Ok(Pruned { left: Left::More, .. }) => tokio::task::yield_now().await,
+                Ok(Pruned { left: Left::HeldBack, .. }) => {
+                    tracing::warn!(
+                        "old events stay: they are behind too many that came while a clock was wrong"
+                    );
+                    break;
+                }
                 Ok(_) => {
                     pruned_at.set(clock.now().as_second());
                     break;

@@ -1,11 +1,14 @@
 //! The command line: what can be said, not what it does.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
 use chaski_common::event::EventId;
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use jiff::Timestamp;
 
 /// A webhook gateway for payments: it answers 200 only when the event is durable, and then delivers it until
@@ -22,6 +25,35 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the words of a command line, the first of which is the program's name.
+    ///
+    /// # Errors
+    /// What is wrong with them, or the help or version that they ask for.
+    pub fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let mut matches = command.try_get_matches_from_mut(words)?;
+        filters_stand_behind(&mut command, &matches)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// Refuses a filter in front of a subcommand, which would not look at it. `--json` and `-c` may stand anywhere; clap's
+/// own `args_conflicts_with_subcommands` would refuse them, too.
+fn filters_stand_behind(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    let Some((inner, _)) = matches.subcommand() else { return Ok(()) };
+    let Some(command) = command.find_subcommand_mut(name) else { return Ok(()) };
+    let is_given = |argument: &&clap::Arg| {
+        matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    let filter = command.get_arguments().filter(|argument| !argument.is_global_set()).find(is_given);
+    let Some(filter) = filter.and_then(clap::Arg::get_long) else { return Ok(()) };
+    let message =
+        format!("--{filter} stands in front of `{inner}`: put it behind, as in `{name} {inner} --{filter}`");
+    Err(command.error(ErrorKind::ArgumentConflict, message))
 }
 
 /// What to do.
@@ -46,7 +78,6 @@ pub enum Command {
     /// Sign as a source's provider would, post, and print the answers
     Send(Send),
     /// What came in, and what became of it
-    #[command(args_conflicts_with_subcommands = true)]
     Events {
         /// Which.
         #[command(flatten)]
@@ -56,7 +87,6 @@ pub enum Command {
         command: Option<EventsCommand>,
     },
     /// Deliveries that wait for their next attempt
-    #[command(args_conflicts_with_subcommands = true)]
     Parked {
         /// Which.
         #[command(flatten)]
@@ -66,7 +96,6 @@ pub enum Command {
         command: Option<ParkedCommand>,
     },
     /// Dead letters: deliveries that ended without success, and signed events that cannot be used
-    #[command(args_conflicts_with_subcommands = true)]
     Dead {
         /// Which.
         #[command(flatten)]
@@ -116,6 +145,9 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// What the kernel says of its clock: asked by chaski itself, in a process that may be killed for it
+    #[command(hide = true)]
+    KernelClock,
 }
 
 /// `chaski demo`.
@@ -386,12 +418,55 @@ fn limit(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    fn read(words: &str) -> Result<Cli, clap::Error> {
+        Cli::read(words.split(' '))
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_every_command_takes_stands_in_front_of_a_subcommand_or_behind_it() {
+        for command in ["events", "parked", "dead", "destinations", "topics"] {
+            let (inner, rest) = match command {
+                "events" => ("show", " 00000000000000000000000000000000"),
+                "topics" => ("plan", ""),
+                _ => ("list", ""),
+            };
+            for words in [
+                format!("chaski --json -c F {command} {inner}{rest}"),
+                format!("chaski {command} --json -c F {inner}{rest}"),
+                format!("chaski {command} {inner} --json -c F{rest}"),
+                format!("chaski {command} {inner}{rest} --json -c F"),
+                format!("chaski -c F {command} --json {inner}{rest}"),
+            ] {
+                let cli = read(&words).unwrap_or_else(|error| panic!("{words}: {error}"));
+                assert!(cli.json && cli.config.as_os_str() == "F", "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_stands_behind_the_subcommand() {
+        for (words, says) in [
+            ("chaski dead --destination erp redrive", "`dead redrive --destination`"),
+            ("chaski dead --json --limit 5 list", "`dead list --limit`"),
+            ("chaski dead --quarantined drop --yes", "`dead drop --quarantined`"),
+            ("chaski parked --destination erp list", "`parked list --destination`"),
+            ("chaski events --type t show 00000000000000000000000000000000", "`events show --type`"),
+        ] {
+            let error = read(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words}");
+            assert!(error.to_string().contains(says), "{words}: {error}");
+        }
+        for words in
+            ["chaski dead --destination erp", "chaski dead list --limit 5", "chaski events --since 1h"]
+        {
+            assert!(read(words).is_ok(), "{words}");
+        }
     }
 }

@@ -17,12 +17,15 @@ mod topics;
 
 use std::process::ExitCode;
 
+use chaski_common::storage::PAGE_MAX;
+use serde::Serialize;
+
 use crate::access::Access;
 use crate::api::ListDestinations;
 use crate::app::Role;
 use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand, Doctor};
 use crate::config::{AccessConfig, Config, ConfigErrors};
-use crate::output;
+use crate::{output, timekeeper};
 
 /// The command line asks for what makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -55,7 +58,9 @@ pub fn main(cli: Cli) -> ExitCode {
         // What it looked at may hang still, a name server for one; nobody waits for that.
         runtime.shutdown_background();
     }
+    let unprinted = output::unprinted().map(cannot_print);
     match outcome {
+        Ok(code) if code == ExitCode::SUCCESS => unprinted.unwrap_or(code),
         Ok(code) => code,
         Err(error) if error.is::<ConfigErrors>() => {
             output::say(error);
@@ -66,6 +71,22 @@ pub fn main(cli: Cli) -> ExitCode {
             if error.is::<Usage>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Says what clap has to say instead of a command: that the command line is wrong, or the help or version it asks for.
+#[must_use]
+pub fn say_instead(said: &clap::Error) -> ExitCode {
+    match said.print() {
+        Err(error) if !said.use_stderr() && output::is_failure(&error) => cannot_print(&error),
+        _ if said.use_stderr() => ExitCode::from(EXIT_USAGE),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Data that nobody gets is a failure, whatever was done.
+fn cannot_print(error: &std::io::Error) -> ExitCode {
+    output::say(format_args!("chaski: cannot write to stdout: {error}"));
+    ExitCode::FAILURE
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -98,6 +119,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Reload => return reload::run(&access()?, json).await,
         Command::Config { command: ConfigCommand::Reference } => config::reference(json)?,
         Command::Config { command: ConfigCommand::Schema } => output::line(config::schema().trim_end()),
+        Command::KernelClock => timekeeper::kernel::ask()?.into_iter().for_each(output::line),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -111,6 +133,42 @@ async fn known_destination(access: &Access, name: Option<&str>) -> anyhow::Resul
     }
     let names: Vec<&str> = views.iter().map(|view| &*view.progress.destination).collect();
     anyhow::bail!("there is no destination named {name} (--destination); there are: {}", names.join(", "))
+}
+
+/// How many entries are asked for where so many are shown: one more tells whether there are more.
+const fn asked(limit: usize) -> usize {
+    if limit < PAGE_MAX { limit + 1 } else { PAGE_MAX }
+}
+
+/// Prints the entries of a list that are to be shown, for which [`asked`] many were asked, and says whether there are more.
+fn listed<T: Serialize>(
+    mut entries: Vec<T>,
+    limit: usize,
+    json: bool,
+    tell: impl FnOnce(&[T]),
+) -> anyhow::Result<()> {
+    let more = cut(&mut entries, limit);
+    if json {
+        output::json(&entries)?;
+    } else {
+        tell(&entries);
+    }
+    more.into_iter().for_each(output::say);
+    Ok(())
+}
+
+/// Takes away what was asked for beyond what is shown; what is to be said of it.
+fn cut<T>(entries: &mut Vec<T>, limit: usize) -> Option<String> {
+    let found = entries.len();
+    entries.truncate(limit);
+    if found > limit {
+        Some(format!("{limit} shown, there are more: --limit"))
+    } else {
+        let is_most = found == PAGE_MAX;
+        is_most.then(|| {
+            format!("{PAGE_MAX} shown, which is the most; there may be more: choose with the filters")
+        })
+    }
 }
 
 /// Loads a file whose problems are data, too.
@@ -129,4 +187,26 @@ fn load_to_check(file: &std::path::Path, json: bool) -> anyhow::Result<Config> {
         output::json(&serde_json::json!({ "problems": problems }))?;
     }
     Ok(loaded?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_says_that_there_is_more_of_it() {
+        let said = |found: usize, limit| {
+            let mut entries = vec![(); found.min(asked(limit))];
+            let more = cut(&mut entries, limit);
+            (entries.len(), more.map(|more| more.split(':').next().unwrap_or_default().to_owned()))
+        };
+        let all_of = |shown| (shown, None);
+        assert_eq!([said(0, 50), said(49, 50), said(50, 50)], [all_of(0), all_of(49), all_of(50)]);
+        assert_eq!(said(51, 50), (50, Some("50 shown, there are more".to_owned())));
+        assert_eq!(said(1000, 999), (999, Some("999 shown, there are more".to_owned())));
+        // Nobody can ask for one more than the most.
+        assert_eq!(said(999, PAGE_MAX), all_of(999));
+        let most = "1000 shown, which is the most; there may be more".to_owned();
+        assert_eq!(said(2000, PAGE_MAX), (1000, Some(most)));
+    }
 }

@@ -43,7 +43,7 @@ use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{SECRET_PREFIX, standard_key};
 use chaski_ingest::peer::Proxies;
 use chaski_ingest::source::SourceSpec;
-use chaski_ingest::verify::Freshness;
+use chaski_ingest::verify::{Cover, Freshness};
 use chaski_ingest::{Limits, TlsConfig};
 
 pub use access::AccessConfig;
@@ -52,7 +52,7 @@ pub use reference::{reference, settings};
 pub use schema::schema;
 pub(crate) use secret::weakness;
 pub use storage::{StorageConfig, StorageKind};
-pub use units::{parse_duration, spell_duration, spell_size};
+pub use units::{parse_duration, spell_duration, spell_rate, spell_size};
 
 use crate::alerts::AlertsConfig;
 use problem::{Place, Report};
@@ -166,14 +166,14 @@ pub struct TelemetryConfig {
 }
 
 /// What the configuration says about a source beyond its [`SourceSpec`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRules {
     /// How long a repeated event must be recognised; never longer than the storage's retention.
     pub dedup_window: Duration,
     /// What its timestamp proves.
     pub freshness: Freshness,
-    /// Whether the signature covers the body.
-    pub body_is_signed: bool,
+    /// What of the body the signature covers.
+    pub cover: Cover,
     /// How long it may go without an accepted event before somebody is told.
     pub silence: Option<Duration>,
 }
@@ -320,7 +320,7 @@ impl Checker<'_> {
         let token = node.text("token").and_then(|reference| {
             let at = node.at("token");
             let token = self.secret(&at, &reference)?;
-            self.strong(&at, &token, "").then(|| self.header_text(&at, &token)).flatten()
+            self.strong(&at, &reference, &token, "").then(|| self.header_text(&at, &token)).flatten()
         });
         if !listen.ip().is_loopback() && !node.writes("token") {
             let hint = "set admin.token = \"env:NAME\", or listen on 127.0.0.1";
@@ -380,18 +380,18 @@ impl Checker<'_> {
     }
 
     /// Refuses a secret that can be guessed.
-    fn strong(&mut self, at: &Place, secret: &Secret, way_out: &str) -> bool {
+    fn strong(&mut self, at: &Place, reference: &str, secret: &Secret, way_out: &str) -> bool {
         let weakness = weakness(secret);
         if let Some(weakness) = weakness {
             let hint = format!("take {} random bytes or more{way_out}", secret::BYTES_MIN);
-            self.report.refuse(at, Reason::SecretWeak, weakness, hint);
+            self.report.refuse(at, Reason::SecretWeak, format!("{reference}: {weakness}"), hint);
         }
         weakness.is_none()
     }
 
     /// Refuses a secret that can be guessed, and one that no receiver's library could read.
-    fn signs(&mut self, at: &Place, secret: &Secret) -> bool {
-        if !self.strong(at, secret, "") {
+    fn signs(&mut self, at: &Place, reference: &str, secret: &Secret) -> bool {
+        if !self.strong(at, reference, secret, "") {
             return false;
         }
         if standard_key(secret).is_some() {
@@ -399,7 +399,7 @@ impl Checker<'_> {
         }
         let is_marked = secret.expose().starts_with(SECRET_PREFIX.as_bytes());
         if is_marked {
-            let message = format!("{SECRET_PREFIX} stands in front of what is no base64");
+            let message = format!("{reference}: {SECRET_PREFIX} stands in front of what is no base64");
             let hint = format!("take {SECRET_PREFIX} and the base64 of 24 random bytes or more");
             self.report.refuse(at, Reason::Scheme, message, hint);
         } else {

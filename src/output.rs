@@ -1,19 +1,40 @@
 //! What commands print: data on stdout as a table or JSON, talk on stderr.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 
-/// Prints a line of data.
+/// What kept a line of data from being printed first. A process has one stdout, and its exit code answers for it.
+static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line of data; after a failure nothing more, see [`unprinted`].
 pub(crate) fn line(text: impl std::fmt::Display) {
-    // A reader that has gone away has had enough.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if UNPRINTED.get().is_none()
+        && let Err(error) = writeln!(io::stdout(), "{text}")
+    {
+        // Whoever was first has said it.
+        let _ = UNPRINTED.set(error);
+    }
+}
+
+/// What kept data from being printed, if anything did. A reader that has gone away has had enough, and that is none.
+pub(crate) fn unprinted() -> Option<&'static io::Error> {
+    if let Err(error) = io::stdout().flush() {
+        let _ = UNPRINTED.set(error);
+    }
+    UNPRINTED.get().filter(|error| is_failure(error))
+}
+
+/// Whether a failure to print is one.
+pub(crate) fn is_failure(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::BrokenPipe
 }
 
 /// Says something to the person at the terminal.
 pub(crate) fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Prints a value as JSON.
@@ -29,7 +50,7 @@ pub(crate) fn table(headings: &[&str]) -> Table {
         .load_style(TableStyle::new())
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(headings);
-    if !std::io::stdout().is_terminal() {
+    if !io::stdout().is_terminal() {
         // A pipe has no width to fit into.
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
@@ -73,14 +94,14 @@ fn is_steering(character: char) -> bool {
 
 /// Asks before something that cannot be taken back. Without a terminal the answer is no.
 pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         anyhow::bail!("{question}: nobody is there to answer; say --yes");
     }
-    let mut stderr = std::io::stderr();
+    let mut stderr = io::stderr();
     write!(stderr, "{question} [y/N] ")?;
     stderr.flush()?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
+    io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

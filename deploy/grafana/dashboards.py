@@ -213,7 +213,7 @@ LOG = board(
           ('histogram_quantile(0.99, rate(chaski_spool_fsync_seconds_bucket{job=~"$job"}[$__rate_interval]))', "{{instance}}"), unit="s"),
     graph("Local store: writes in a commit, median", "More under load: that is group commit.",
           ('histogram_quantile(0.5, rate(chaski_spool_group_records_bucket{job=~"$job"}[$__rate_interval]))', "{{instance}}")),
-    graph("Local store: failures", "By operation. Poisoned: nothing is written until a restart.",
+    graph("Local store: failures", "By operation. Poisoned: a sync failed, only a restart helps.",
           (rate("chaski_spool_errors_total", "instance, op"), "{{instance}} {{op}}"),
           ('chaski_spool_poisoned{job=~"$job"}', "poisoned {{instance}}")),
     graph("Deduplication", "Decisions by result.", (rate("chaski_dedup_lookups_total", "backend, result"), "{{backend}} {{result}}"), unit="reqps"),

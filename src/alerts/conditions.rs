@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use serde::{Serialize, Serializer};
 
 use super::snapshot::{Measure, Snapshot};
 use crate::config::{spell_duration, spell_size};
 
 /// How far back "was added" and "of the last minutes" look.
-pub(super) const WINDOW: SignedDuration = SignedDuration::from_mins(5);
+pub(super) const WINDOW: Duration = Duration::from_mins(5);
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -73,7 +72,7 @@ pub enum Condition {
     DeadLetter,
     /// The brokers deleted events that a destination had not read.
     EventsLost,
-    /// The store takes nothing until a restart.
+    /// A sync of the store failed: only a restart helps.
     StorePoisoned,
     /// The disk of the store is filling up.
     DiskLow,
@@ -323,7 +322,7 @@ impl Look<'_> {
         let whole: Arc<str> = "".into();
         let (rules, degraded) = (self.rules, self.rules.degraded);
         if self.now(Measure::StoragePoisoned, "") > 0.0 {
-            let summary = "a sync to disk failed: nothing is stored until chaski is restarted".to_owned();
+            let summary = "a sync to disk failed: look after the disk and restart chaski".to_owned();
             self.found(Condition::StorePoisoned, &whole, Duration::ZERO, summary);
         }
         let free = self.new.get(Measure::StorageFree, "");

@@ -1,10 +1,15 @@
 //! What this process measures, reduced to the numbers that alerts are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+use tokio::time::Instant;
+
+/// Between two snapshots that are kept, to say what a window of time added.
+const KEEP_PERIOD: Duration = Duration::from_secs(15);
 
 /// A number that a condition asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +131,31 @@ impl Snapshot {
     }
 }
 
+/// Snapshots of a window of time, the oldest first, and when they were taken: the clock on the wall, which may be put back,
+/// has no say in how many there are. The first one is empty: counters begin at zero.
+pub(super) struct Kept(VecDeque<(Instant, Snapshot)>);
+
+impl Kept {
+    pub(super) fn since(now: Instant, time: Timestamp) -> Self {
+        Self(VecDeque::from([(now, Snapshot::empty(time))]))
+    }
+
+    /// The newest snapshot that is as old as the window, or the oldest there is.
+    pub(super) fn before(&mut self, now: Instant, window: Duration) -> Option<&Snapshot> {
+        while self.0.get(1).is_some_and(|(taken, _)| now.duration_since(*taken) >= window) {
+            self.0.pop_front();
+        }
+        self.0.front().map(|(_, snapshot)| snapshot)
+    }
+
+    /// Keeps it, unless the last one is still fresh.
+    pub(super) fn keep(&mut self, now: Instant, snapshot: Snapshot) {
+        if self.0.back().is_none_or(|(taken, _)| now.duration_since(*taken) >= KEEP_PERIOD) {
+            self.0.push_back((now, snapshot));
+        }
+    }
+}
+
 fn value<'a>(labels: &'a [LabelPair], name: &str) -> Option<&'a str> {
     labels.iter().find(|label| label.name() == name).map(LabelPair::value)
 }
@@ -167,6 +197,24 @@ mod tests {
         let before = Snapshot::empty(Timestamp::UNIX_EPOCH).with(Measure::RefusedSignatures, "pe", 4.0);
         assert_eq!(snapshot.added(Measure::RefusedSignatures, "pe", &before), 2.0);
         assert_eq!(snapshot.added(Measure::RefusedSignatures, "culqi", &before), 7.0);
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_does_not_make_the_window_longer() {
+        let (start, window) = (Instant::now(), Duration::from_secs(300));
+        let time = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let mut kept = Kept::since(start, time(0));
+        for second in 0..2000 {
+            let now = start + Duration::from_secs(second);
+            let put_back = if second < 100 { 0 } else { 86_400 };
+            let letters = second as f64;
+            let before = kept.before(now, window).unwrap().get(Measure::DeadLetters, "erp");
+            let age = letters - before.unwrap_or_default();
+            assert!(age <= 315.0 && (second < 315 || age >= 300.0), "at {second}: {age}");
+            let snapshot = Snapshot::empty(time(second.cast_signed() - put_back));
+            kept.keep(now, snapshot.with(Measure::DeadLetters, "erp", letters));
+            assert!(kept.0.len() <= 22, "at {second}");
+        }
     }
 
     #[test]

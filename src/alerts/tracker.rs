@@ -1,9 +1,11 @@
-//! Since when something is wrong, and what has to be told of it. Pure; time is an argument.
+//! Since when something is wrong, and what has to be told of it. Pure; time is an argument, twice: how long something lasts
+//! is no question to a clock that may be put back, and since when is shown to people.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::conditions::{Finding, Key};
 use super::message::{Notice, State};
@@ -16,29 +18,35 @@ pub(super) struct Tracker(BTreeMap<Key, Tracked>);
 struct Tracked {
     summary: String,
     since: Timestamp,
+    began: Instant,
     /// When it was last told, if it has lasted long enough for that.
-    told: Option<Timestamp>,
+    told: Option<Instant>,
 }
 
 impl Tracker {
     /// Takes what is wrong now and returns what has to be told.
-    pub(super) fn step(&mut self, findings: Vec<Finding>, now: Timestamp, repeat: Duration) -> Vec<Notice> {
+    pub(super) fn step(
+        &mut self,
+        findings: Vec<Finding>,
+        now: Instant,
+        time: Timestamp,
+        repeat: Duration,
+    ) -> Vec<Notice> {
         let mut notices = Vec::new();
         let mut before = std::mem::take(&mut self.0);
         for Finding { key, summary, hold } in findings {
             let known = before.remove(&key);
-            let (since, told) = known.map_or((now, None), |known| (known.since, known.told));
-            let has_lasted = |time: Duration, since: Timestamp| {
-                SignedDuration::try_from(time).is_ok_and(|time| now.duration_since(since) >= time)
-            };
+            let (since, began, told) =
+                known.map_or((time, now, None), |known| (known.since, known.began, known.told));
             let is_due = match told {
-                None => has_lasted(hold, since),
-                Some(told) => has_lasted(repeat, told),
+                None => now.duration_since(began) >= hold,
+                Some(told) => now.duration_since(told) >= repeat,
             };
             if is_due {
                 notices.push(Notice::new(&key, State::Firing, since, summary.clone()));
             }
-            self.0.insert(key, Tracked { summary, since, told: if is_due { Some(now) } else { told } });
+            self.0
+                .insert(key, Tracked { summary, since, began, told: if is_due { Some(now) } else { told } });
         }
         let over = before.into_iter().filter(|(_, tracked)| tracked.told.is_some());
         notices.extend(over.map(|(key, tracked)| {
@@ -70,7 +78,7 @@ mod tests {
     fn an_alert_is_told_once_repeated_while_it_lasts_and_resolved() {
         // Seconds, what is wrong (and how long it must last), what is told.
         use State::{Firing, Resolved};
-        let cases: &[(i64, Option<u64>, Option<State>)] = &[
+        let cases: &[(u64, Option<u64>, Option<State>)] = &[
             (0, Some(0), Some(Firing)),
             (1, Some(0), None),
             (99, Some(0), None),
@@ -87,25 +95,34 @@ mod tests {
             (220, Some(10), Some(Firing)),
             (221, None, Some(Resolved)),
         ];
-        let mut tracker = Tracker::default();
-        for (second, wrong, told) in cases {
-            let now = Timestamp::from_second(*second).unwrap();
-            let findings = wrong.map(finding).into_iter().collect();
-            let notices = tracker.step(findings, now, Duration::from_secs(100));
-            let states: Vec<State> = notices.iter().map(|notice| notice.state).collect();
-            assert_eq!(states, told.iter().copied().collect::<Vec<_>>(), "at {second}");
-            let is_told = tracker.firing().len();
-            assert_eq!(is_told, usize::from(wrong.is_some() && !matches!(*second, 200..=219)), "at {second}");
+        // Whatever the clock on the wall does meanwhile.
+        for pace in [1, -1, 86_400] {
+            let (mut tracker, start) = (Tracker::default(), Instant::now());
+            for (second, wrong, told) in cases {
+                let now = start + Duration::from_secs(*second);
+                let time = Timestamp::from_second(pace * second.cast_signed()).unwrap();
+                let findings = wrong.map(finding).into_iter().collect();
+                let notices = tracker.step(findings, now, time, Duration::from_secs(100));
+                let states: Vec<State> = notices.iter().map(|notice| notice.state).collect();
+                assert_eq!(states, told.iter().copied().collect::<Vec<_>>(), "at {second}");
+                let is_told = tracker.firing().len();
+                let expected = usize::from(wrong.is_some() && !matches!(*second, 200..=219));
+                assert_eq!(is_told, expected, "at {second}");
+            }
         }
     }
 
     #[test]
     fn what_is_told_says_since_when() {
-        let mut tracker = Tracker::default();
+        let (mut tracker, start) = (Tracker::default(), Instant::now());
         let at = |second| Timestamp::from_second(second).unwrap();
-        tracker.step(vec![finding(0)], at(5), Duration::from_secs(10));
-        let again = tracker.step(vec![finding(0)], at(15), Duration::from_secs(10));
-        let over = tracker.step(Vec::new(), at(20), Duration::from_secs(10));
+        let mut step = |findings, second: u64| {
+            let now = start + Duration::from_secs(second);
+            tracker.step(findings, now, at(second.cast_signed()), Duration::from_secs(10))
+        };
+        step(vec![finding(0)], 5);
+        let again = step(vec![finding(0)], 15);
+        let over = step(Vec::new(), 20);
         assert_eq!([again[0].since, over[0].since], [at(5), at(5)]);
         assert_eq!(over[0].summary, "erp takes deliveries again");
     }

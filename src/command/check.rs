@@ -10,7 +10,7 @@ use chaski_common::clock::Clock;
 use chaski_common::storage::{OnConflict, Start, kafka};
 use chaski_dispatcher::destination::{Auth, DestinationSpec, Ordering};
 use chaski_ingest::source::{DatedSecret, SchemeSpec, SourceSpec, Validity};
-use chaski_ingest::verify::Freshness;
+use chaski_ingest::verify::{Cover, Freshness};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -151,8 +151,10 @@ pub struct Source {
     pub freshness: &'static str,
     /// The same in words.
     pub freshness_rule: String,
-    /// Whether the signature covers the body.
+    /// Whether the signature covers the body as a whole.
     pub body_is_signed: bool,
+    /// Where it does not: the places in the body that it covers.
+    pub signed_fields: Vec<String>,
     /// How long a repeated event is recognised.
     pub dedup_window: String,
     /// `quarantine` or `duplicate`.
@@ -271,7 +273,7 @@ fn explain_kafka(options: &kafka::Options, rate_per_second: f64) -> Kafka {
 }
 
 fn explain_source(config: &Config, source: &SourceSpec) -> Source {
-    let rules = config.source_rules[&source.name];
+    let rules = &config.source_rules[&source.name];
     let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
     let (freshness, freshness_rule) = explain_freshness(rules.freshness, rules.dedup_window);
     let now = Clock::system().now();
@@ -280,6 +282,10 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
         SourceKey { name: name.into_owned(), not_before, not_after, good: dated.validity.covers(now) }
     };
     let keys: Vec<_> = source.secrets.named().into_iter().map(key).collect();
+    let signed_fields = match &rules.cover {
+        Cover::Fields(fields) => fields.iter().map(ToString::to_string).collect(),
+        Cover::Body | Cover::Nothing => Vec::new(),
+    };
     let takers = config.destinations.iter().filter(|destination| destination.sources.contains(&source.name));
     Source {
         name: source.name.to_string(),
@@ -290,7 +296,8 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
         keys,
         freshness,
         freshness_rule,
-        body_is_signed: rules.body_is_signed,
+        body_is_signed: rules.cover == Cover::Body,
+        signed_fields,
         dedup_window: spell_duration(rules.dedup_window),
         on_conflict: source.on_conflict,
         allow_ips: source

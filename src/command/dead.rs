@@ -8,7 +8,7 @@ use chaski_common::storage::{DeadFilter, PAGE_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::events::body;
-use super::{known_destination, usage};
+use super::{asked, known_destination, listed, usage};
 use crate::access::Access;
 use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
 use crate::cli::{DeadCommand, DeadConditions, DeadList, DeadSelection};
@@ -39,13 +39,13 @@ pub(super) async fn run(
 
 async fn list(access: &Access, list: DeadList, json: bool) -> anyhow::Result<()> {
     let filter = filter(access, list.conditions).await?;
-    let letters = access.call(DeadFilter { limit: list.limit, ..filter }).await?;
-    if json {
-        return output::json(&letters);
-    }
+    listed(access.call(DeadFilter { limit: asked(list.limit), ..filter }).await?, list.limit, json, tell)
+}
+
+fn tell(letters: &[DeadView]) {
     let mut table =
         output::table(&["DIED", "DESTINATION", "ID", "SOURCE", "TYPE", "SUBJECT", "REASON", "ATTEMPTS"]);
-    for letter in &letters {
+    for letter in letters {
         table.add_row([
             letter.at.to_string(),
             place(letter).to_owned(),
@@ -58,7 +58,6 @@ async fn list(access: &Access, list: DeadList, json: bool) -> anyhow::Result<()>
         ]);
     }
     output::print(&table, "no dead letters");
-    Ok(())
 }
 
 fn place(letter: &DeadView) -> &str {

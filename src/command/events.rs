@@ -4,8 +4,9 @@ use anyhow::bail;
 use chaski_common::event::Environment;
 use chaski_common::storage::EventFilter;
 
+use super::{asked, listed};
 use crate::access::Access;
-use crate::api::{self, BodyView, EventDetail, ShowEvent};
+use crate::api::{self, BodyView, EventDetail, EventView, ShowEvent};
 use crate::cli::{EventsCommand, EventsFilter};
 use crate::config::AccessConfig;
 use crate::output::{self, harmless};
@@ -27,13 +28,13 @@ pub(super) async fn run(
 
 async fn list(access: &Access, filter: EventsFilter, json: bool) -> anyhow::Result<()> {
     let EventsFilter { source, kind, subject, since, limit } = filter;
-    let events =
-        access.call(EventFilter { source, kind, subject, since, limit, ..EventFilter::default() }).await?;
-    if json {
-        return output::json(&events);
-    }
+    let filter = EventFilter { source, kind, subject, since, limit: asked(limit), ..EventFilter::default() };
+    listed(access.call(filter).await?, limit, json, tell)
+}
+
+fn tell(events: &[EventView]) {
     let mut table = output::table(&["RECEIVED", "ID", "SOURCE", "TYPE", "SUBJECT", "BYTES"]);
-    for event in &events {
+    for event in events {
         table.add_row([
             event.received_at.to_string(),
             event.id.to_string(),
@@ -44,7 +45,6 @@ async fn list(access: &Access, filter: EventsFilter, json: bool) -> anyhow::Resu
         ]);
     }
     output::print(&table, "no such event is kept");
-    Ok(())
 }
 
 async fn show(access: &Access, call: ShowEvent, json: bool) -> anyhow::Result<()> {

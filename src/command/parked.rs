@@ -4,9 +4,9 @@ use anyhow::bail;
 use chaski_common::event::EventId;
 use chaski_common::storage::ParkedFilter;
 
-use super::known_destination;
+use super::{asked, known_destination, listed};
 use crate::access::Access;
-use crate::api::{DropParked, HurryParked};
+use crate::api::{DropParked, HurryParked, ParkedView};
 use crate::cli::{ParkedCommand, ParkedList};
 use crate::config::AccessConfig;
 use crate::output;
@@ -32,13 +32,14 @@ pub(super) async fn run(
 async fn list(access: &Access, filter: ParkedList, json: bool) -> anyhow::Result<()> {
     let ParkedList { destination, limit } = filter;
     known_destination(access, destination.as_deref()).await?;
-    let parked = access.call(ParkedFilter { destination, limit, ..ParkedFilter::default() }).await?;
-    if json {
-        return output::json(&parked);
-    }
+    let filter = ParkedFilter { destination, limit: asked(limit), ..ParkedFilter::default() };
+    listed(access.call(filter).await?, limit, json, tell)
+}
+
+fn tell(parked: &[ParkedView]) {
     let mut table =
         output::table(&["DUE", "DESTINATION", "ID", "TYPE", "SUBJECT", "ATTEMPTS", "LAST FAILURE"]);
-    for delivery in &parked {
+    for delivery in parked {
         let last = delivery.history.last().map_or_else(
             || "waits behind its subject".to_owned(),
             |failure| format!("{} ({})", failure.result, output::harmless(&failure.detail)),
@@ -54,7 +55,6 @@ async fn list(access: &Access, filter: ParkedList, json: bool) -> anyhow::Result
         ]);
     }
     output::print(&table, "nothing is parked");
-    Ok(())
 }
 
 async fn hurry(access: &Access, id: EventId, destination: Option<String>, json: bool) -> anyhow::Result<()> {

@@ -43,15 +43,27 @@ pub(super) async fn run(file: &Path, role: Role) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     let watcher = tokio::spawn(async move {
-        while signals.next().await == Told::Reload {
-            // The outcome is in the log and in a metric.
-            let _ = control.reload().await;
+        let reloads = async {
+            while signals.hangup.recv().await.is_some() {
+                // The outcome is in the log and in a metric.
+                let _ = control.reload().await;
+            }
+        };
+        tokio::select! {
+            _ = signals.interrupt.recv() => {}
+            // A reload may take its time, which whoever stops us does not have; one under way goes on by itself.
+            _ = signals.terminate.recv() => {}
+            () = reloads => {}
         }
         tracing::info!("stopping: what is in flight is finished first");
         stop.cancel();
     });
-    app.run(shutdown).await;
+    app.run(shutdown.clone()).await;
     watcher.abort();
+    anyhow::ensure!(
+        shutdown.is_cancelled(),
+        "the edge takes no connections any more, though nobody stopped it"
+    );
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -79,12 +91,6 @@ fn check_role(config: &Config, file: &Path, role: &Role) -> anyhow::Result<()> {
     }
 }
 
-#[derive(PartialEq, Eq)]
-enum Told {
-    Reload,
-    Stop,
-}
-
 struct Signals {
     hangup: Signal,
     interrupt: Signal,
@@ -99,13 +105,5 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
         })
-    }
-
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.hangup.recv() => Told::Reload,
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.terminate.recv() => Told::Stop,
-        }
     }
 }

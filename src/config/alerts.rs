@@ -9,6 +9,7 @@ use chaski_common::secret::Secret;
 use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
 use super::url::check_url;
+use super::value::shown;
 use super::{Checker, Config, SourceRules};
 use crate::alerts::{AlertsConfig, Condition, EmailSpec, Kind, ReceiverSpec, Rules, SmtpTls};
 
@@ -76,7 +77,12 @@ impl Checker<'_> {
                         None => format!("there are: {}", names().collect::<Vec<_>>().join(", ")),
                     };
                     let at = Place { line: entry.line, ..node.at("ignore") };
-                    self.report.refuse(&at, Reason::Range, "no alert has this name", hint);
+                    self.report.refuse(
+                        &at,
+                        Reason::Range,
+                        format!("{}: no alert has this name", shown(&entry.text)),
+                        hint,
+                    );
                 }
             }
         }
@@ -118,9 +124,14 @@ impl Checker<'_> {
 
     fn receiver_secret(&mut self, kind: &str, node: &Node) -> Option<Secret> {
         let at = node.at("secret");
-        let secret = self.secret(&at, &node.text("secret")?)?;
+        let reference = node.text("secret")?;
+        let secret = self.secret(&at, &reference)?;
         // A webhook's signature is by Standard Webhooks; a bot's provider has a form of its own.
-        let is_fit = if kind == "webhook" { self.signs(&at, &secret) } else { self.strong(&at, &secret, "") };
+        let is_fit = if kind == "webhook" {
+            self.signs(&at, &reference, &secret)
+        } else {
+            self.strong(&at, &reference, &secret, "")
+        };
         is_fit.then_some(secret)
     }
 
@@ -188,7 +199,7 @@ impl Checker<'_> {
         let parsed = text.parse().ok();
         if parsed.is_none() {
             let hint = "write one like \"chaski@example.com\" or \"chaski <chaski@example.com>\"";
-            self.report.refuse(at, Reason::Range, "not a mail address", hint);
+            self.report.refuse(at, Reason::Range, format!("{}: not a mail address", shown(text)), hint);
         }
         parsed
     }
@@ -293,7 +304,7 @@ mod tests {
         for (alerts, said) in [
             (
                 "ignore = ['conflicts']".to_owned(),
-                "alerts.ignore: no alert has this name; did you mean \"conflict\"?",
+                "alerts.ignore: \"conflicts\": no alert has this name; did you mean \"conflict\"?",
             ),
             (receiver("url = 'env:URL'"), "alerts.receivers.a.kind: missing"),
             (receiver("kind = 'pager'"), "alerts.receivers.a.kind: must be one of"),
@@ -317,7 +328,7 @@ mod tests {
             (email("server = 'mail.test'\nuser = 'a'"), "user without password"),
             (
                 email("").replace("'a@b.test'", "'somebody'") + "server = 'mail.test'",
-                "from: not a mail address",
+                "from: \"somebody\": not a mail address",
             ),
             (email("server = 'mail.test'").replace("['c@d.test']", "[]"), "to: needs 1 to 32 addresses"),
         ] {

@@ -15,7 +15,7 @@ use super::reader::Node;
 use super::source::Sources;
 use super::units::spell_duration;
 use super::url::check_url;
-use super::value::Value;
+use super::value::{Entry, Value, shown};
 use super::{Checker, environment};
 
 /// Most bytes of an event pattern.
@@ -166,7 +166,7 @@ impl Checker<'_> {
                 self.report.refuse(
                     &at,
                     Reason::Range,
-                    "not an event pattern",
+                    format!("{}: not an event pattern", shown(&entry.text)),
                     "write \"cip.paid\", or \"cip.*\" with one * at the end",
                 );
             }
@@ -176,15 +176,17 @@ impl Checker<'_> {
 
     fn signing(&mut self, node: &Node, sources: &Sources) -> Vec<Secret> {
         let at = node.at("secret");
-        let secrets = self.rotating(&at, &node.texts("secret").unwrap_or_default());
-        let secrets: Vec<_> = secrets.into_iter().map(|(_, secret)| secret).collect();
-        for secret in &secrets {
-            if self.signs(&at, secret) && sources.uses(secret) {
+        let references = node.texts("secret").unwrap_or_default();
+        let secrets = self.rotating(&at, &references);
+        for (index, secret) in &secrets {
+            let Entry { line, text } = &references[*index];
+            let at = Place { line: *line, ..at.clone() };
+            if self.signs(&at, text, secret) && sources.uses(secret) {
                 self.report
                     .warn(&at, "a source uses the same secret: this receiver could sign as that sender");
             }
         }
-        secrets
+        secrets.into_iter().map(|(_, secret)| secret).collect()
     }
 
     fn auth(&mut self, node: &Node) -> Option<Auth> {
@@ -296,7 +298,7 @@ impl Checker<'_> {
             );
             return growing.map_or_else(|error| refuse(node.place().clone(), error.to_string(), ""), Some);
         };
-        if let Some(key) = ["first", "factor", "cap"].into_iter().find(|key| node.has(key)) {
+        for key in ["first", "factor", "cap"].into_iter().filter(|key| node.has(key)) {
             refuse(
                 node.at(key),
                 "given beside a schedule".to_owned(),

@@ -8,6 +8,7 @@ use http::uri::Authority;
 use super::problem::{Place, Reason};
 use super::reader::Node;
 use super::units::spell_size;
+use super::value::shown;
 use super::{Checker, IngestConfig, net};
 
 impl Checker<'_> {
@@ -69,20 +70,26 @@ impl Checker<'_> {
 
     fn hosts(&mut self, node: &Node) -> Vec<String> {
         let mut hosts = Vec::new();
-        for entry in node.texts("hosts").unwrap_or_default() {
+        let listed = node.texts("hosts").unwrap_or_default();
+        if listed.is_empty() && node.has("hosts") {
+            let hint = "leave it out to serve all";
+            self.report.refuse(&node.at("hosts"), Reason::Range, "an empty list serves nobody", hint);
+        }
+        for entry in listed {
             let host = entry.text.to_ascii_lowercase();
             match host.parse::<Authority>() {
                 Ok(authority) if authority.host() == host => hosts.push(host),
                 _ => {
                     let at = Place { line: entry.line, ..node.at("hosts") };
                     let hint = "write a name or an address without a port, like \"pay.example.com\"";
-                    self.report.refuse(&at, Reason::Range, "not a host", hint);
+                    self.report.refuse(
+                        &at,
+                        Reason::Range,
+                        format!("{}: not a host", shown(&entry.text)),
+                        hint,
+                    );
                 }
             }
-        }
-        if hosts.is_empty() && node.writes("hosts") {
-            let hint = "leave it out to serve all";
-            self.report.refuse(&node.at("hosts"), Reason::Range, "an empty list serves nobody", hint);
         }
         hosts
     }
@@ -105,6 +112,7 @@ impl Checker<'_> {
                 Err(message) => {
                     let at = Place { line: entry.line, ..node.at(key) };
                     let hint = "write one like \"203.0.113.0/24\" or \"2001:db8::/32\"";
+                    let message = format!("{}: {message}", shown(&entry.text));
                     self.report.refuse(&at, Reason::Range, message, hint);
                 }
             }

@@ -197,9 +197,10 @@ impl Report {
         self.warnings.push(warning);
     }
 
-    /// Forgets problems with these keys; those of the file as a whole stay.
+    /// Forgets problems with these keys; those of the file as a whole stay, as all do of a text that is not TOML.
     pub(super) fn forget_keys(&mut self, forget: impl Fn(&str) -> bool) {
-        self.problems.retain(|problem| problem.key.is_empty() || !forget(&problem.key));
+        let is_of_all = |problem: &Problem| problem.key.is_empty() || problem.reason == Reason::Syntax;
+        self.problems.retain(|problem| is_of_all(problem) || !forget(&problem.key));
     }
 
     /// The warnings, or everything that was refused; both in the order of the file.

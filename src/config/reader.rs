@@ -52,9 +52,51 @@ pub(super) fn read(text: &str, report: &mut Report) -> Option<Node> {
         }
         // The message only: the rendered error would show the line, and with it perhaps a secret.
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
-        report.refuse(&Place { line, key: String::new() }, Reason::Syntax, message, "");
+        let hint = if message == "duplicate key" {
+            "keep one of the two"
+        } else if message.contains("expected `") {
+            ""
+        } else {
+            "write a text in quotes, as in key = \"text\""
+        };
+        report.refuse(&Place { line, key: key_on(text, line) }, Reason::Syntax, message, hint);
     }
     None
+}
+
+/// The key that a line of a text which is not TOML is about, or the table it stands in. Only names that the table of
+/// settings knows are told: anything else may be a piece of a value, and that a secret.
+fn key_on(text: &str, line: usize) -> String {
+    let is_header = |line: &&str| line.starts_with('[');
+    let above: Vec<&str> = text.lines().take(line).map(str::trim).collect();
+    let header = above.iter().rev().copied().find(is_header).unwrap_or_default();
+    let table = header.trim_start_matches('[').split(']').next().unwrap_or_default().trim();
+    let here = above.last().copied().filter(|line| !is_header(line)).unwrap_or_default();
+    let key = here.split('=').next().unwrap_or_default().trim();
+    let full = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
+    [full.as_str(), table].into_iter().find(|path| is_known(path)).unwrap_or_default().to_owned()
+}
+
+/// Whether a full key is one of the table of settings.
+fn is_known(path: &str) -> bool {
+    let mut section = Some(&FILE);
+    for name in path.split('.') {
+        let Some(here) = section else { return false };
+        section = here.section(name).or(here.each.filter(|_| is_name(name)));
+        if section.is_none() && here.setting(name).is_none() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Names appear in paths, metrics and record keys.
+fn is_name(name: &str) -> bool {
+    let inside =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
+    name.len() <= 64
+        && name.bytes().all(inside)
+        && name.bytes().next().is_some_and(|first| first.is_ascii_lowercase() || first.is_ascii_digit())
 }
 
 struct Reader<'a> {
@@ -116,7 +158,12 @@ impl Reader<'_> {
             Ok(read) => {
                 node.values.insert(setting.key, (place.line, read));
             }
-            Err((reason, message, hint)) => self.report.refuse(place, reason, message, hint),
+            Err(refusals) => {
+                for (line, (reason, message, hint)) in refusals {
+                    let at = Place { line, key: place.key.clone() };
+                    self.report.refuse(&at, reason, message, hint);
+                }
+            }
         }
     }
 
@@ -129,13 +176,8 @@ impl Reader<'_> {
         table
     }
 
-    /// Names appear in paths, metrics and record keys.
     fn name(&mut self, place: &Place, name: &str) -> bool {
-        let inside =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
-        let good = name.len() <= 64
-            && name.bytes().all(inside)
-            && name.bytes().next().is_some_and(|first| first.is_ascii_lowercase() || first.is_ascii_digit());
+        let good = is_name(name);
         if !good {
             let hint = "use a to z, 0 to 9, _ and -, at most 64, a letter or digit first";
             self.report.refuse(place, Reason::Range, "not a name", hint);

@@ -6,15 +6,15 @@ use std::time::Duration;
 use chaski_common::secret::Secret;
 use chaski_ingest::presets;
 use chaski_ingest::source::{SchemeSpec, Secrets};
-use chaski_ingest::verify::{Freshness, Scheme};
+use chaski_ingest::verify::{Cover, Freshness, Scheme};
 
 use super::Checker;
 use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
 use super::units::spell_duration;
 
-/// The longest window around a timestamp, unless the preset has a longer one.
-const TOLERANCE_MAX: Duration = Duration::from_secs(3600);
+/// The oldest a request may be, unless the preset takes older ones.
+const PAST_MAX: Duration = Duration::from_secs(3600);
 /// Stands in for secrets that could not be loaded, so that the rest of the scheme is checked all the same.
 /// It is text, hex and base64 alike.
 const STAND_IN: &str = "00112233445566778899aabbccddeeff";
@@ -34,7 +34,7 @@ impl Checker<'_> {
             }
             None => toml::Table::new(),
         };
-        self.check_tolerance(node, &merged);
+        self.check_past(node, &merged);
         for part in ["signature", "event", "reply"] {
             let own = node.section(part).overrides();
             if !own.is_empty() {
@@ -53,20 +53,18 @@ impl Checker<'_> {
         }
     }
 
-    /// Refuses a window in which a request could be replayed for long. A preset may know of a sender that needs one,
+    /// Refuses to take requests so old that they could be replayed for long. A preset may know of a sender that needs one,
     /// and what it says may be said again.
-    fn check_tolerance(&mut self, node: &Node, preset: &toml::Table) {
+    fn check_past(&mut self, node: &Node, preset: &toml::Table) {
         let own = node.section("signature").section("timestamp");
         let preset = preset.get("signature").and_then(|signature| signature.get("timestamp"));
-        for key in ["past", "future"] {
-            let seconds = preset.and_then(|preset| preset.get(key)?.as_integer()).unwrap_or_default();
-            let most = TOLERANCE_MAX.max(Duration::from_secs(seconds.unsigned_abs()));
-            let given = own.duration(key);
-            if given > most {
-                let [most, given] = [most, given].map(spell_duration);
-                let message = format!("must be from 1s to {most}, not {given}");
-                self.report.refuse(&own.at(key), Reason::Range, message, "");
-            }
+        let seconds = preset.and_then(|preset| preset.get("past")?.as_integer()).unwrap_or_default();
+        let most = PAST_MAX.max(Duration::from_secs(seconds.unsigned_abs()));
+        let given = own.duration("past");
+        if given > most {
+            let [most, given] = [most, given].map(spell_duration);
+            let message = format!("must be from 1s to {most}, not {given}");
+            self.report.refuse(&own.at("past"), Reason::Range, message, "");
         }
     }
 
@@ -144,10 +142,20 @@ impl Checker<'_> {
                 "the timestamp is not signed, so it is advisory; deduplication is the replay defence";
             self.report.warn(node.place(), message);
         }
-        if !scheme.body_is_authenticated() {
-            self.report
-                .warn(node.place(), "the body is not signed: take an event as a hint, and ask the provider");
-        }
+        let message = match scheme.cover() {
+            Cover::Body => return,
+            Cover::Fields(fields) => {
+                let fields: Vec<String> = fields.iter().map(ToString::to_string).collect();
+                let fields = fields.join(", ");
+                format!(
+                    "the body is not signed as a whole, only the fields {fields}: believe nothing else in it"
+                )
+            }
+            Cover::Nothing => {
+                "the body is not signed: take an event as a hint, and ask the provider".to_owned()
+            }
+        };
+        self.report.warn(node.place(), message);
     }
 }
 

@@ -86,8 +86,8 @@ const fn from_to(min: Duration, max: Duration) -> Kind {
     Kind::Duration { min, max }
 }
 
-/// How far a sender's clock may be off; an hour, but for a preset that has more: see `scheme`.
-const TOLERANCE: Kind = from_to(SECOND, DAY);
+/// How old a request may be; an hour, but for a preset that has more: see `scheme`.
+const PAST: Kind = from_to(SECOND, DAY);
 const ENVIRONMENT: Kind = Kind::Choice(&["production", "sandbox"]);
 
 /// The whole file.
@@ -312,8 +312,8 @@ const SIGNATURE: Section = section("signature", "How it signs.", &[
         setting("from", Kind::Text, "tag:T, header:NAME or json:/pointer.").required("\"header:x-acme-timestamp\""),
         setting("format", Kind::Choice(&["unix", "unix_ms", "unix_auto", "rfc3339"]), "unix_auto takes numbers above 1e11 for milliseconds.")
             .required("\"unix\""),
-        setting("past", TOLERANCE, "How old it may be; at most 1h, or what the preset says where that is more.").default("\"5m\""),
-        setting("future", TOLERANCE, "How far ahead it may be; at most 1h.").default("\"5m\""),
+        setting("past", PAST, "How old it may be; at most 1h, or what the preset says where that is more.").default("\"5m\""),
+        setting("future", from_to(SECOND, HOUR), "How far ahead it may be; at most 1h.").default("\"5m\""),
     ]),
 ]);
 

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
-use super::secret::Reference;
+use super::secret::{Reference, weakness};
 use super::units::spell_duration;
 use super::value::{DatedEntry, Entry, Value};
 use super::{Checker, SourceRules, environment};
@@ -57,7 +57,7 @@ impl Sources {
     }
 
     pub(super) fn into_config(self) -> (Vec<SourceSpec>, BTreeMap<Arc<str>, SourceRules>) {
-        let rules = self.ready.iter().map(|(source, rules)| (source.name.clone(), *rules)).collect();
+        let rules = self.ready.iter().map(|(source, rules)| (source.name.clone(), rules.clone())).collect();
         (self.ready.into_iter().map(|(source, _)| source).collect(), rules)
     }
 }
@@ -95,9 +95,9 @@ impl Checker<'_> {
                 sources.lax.insert(name.as_str().into());
             }
             if let Some((spec, scheme)) = self.source(name, node, path, environment, &sources) {
-                let (freshness, body_is_signed) = (scheme.freshness(), scheme.body_is_authenticated());
+                let (freshness, cover) = (scheme.freshness(), scheme.cover());
                 let silence = node.has("silence").then(|| node.duration("silence"));
-                let rules = SourceRules { dedup_window, freshness, body_is_signed, silence };
+                let rules = SourceRules { dedup_window, freshness, cover, silence };
                 sources.ready.push((spec, rules));
             }
         }
@@ -274,7 +274,7 @@ impl Checker<'_> {
         let mut good = true;
         for (index, (dated, secret)) in found.iter().enumerate() {
             let at = Place { line: dated.entry.line, key: at.key.clone() };
-            let strong = self.strong_enough(owner.node, &at, secret);
+            let strong = self.strong_enough(owner.node, &at, &dated.entry.text, secret);
             let before = found[..index].iter().find(|(_, earlier)| earlier == secret);
             let before = before.map(|(earlier, _)| &*earlier.entry.text);
             good &= strong && self.of_its_own(owner, &at, &dated.entry, secret, before);
@@ -298,13 +298,21 @@ impl Checker<'_> {
     }
 
     /// Weak secrets may be allowed, an empty one never.
-    fn strong_enough(&mut self, node: &Node, at: &Place, secret: &Secret) -> bool {
-        (may_be_weak(node) && !secret.expose().is_empty())
-            || self.strong(
+    fn strong_enough(&mut self, node: &Node, at: &Place, reference: &str, secret: &Secret) -> bool {
+        let is_empty = secret.expose().is_empty();
+        match weakness(secret) {
+            Some(weakness) if may_be_weak(node) && !is_empty => {
+                self.report.warn(at, format!("{reference}: {weakness}, and taken: weak_secret = \"allow\""));
+                true
+            }
+            _ if is_empty => self.strong(at, reference, secret, ""),
+            _ => self.strong(
                 at,
+                reference,
                 secret,
                 ", or set weak_secret = \"allow\" where the provider gave no better one",
-            )
+            ),
+        }
     }
 
     /// Refuses a secret that is there already: `before` in this source, or in another one.

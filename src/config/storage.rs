@@ -151,14 +151,16 @@ impl Checker<'_> {
         if listed.is_empty() {
             self.report.refuse(&node.at("brokers"), Reason::Missing, "no broker", hint);
         }
-        for Entry { line, text } in &listed {
+        for (index, Entry { line, text }) in listed.iter().enumerate() {
             let port = text
                 .rsplit_once(':')
                 .filter(|(host, _)| !host.is_empty())
                 .map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(1..))) || text.contains([',', '/', ' ']) {
                 let at = Place { line: *line, ..node.at("brokers") };
-                self.report.refuse(&at, Reason::Range, "not a host and a port", hint);
+                // By its number: what stands there may be a URL with a password.
+                let message = format!("entry {}: not a host and a port", index + 1);
+                self.report.refuse(&at, Reason::Range, message, hint);
             }
         }
         listed.into_iter().map(|entry| entry.text).collect()

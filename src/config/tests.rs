@@ -308,6 +308,8 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
             "config_range",
             5,
         ),
+        ("an answer without content", whole_source("reply = { body = 'ok', status = 204 }"), "config_scheme", 4),
+        ("an answer that resets", whole_source("[sources.a.reply]\nbody = 'ok'\nstatus = 205"), "config_scheme", 6),
         ("unknown source", destination("sources = ['b']"), "config_destination", 3),
         (
             "other environment",
@@ -401,6 +403,99 @@ fn all_problems_of_a_scheme_are_told_at_once() {
 }
 
 #[test]
+fn every_wrong_entry_of_a_list_is_told_by_its_name_or_number() {
+    let told = |text: &str| {
+        let errors = parse(text).unwrap_err();
+        errors.0.iter().map(|problem| (problem.line, problem.message.clone())).collect::<Vec<_>>()
+    };
+    let literal = "a secret is never written in the file";
+    let cases: [(String, &[(usize, &str)]); 11] = [
+        (
+            source("secrets = ['hunter2hunter2hunter2', 'env:GOOD',\n'hunter3hunter3hunter3', 7]"),
+            &[
+                (3, &format!("entry 1: {literal}")),
+                (4, &format!("entry 3: {literal}")),
+                (4, "entry 4: must be a text, not a whole number"),
+            ],
+        ),
+        (
+            "[sources.a]\nprovider = 'izipay'\nsecrets = { k = 'hunter2', l = 'hunter3' }\n".to_owned(),
+            &[(3, &format!("\"k\": {literal}")), (3, &format!("\"l\": {literal}"))],
+        ),
+        (
+            destination("secret = ['hunter2', 'hunter3']"),
+            &[(3, &format!("entry 1: {literal}")), (3, &format!("entry 2: {literal}"))],
+        ),
+        (
+            source("secrets = ['env:SHORT', 'env:PLACEHOLDER']"),
+            &[
+                (3, "env:SHORT: the secret is shorter than 16 bytes"),
+                (3, "env:PLACEHOLDER: the secret is a placeholder"),
+            ],
+        ),
+        (
+            destination("secret = ['env:SHORT',\n'env:BROKEN_KEY']"),
+            &[
+                (3, "env:SHORT: the secret is shorter than 16 bytes"),
+                (4, "env:BROKEN_KEY: whsec_ stands in front of what is no base64"),
+            ],
+        ),
+        (
+            destination("retry = { schedule = ['5x', '1m', 5] }"),
+            &[(3, "\"5x\": not a duration"), (3, "entry 3: a duration without a unit")],
+        ),
+        (
+            destination("retry = { schedule = ['5s'], first = '5s', factor = 2, cap = '1m' }"),
+            &[(3, "given beside a schedule"); 3],
+        ),
+        (
+            whole_source("allow_ips = ['10.0.0.1/8', '10.0.0.0/8', 'x']"),
+            &[(4, "\"10.0.0.1/8\": has bits set behind its prefix"), (4, "\"x\": not an address range")],
+        ),
+        (
+            "[ingest]\nhosts = ['a:1', 'b:2', 3]\n".to_owned(),
+            &[(2, "entry 3: must be a text, not a whole number")],
+        ),
+        (
+            "[ingest]\nhosts = ['a:1', 'b:2']\n".to_owned(),
+            &[(2, "\"a:1\": not a host"), (2, "\"b:2\": not a host")],
+        ),
+        (
+            destination("events = ['a.*.b', '']"),
+            &[(3, "\"a.*.b\": not an event pattern"), (3, "\"\": not an event pattern")],
+        ),
+    ];
+    for (text, problems) in cases {
+        let problems: Vec<_> =
+            problems.iter().map(|(line, message)| (*line, (*message).to_owned())).collect();
+        assert_eq!(told(&text), problems, "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_the_key_it_is_about() {
+    for (text, place, hint) in [
+        (
+            "[destinations.d]\nurl = 'a'\nurl = 'b'\n",
+            "3: destinations.d.url: duplicate key",
+            "keep one of the two",
+        ),
+        ("[sources.a]\n[sources.a]\n", "2: sources.a: duplicate key", "keep one of the two"),
+        ("[admin]\ntoken = env:X\n", "2: admin.token: ", "write a text in quotes"),
+        ("[ingest]\nlisten = 127.0.0.1:80\n", "2: ingest.listen: ", "write a text in quotes"),
+        ("[ingest\nlisten = 1\n", "1: ingest: ", "expected `]`"),
+        // What nobody knows may be a piece of a secret.
+        ("[admin]\nhunter2 = env:X\n", "2: admin: ", "write a text in quotes"),
+        ("[admin]\ntoken = [\nhunter2=\n", "3: admin: ", ""),
+        ("hunter2\n", "1: key with no value", ""),
+    ] {
+        let said = parse(text).unwrap_err().to_string();
+        assert!(said.contains(&format!("chaski.toml:{place}")) && said.contains(hint), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
 fn a_misspelt_key_is_answered_with_the_nearest_or_with_its_place() {
     let said = |text: &str| parse(text).unwrap_err().to_string();
     assert_eq!(
@@ -462,8 +557,27 @@ fn a_signing_secret_that_no_library_reads_is_said() {
 }
 
 #[test]
-fn weak_secrets_are_taken_where_that_is_said() {
-    assert_eq!(verdict(&source("secrets = ['env:SHORT']\nweak_secret = 'allow'")), []);
+fn weak_secrets_are_taken_where_that_is_said_and_warned_of() {
+    let config = parse(&source("secrets = ['env:GOOD',\n'env:SHORT']\nweak_secret = 'allow'")).unwrap();
+    let warned: Vec<_> =
+        config.warnings.iter().filter(|warning| warning.key == "sources.a.secrets").collect();
+    assert!(
+        matches!(&warned[..], [warning] if warning.line == 4 && warning.message.contains("shorter than 16 bytes")),
+        "{warned:?}"
+    );
+}
+
+#[test]
+fn an_empty_secret_is_not_told_to_be_allowed() {
+    for rest in ["", "weak_secret = 'allow'"] {
+        let said = parse(&source(&format!("secrets = ['env:EMPTY']\n{rest}"))).unwrap_err().to_string();
+        assert!(
+            said.contains("the secret is empty; take 16 random bytes") && !said.contains("allow"),
+            "{said}"
+        );
+    }
+    let said = parse(&source("secrets = ['env:SHORT']")).unwrap_err().to_string();
+    assert!(said.contains("weak_secret = \"allow\""), "{said}");
 }
 
 #[test]
@@ -575,6 +689,39 @@ fn an_empty_file_is_a_configuration_with_warnings() {
 }
 
 #[test]
+fn a_signature_that_covers_less_than_the_body_is_warned_of_and_what_it_covers_is_named() {
+    let own = |template: &str| {
+        format!(
+            "[sources.a]\nsecrets = ['env:GOOD']\n[sources.a.signature]\nalgorithm = 'hmac-sha256'\nfrom = 'header:x'\n\
+             encoding = 'hex'\ntemplate = '{template}'\n[sources.a.event]\nid = ['header:x-id']\ncontent = 'any'\n"
+        )
+    };
+    let preset = |name: &str| format!("[sources.a]\nprovider = '{name}'\nsecrets = ['env:GOOD']\n");
+    let izipay = "[sources.a]\nprovider = 'izipay'\nsecrets = { password = 'env:GOOD' }\n".to_owned();
+    let whole: Option<&str> = None;
+    for (text, said) in [
+        (own("{body}"), whole),
+        (own("{json:/a}.{body}"), whole),
+        (preset("pagoefectivo"), whole),
+        (own("{form:amount}|{form:order}|{form:amount}"), Some("only the fields form:amount, form:order:")),
+        (own("{header:x-id}[{json:/a}]"), Some("only the fields json:/a:")),
+        (own("{header:x-id}"), Some("take an event as a hint")),
+        (own("{header:x-id}[{query:no}{body}]"), Some("take an event as a hint")),
+        (preset("mercadopago"), Some("take an event as a hint")),
+        (izipay, Some("only the fields form:kr-answer:")),
+    ] {
+        let warnings = parse(&text).unwrap().warnings;
+        let found = warnings.iter().find(|warning| warning.message.starts_with("the body is not signed"));
+        match said {
+            None => assert_eq!(found.map(ToString::to_string), None, "{text}"),
+            Some(said) => {
+                assert!(found.is_some_and(|warning| warning.message.contains(said)), "{text}{warnings:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn who_believes_everybody_is_warned() {
     let config =
         parse("[ingest]\nproxy_protocol_from = ['0.0.0.0/0']\nforwarded_for_from = ['10.0.0.0/8']\n")
@@ -641,6 +788,31 @@ fn a_window_is_an_hour_at_most_or_that_of_the_preset() {
     ] {
         assert_eq!(of(provider, window), [("config_range", 7)], "{provider}: {window}");
     }
+}
+
+#[test]
+fn an_answer_without_a_body_may_have_an_empty_one() {
+    for reply in ["status = 204", "status = 205\nbody = ''", "status = 202\nbody = 'ok'"] {
+        assert_eq!(verdict(&whole_source(&format!("[sources.a.reply]\n{reply}"))), [], "{reply}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_ahead_has_one_bound() {
+    for (given, shown) in [("90m", "1h30m"), ("50h", "50h")] {
+        let timestamp = format!(
+            "[sources.a.signature.timestamp]\nfrom = 'header:t'\nformat = 'unix'\nfuture = '{given}'"
+        );
+        assert_eq!(
+            parse(&described(&timestamp)).unwrap_err().to_string(),
+            format!(
+                "chaski.toml:11: sources.a.signature.timestamp.future: must be from 1s to 1h, not {shown}"
+            )
+        );
+    }
+    let settings = settings();
+    let future = settings.iter().find(|setting| setting.key.ends_with(".timestamp.future")).unwrap();
+    assert_eq!(future.takes, "a duration from 1s to 1h");
 }
 
 #[test]
@@ -720,6 +892,13 @@ fn check_explains_everything_and_shows_no_secret() {
             && !json.to_string().contains("0aX7qLmZ")
             && !format!("{config:?}").contains("0aX7qLmZ")
     );
+}
+
+#[test]
+fn check_says_a_rate_as_the_file_does() {
+    let config = parse(&destination("rate = '1/h'")).unwrap();
+    let text = crate::command::check::run(&config, false);
+    assert!(text.contains("at once, at most 1/h, "), "{text}");
 }
 
 #[test]

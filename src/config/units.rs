@@ -53,6 +53,19 @@ pub(super) fn rate(text: &str) -> Option<f64> {
     Some(f64::from(count) / seconds)
 }
 
+/// A rate as the file writes it, in the shortest unit of which it is a whole number.
+#[must_use]
+pub fn spell_rate(per_second: f64) -> String {
+    // The file has whole numbers per hour at the least: what is nearer to one than this is one, but for rounding.
+    const NEAR: f64 = 1e-6;
+    let units = [("s", 1.0), ("m", 60.0), ("h", 3600.0)].into_iter();
+    let mut counts = units.map(|(unit, seconds)| (unit, per_second * seconds));
+    match counts.find(|(_, count)| count.round() >= 1.0 && (count - count.round()).abs() < NEAR) {
+        Some((unit, count)) => format!("{}/{unit}", count.round()),
+        None => format!("{per_second}/s"),
+    }
+}
+
 fn leading_number(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(end);
@@ -135,6 +148,16 @@ mod tests {
         assert_eq!(rate("30/m"), Some(0.5));
         for text in ["", "100", "/s", "0/s", "1/d", "1.5/s", "1x/s", "9999999/s"] {
             assert_eq!(rate(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spelt_rate_is_the_one_that_was_read() {
+        for text in ["100/s", "1000000/s", "1/m", "30/m", "90/m", "1/h", "7/h", "59/h", "999999/h"] {
+            assert_eq!(spell_rate(rate(text).unwrap()), text);
+        }
+        for (text, shorter) in [("60/m", "1/s"), ("120/h", "2/m"), ("3600/h", "1/s")] {
+            assert_eq!(spell_rate(rate(text).unwrap()), shorter);
         }
     }
 

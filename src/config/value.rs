@@ -10,7 +10,7 @@ use std::time::Duration;
 use chaski_ingest::source::Validity;
 use jiff::Timestamp;
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use super::problem::{Reason, nearest};
 use super::secret;
@@ -111,13 +111,49 @@ impl Lines {
 /// Why a value is not taken: rule, what is wrong, what would be right.
 pub(super) type Refusal = (Reason, String, String);
 
+/// The same with its line; of a list or a table, for every entry that is not taken.
+pub(super) type Refusals = Vec<(usize, Refusal)>;
+
 fn range<T>(message: impl Into<String>, hint: impl Into<String>) -> Result<T, Refusal> {
     Err((Reason::Range, message.into(), hint.into()))
 }
 
 impl Kind {
     /// Reads a value of this kind.
-    pub(super) fn read(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
+    pub(super) fn read(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusals> {
+        let by_number = |index, _: &DeValue<'_>| format!("entry {}", index + 1);
+        match (self, value.get_ref()) {
+            (Self::Texts, DeValue::Array(list)) if list.len() <= ENTRIES_MAX => {
+                each(list, lines, by_number, |entry| self.entry(entry, lines)).map(Value::Texts)
+            }
+            (Self::Durations, DeValue::Array(list)) if list.len() <= ENTRIES_MAX => {
+                let by_text = |index, entry: &DeValue<'_>| {
+                    entry.as_str().map_or_else(|| by_number(index, entry), shown)
+                };
+                each(list, lines, by_text, |entry| duration(entry.get_ref())).map(Value::Durations)
+            }
+            (Self::Secrets, DeValue::Array(list)) if (1..=ENTRIES_MAX).contains(&list.len()) => {
+                each(list, lines, by_number, |entry| self.reference(entry, lines)).map(Value::Texts)
+            }
+            (Self::SecretSet, DeValue::Array(list)) if (1..=ENTRIES_MAX).contains(&list.len()) => {
+                each(list, lines, by_number, |entry| self.dated(entry, lines)).map(Value::Dated)
+            }
+            (Self::SecretSet, DeValue::Table(table)) if is_of_key_ids(table) => {
+                let ids: Vec<_> = table.keys().map(|id| id.get_ref().to_string()).collect();
+                let entries = each(
+                    table.values(),
+                    lines,
+                    |index, _| shown(&ids[index]),
+                    |entry| self.dated(entry, lines),
+                );
+                entries.map(|entries| Value::DatedTable(ids.iter().cloned().zip(entries).collect()))
+            }
+            _ => self.whole(value, lines).map_err(|refusal| vec![(lines.of(value.span().start), refusal)]),
+        }
+    }
+
+    /// Reads a value of which only one thing can be wrong, or is told.
+    fn whole(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
         let inner = value.get_ref();
         match self {
             Self::Text => self.text(inner).map(Value::Text),
@@ -125,8 +161,8 @@ impl Kind {
                 path if path.is_empty() => range("is empty", "name a file or folder"),
                 path => Ok(Value::Text(path)),
             },
-            Self::Texts => match inner {
-                DeValue::Array(_) => self.entries(value, lines).map(Value::Texts),
+            Self::Texts | Self::Durations => match inner {
+                DeValue::Array(_) => range(format!("more than {ENTRIES_MAX} entries"), ""),
                 _ => self.wrong(inner),
             },
             Self::TextTable | Self::Settings => self.table(inner, lines).map(Value::Table),
@@ -155,14 +191,6 @@ impl Kind {
                     let [min, max, given] = [min, max, given].map(spell_duration);
                     range(format!("must be from {min} to {max}, not {given}"), "")
                 }
-            },
-            Self::Durations => match inner {
-                DeValue::Array(list) if list.len() <= ENTRIES_MAX => list
-                    .iter()
-                    .map(|entry| duration(entry.get_ref()))
-                    .collect::<Result<_, _>>()
-                    .map(Value::Durations),
-                _ => self.wrong(inner),
             },
             Self::Size { min, max } => match size(inner)? {
                 given if (min..=max).contains(&given) => Ok(Value::Size(given)),
@@ -203,49 +231,25 @@ impl Kind {
                 }
                 _ => self.wrong(inner),
             },
-            Self::Secrets => self.secrets(value, lines),
-            Self::SecretSet => self.secret_set(value, lines),
+            Self::Secrets | Self::SecretSet => match inner {
+                DeValue::Array(list) if list.is_empty() => no_secret(),
+                DeValue::Array(_) => range(format!("more than {ENTRIES_MAX} entries"), ""),
+                DeValue::String(_) if matches!(self, Self::Secrets) => {
+                    self.reference(value, lines).map(|entry| Value::Texts(vec![entry]))
+                }
+                DeValue::Table(table) if matches!(self, Self::SecretSet) => not_of_key_ids(table),
+                other => self.wrong(other),
+            },
         }
     }
 
-    fn secrets(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
-        let list = match value.get_ref() {
-            DeValue::Array(_) => self.entries(value, lines)?,
-            DeValue::String(_) => {
-                vec![Entry { line: lines.of(value.span().start), text: self.text(value.get_ref())? }]
-            }
-            other => return self.wrong(other),
-        };
-        list.iter().try_for_each(|entry| secret::Reference::check(&entry.text))?;
-        if list.is_empty() { no_secret() } else { Ok(Value::Texts(list)) }
+    fn entry(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Entry, Refusal> {
+        Ok(Entry { line: lines.of(value.span().start), text: self.text(value.get_ref())? })
     }
 
-    fn secret_set(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Value, Refusal> {
-        match value.get_ref() {
-            DeValue::Array(list) if list.len() > ENTRIES_MAX => {
-                range(format!("more than {ENTRIES_MAX} entries"), "")
-            }
-            DeValue::Array(list) if list.is_empty() => no_secret(),
-            DeValue::Array(list) => {
-                let entry = |entry| self.dated(entry, lines);
-                list.iter().map(entry).collect::<Result<_, _>>().map(Value::Dated)
-            }
-            DeValue::Table(table) if table.is_empty() => no_secret(),
-            DeValue::Table(table)
-                if ["not_before", "not_after"].iter().any(|key| table.contains_key(*key)) =>
-            {
-                range("one secret, where several are listed", format!("write a list: [{DATED}]"))
-            }
-            DeValue::Table(table) if table.len() > ENTRIES_MAX => {
-                range(format!("more than {ENTRIES_MAX} entries"), "")
-            }
-            DeValue::Table(table) => table
-                .iter()
-                .map(|(id, entry)| Ok((id.get_ref().to_string(), self.dated(entry, lines)?)))
-                .collect::<Result<_, _>>()
-                .map(Value::DatedTable),
-            other => self.wrong(other),
-        }
+    fn reference(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Entry, Refusal> {
+        let entry = self.entry(value, lines)?;
+        secret::Reference::check(&entry.text).map(|()| entry)
     }
 
     /// A reference, or a table of one and of when its secret is good.
@@ -253,9 +257,8 @@ impl Kind {
         const KEYS: [&str; 3] = ["secret", "not_before", "not_after"];
         let line = lines.of(value.span().start);
         let DeValue::Table(table) = value.get_ref() else {
-            let text = self.text(value.get_ref())?;
-            secret::Reference::check(&text)?;
-            return Ok(DatedEntry { entry: Entry { line, text }, validity: Validity::default() });
+            let entry = self.reference(value, lines)?;
+            return Ok(DatedEntry { entry, validity: Validity::default() });
         };
         if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.get_ref().as_ref())) {
             let hint = match nearest(unknown.get_ref(), KEYS) {
@@ -282,22 +285,8 @@ impl Kind {
         match value {
             DeValue::String(text) if text.len() <= TEXT_BYTES_MAX => Ok(text.to_string()),
             DeValue::String(_) => range(format!("longer than {TEXT_BYTES_MAX} bytes"), ""),
-            other => self.wrong(other),
-        }
-    }
-
-    fn entries(self, value: &Spanned<DeValue<'_>>, lines: &Lines) -> Result<Vec<Entry>, Refusal> {
-        match value.get_ref() {
-            DeValue::Array(list) if list.len() > ENTRIES_MAX => {
-                range(format!("more than {ENTRIES_MAX} entries"), "")
-            }
-            DeValue::Array(list) => list
-                .iter()
-                .map(|entry| {
-                    Ok(Entry { line: lines.of(entry.span().start), text: self.text(entry.get_ref())? })
-                })
-                .collect(),
-            other => self.wrong(other),
+            other if matches!(self, Self::Path) => self.wrong(other),
+            other => Self::Text.wrong(other),
         }
     }
 
@@ -375,6 +364,45 @@ impl Kind {
 }
 
 const DATED: &str = "{ secret = \"env:NAME\", not_after = \"2026-12-31T00:00:00Z\" }";
+
+/// Reads every entry; those that are not taken are all told, by what each is called.
+fn each<'v, 'i: 'v, T>(
+    entries: impl IntoIterator<Item = &'v Spanned<DeValue<'i>>>,
+    lines: &Lines,
+    called: impl Fn(usize, &DeValue<'i>) -> String,
+    read: impl Fn(&Spanned<DeValue<'i>>) -> Result<T, Refusal>,
+) -> Result<Vec<T>, Refusals> {
+    let (mut taken, mut refused) = (Vec::new(), Vec::new());
+    for (index, entry) in entries.into_iter().enumerate() {
+        match read(entry) {
+            Ok(value) => taken.push(value),
+            Err((reason, message, hint)) => {
+                let message = format!("{}: {message}", called(index, entry.get_ref()));
+                refused.push((lines.of(entry.span().start), (reason, message, hint)));
+            }
+        }
+    }
+    if refused.is_empty() { Ok(taken) } else { Err(refused) }
+}
+
+/// A value as a message names it; never that of a secret.
+pub(super) fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
+}
+
+/// Whether a table is one of secrets by their key ids, as far as can be seen without reading them.
+fn is_of_key_ids(table: &DeTable<'_>) -> bool {
+    let is_one = ["not_before", "not_after"].iter().any(|key| table.contains_key(*key));
+    (1..=ENTRIES_MAX).contains(&table.len()) && !is_one
+}
+
+fn not_of_key_ids<T>(table: &DeTable<'_>) -> Result<T, Refusal> {
+    match table.len() {
+        0 => no_secret(),
+        1..=ENTRIES_MAX => range("one secret, where several are listed", format!("write a list: [{DATED}]")),
+        _ => range(format!("more than {ENTRIES_MAX} entries"), ""),
+    }
+}
 
 fn no_secret<T>() -> Result<T, Refusal> {
     Err((Reason::Missing, "no secret".to_owned(), "name at least one, like \"env:NAME\"".to_owned()))

@@ -97,6 +97,18 @@ fn everything_is_shown(shop: &Shop, taken: &str) {
     assert!(shop.ids_of(&["events", "--source", "nobody"]).is_empty());
     assert!(shop.ids_of(&["events", "--since", "2100-01-01T00:00:00Z"]).is_empty());
 
+    for list in ["events", "parked", "dead"] {
+        for form in [&[][..], &["--json"]] {
+            // On a storage that is asked itself it says that, too.
+            let told = shop.site.command(&[&[list, "--limit", "2"], form].concat());
+            assert!(told.ok().stderr.ends_with("2 shown, there are more: --limit\n"), "{list}: {told:?}");
+            let all = shop.site.command(&[&[list, "--limit", "3"], form].concat());
+            assert!(!all.ok().stderr.contains("shown"), "{list}: {all:?}");
+        }
+        let shown = shop.ids_of(&[list, "--limit", "2"]);
+        assert_eq!(shown.len(), 2, "{list}: {shown:?}");
+    }
+
     let shown = shop.json(&["events", "show", id]);
     assert_eq!(shown["body"]["text"], payment(1).body.as_str());
     let states: Vec<(&str, &str)> = shown["destinations"]
@@ -346,7 +358,7 @@ fn exit_codes_tell_what_went_wrong() {
     let receiver = Receiver::start();
     let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
     let unknown = "00000000000000000000000000000000";
-    let cases: [(&[&str], i32, &str); 12] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (&["--version"], 0, ""),
         (&["--help"], 0, ""),
         (&["check"], 0, ""),
@@ -358,6 +370,7 @@ fn exit_codes_tell_what_went_wrong() {
         (&["events", "show", "not-an-id"], 2, "not-an-id"),
         (&["replay", "--destination", "orders"], 2, "--from"),
         (&["dead", "drop", "--quarantined", "--destination", "orders"], 2, "--quarantined"),
+        (&["dead", "--destination", "orders", "redrive"], 2, "dead redrive --destination"),
         // No process to reload.
         (&["reload"], 1, ""),
     ];
@@ -380,6 +393,8 @@ fn exit_codes_tell_what_went_wrong() {
         &["events"][..],
         &["parked"],
         &["dead"],
+        &["dead", "--json", "list"],
+        &["parked", "-c", "chaski.toml", "list"],
         &["destinations"],
         &["reload"],
         &["check"],
@@ -390,4 +405,33 @@ fn exit_codes_tell_what_went_wrong() {
     }
     gateway.stop();
     site.command(&["reload"]).exits(1);
+}
+
+#[test]
+fn what_cannot_be_printed_is_a_failure_and_a_reader_that_has_gone_is_none() {
+    let receiver = Receiver::start();
+    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let gateway = site.start();
+    gateway.accept(&payment(0));
+    let commands: [&[&str]; 9] = [
+        &["--help"],
+        &["--version"],
+        &["check"],
+        &["config", "reference"],
+        &["config", "schema", "--json"],
+        &["events"],
+        &["events", "--json"],
+        &["destinations"],
+        &["parked", "list", "--json"],
+    ];
+    for arguments in commands {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let told = site.command_into(arguments, full.into());
+        assert!(told.exits(1).stderr.contains("cannot write to stdout"), "{arguments:?}: {told:?}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let told = site.command_into(arguments, writer.into());
+        assert!(told.ok().stderr.is_empty(), "{arguments:?}: {told:?}");
+    }
+    gateway.stop();
 }

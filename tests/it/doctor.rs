@@ -285,6 +285,19 @@ fn topics_that_are_missing_are_bad_and_a_redis_that_evicts_is_told() {
 }
 
 #[test]
+fn where_nobody_else_knows_of_the_clock_the_kernel_is_asked() {
+    let receiver = Receiver::start();
+    let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));
+    let nothing = site.path("nothing");
+    let site = site.with_env("PATH", text(&nothing));
+    // Whether anybody keeps it depends on the machine that runs this.
+    let is_kept = !site.command(&["kernel-clock"]).ok().stdout.is_empty();
+    let said = if is_kept { "kept by a time server" } else { "the kernel knows of nobody" };
+    let clock = Report::of(&site).checks.into_iter().find(|finding| finding["check"] == "clock").unwrap();
+    assert!(clock["found"].as_str().unwrap().contains(said), "{clock}");
+}
+
+#[test]
 fn a_clock_that_is_off_is_told_of_by_whoever_keeps_it() {
     let receiver = Receiver::start();
     let site = Site::new(&Layout::to([Destination::new("orders", &receiver)]));

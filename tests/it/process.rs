@@ -1,6 +1,6 @@
 //! The process: one per store, an end in order, health that tells the truth.
 
-use std::io::{BufReader, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 
 use crate::harness::{
     Destination, Layout, Receiver, Reply, Site, connect, eventually, get, payment, post, read_answer,
@@ -132,6 +132,12 @@ fn the_admin_address_has_health_metrics_and_an_api_behind_a_token() {
     {
         assert_eq!(get(site.admin, path).unwrap().status, status, "{path}");
     }
+    // Some load balancers ask without wanting to read.
+    let mut stream = connect(site.admin).unwrap();
+    stream.write_all(b"HEAD /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut head = String::new();
+    stream.read_to_string(&mut head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
     let json = ("content-type", "application/json");
     let right = ("authorization", "Bearer 4dm1n-t0ken-Zq83xWvB");
     let wrong = ("authorization", "Bearer 4dm1n-t0ken-Zq83xWvC");

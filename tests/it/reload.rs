@@ -169,6 +169,31 @@ fn a_source_is_not_reloaded_away_while_its_events_are_on_their_way() {
 }
 
 #[test]
+fn a_signal_to_stop_is_heard_while_a_reload_takes_its_time() {
+    let (orders, slow) = (Receiver::start(), Receiver::scripted(|_| Reply::hang()));
+    let orders = Destination::new("orders", &orders);
+    let without = Layout::to([orders.clone()]);
+    let site = Site::new(&without).with_env("NEW_SECRET", NEW_SECRET);
+    let with = site.toml(&Layout::to([orders, Destination::new("slow", &slow)]));
+    let other = "[sources.other]\nprovider = \"pagoefectivo\"\nsecrets = [\"env:NEW_SECRET\"]\n";
+    site.write(&format!("{with}\n{other}"));
+    let gateway = site.start();
+    gateway.accept(&payment(1));
+    eventually("the attempt", || (slow.arrivals() > 0).then_some(()));
+    site.rewrite(&without);
+    gateway.signal("HUP");
+    // It begins with the source that goes, and then waits for the destination that goes.
+    let is_gone = || post(gateway.edge, "/in/other", &[], b"{}").unwrap().status == 404;
+    eventually("the reload to begin", || is_gone().then_some(()));
+    gateway.signal("TERM");
+    eventually("the end to begin", || {
+        gateway.logged("stopping: what is in flight is finished first").map(drop)
+    });
+    assert!(gateway.logged("the configuration was reloaded").is_none());
+    gateway.end();
+}
+
+#[test]
 fn what_needs_a_restart_is_named() {
     let receiver = Receiver::start();
     let layout = Layout::to([Destination::new("orders", &receiver)]);

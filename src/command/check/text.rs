@@ -7,7 +7,7 @@ use chaski_common::storage::OnConflict;
 use chaski_ingest::source::SchemeSpec;
 
 use super::{Destination, Explanation, SharedDedup, Source, SourceKey, Storage, Traces};
-use crate::config::spell_duration;
+use crate::config::{spell_duration, spell_rate};
 
 impl Explanation {
     pub(super) fn to_text(&self) -> String {
@@ -66,7 +66,8 @@ impl Storage {
             None => writeln!(out, "dedup    in each edge's own memory"),
             Some(SharedDedup { redis, window, rate_per_second, memory_bytes }) => writeln!(
                 out,
-                "dedup    Redis at {redis}; ids of {window} at {rate_per_second} events/s need {} MiB there",
+                "dedup    Redis at {redis}; ids of {window} at {} need {} MiB there",
+                spell_rate(*rate_per_second),
                 memory_bytes.div_ceil(1 << 20)
             ),
         }
@@ -84,10 +85,10 @@ impl Source {
         )?;
         writeln!(out, "  secrets      {}", self.secrets)?;
         self.keys.iter().try_for_each(|key| key.write(out))?;
-        let body = if self.body_is_signed {
-            "signed"
-        } else {
-            "NOT signed: take an event as a hint and ask the provider"
+        let body = match self.signed_fields.join(", ") {
+            _ if self.body_is_signed => "signed".to_owned(),
+            none if none.is_empty() => "NOT signed: take an event as a hint and ask the provider".to_owned(),
+            fields => format!("NOT signed as a whole, only the fields {fields}: believe nothing else in it"),
         };
         writeln!(out, "  body         {body}")?;
         writeln!(out, "  freshness    {}", self.freshness_rule)?;
@@ -143,7 +144,7 @@ impl Destination {
         writeln!(out, "  signed       {signed}")?;
         writeln!(out, "  credential   {}", self.auth.as_deref().unwrap_or("none"))?;
         let rate =
-            self.rate_per_second.map_or_else(String::new, |rate| format!(", at most {rate} per second"));
+            self.rate_per_second.map_or_else(String::new, |rate| format!(", at most {}", spell_rate(rate)));
         writeln!(
             out,
             "  attempts     {} at once{rate}, {} each, ordering {}",

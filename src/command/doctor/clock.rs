@@ -12,7 +12,12 @@ const OFF_WARNING_SECONDS: f64 = 1.0;
 pub(super) async fn check() -> Vec<Finding> {
     let told = timekeeper::ask().await;
     vec![told.map_or_else(
-        || Finding::skipped(CHECK, "nobody to ask: neither chronyc nor timedatectl answers"),
+        || {
+            Finding::skipped(
+                CHECK,
+                "nobody to ask: neither chronyc nor timedatectl answers, and the kernel knows of nobody",
+            )
+        },
         |told| judge(told.off_seconds, told.is_kept),
     )]
 }

@@ -195,7 +195,7 @@ fn standing(metrics: &Metrics) -> Vec<Finding> {
     if is("chaski_spool_poisoned", 1.0) {
         findings.push(Finding::bad(
             "store",
-            "a sync failed: nothing is written",
+            "a sync failed: nothing is written any more, or the log grows",
             "look after the disk, then restart",
         ));
     }

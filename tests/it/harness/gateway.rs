@@ -226,6 +226,13 @@ impl Site {
         finish(command.arg("-c").arg(self.config()).args(arguments).spawn().unwrap())
     }
 
+    /// Runs a command that prints to where it is told, to its end.
+    #[track_caller]
+    pub(crate) fn command_into(&self, arguments: &[&str], stdout: Stdio) -> Told {
+        let mut command = self.chaski();
+        finish(command.arg("-c").arg(self.config()).args(arguments).stdout(stdout).spawn().unwrap())
+    }
+
     /// Runs a command as it is written, without a configuration.
     #[track_caller]
     pub(crate) fn bare(&self, arguments: &[&str]) -> Told {
