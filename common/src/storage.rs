@@ -198,7 +198,10 @@ pub enum Appended {
     /// The same event was durable before.
     Duplicate,
     /// The id was durable before with other content; these bytes are durable as a dead letter.
-    Conflict,
+    Conflict {
+        /// Whether they were not before.
+        is_new: bool,
+    },
 }
 
 impl Appended {

@@ -210,7 +210,10 @@ impl Acceptor {
             let (dedup, outcome) = match appended {
                 Ok(Appended::Stored(_) | Appended::Spooled) => (Dedup::New, Ok(Outcome::Accepted(id))),
                 Ok(Appended::Duplicate) => (Dedup::Duplicate, Ok(Outcome::Duplicate(id))),
-                Ok(Appended::Conflict) => {
+                Ok(Appended::Conflict { is_new }) => {
+                    if is_new {
+                        source.metrics.conflicting();
+                    }
                     (Dedup::Conflict, Ok(Outcome::Quarantined(id, Quarantine::Conflict)))
                 }
                 Err(error) => (Dedup::Error, Err(error)),

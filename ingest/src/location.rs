@@ -232,7 +232,18 @@ mod tests {
         for form in ["a=1&a=1", "a=1&a=2", "a=1&%61=2", "%61&a", "a=&b=1&&a=", far.as_str()] {
             assert_eq!(field(form.as_bytes(), "a"), Err(Repeated), "{form}");
         }
-        for seen_as in ["+a=2", "%20%09a=2", "a%00=2", "a%00b=2", "a[]=2", "a%5Bb%5D=2", "c=1;a=2", "c;+a", "a;b=2", "a;b"] {
+        for seen_as in [
+            "+a=2",
+            "%20%09a=2",
+            "a%00=2",
+            "a%00b=2",
+            "a[]=2",
+            "a%5Bb%5D=2",
+            "c=1;a=2",
+            "c;+a",
+            "a;b=2",
+            "a;b",
+        ] {
             for form in [format!("a=1&{seen_as}"), format!("{seen_as}&a=1"), seen_as.to_owned()] {
                 assert_eq!(field(form.as_bytes(), "a"), Err(Repeated), "{form}");
             }

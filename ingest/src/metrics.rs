@@ -395,6 +395,11 @@ impl SourceMetrics {
         self.unusable[why as usize].inc();
     }
 
+    /// As [`SourceMetrics::quarantined`], of a known id with other content.
+    pub(crate) fn conflicting(&self) {
+        self.conflicting.inc();
+    }
+
     /// The shared text of an event type, so that an event need not carry its own copy.
     pub(crate) fn event_type(&self, kind: &str) -> Arc<str> {
         self.types.known(kind).map_or_else(|| kind.into(), |(known, _)| known.clone())
@@ -423,10 +428,7 @@ impl SourceMetrics {
             Outcome::Accepted(_)
             | Outcome::Duplicate(_)
             | Outcome::Quarantined(_, Quarantine::Unusable(_)) => {}
-            Outcome::Quarantined(_, Quarantine::Conflict) => {
-                self.conflicting.inc();
-                self.conflicts.inc();
-            }
+            Outcome::Quarantined(_, Quarantine::Conflict) => self.conflicts.inc(),
             Outcome::Refused(why) => self.refused[why as usize].here().inc(),
             Outcome::Unavailable(Unavailable::Overloaded) => self.overloaded.here().inc(),
             Outcome::Unavailable(Unavailable::Storage) => {}

@@ -288,9 +288,9 @@ pub async fn other_content_under_a_known_id_is_quarantined_once(backend: &impl B
     let storage = backend.open().await;
     fill(&storage, 1..2).await;
     let other = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
-    for _ in 0..2 {
+    for is_new in [true, false] {
         let appended = storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
-        assert_eq!(appended, Appended::Conflict);
+        assert_eq!(appended, Appended::Conflict { is_new });
     }
     let letters = letters(&storage, 1).await;
     assert_eq!(letters.len(), 1);

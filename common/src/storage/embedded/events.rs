@@ -247,8 +247,8 @@ pub(super) fn append(
         None => session.store(event).map(Appended::Stored),
         Some(stored) if is_duplicate(stored, event.fingerprint, on_conflict) => Ok(Appended::Duplicate),
         Some(_) => {
-            quarantine(session, &event.event()?, CONFLICT, CONFLICT_DETAIL)?;
-            Ok(Appended::Conflict)
+            let is_new = quarantine(session, &event.event()?, CONFLICT, CONFLICT_DETAIL)?;
+            Ok(Appended::Conflict { is_new })
         }
     }
 }

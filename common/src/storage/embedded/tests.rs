@@ -185,7 +185,7 @@ async fn a_resend_is_a_duplicate_for_as_long_as_its_first_is_kept_and_the_store_
     append(event(2)).await.unwrap();
     assert_eq!(append(event(1)).await.unwrap(), Appended::Duplicate);
     let other = Event { fingerprint: Fingerprint::of(b"other content"), ..event(1) };
-    assert_eq!(append(other.clone()).await.unwrap(), Appended::Conflict);
+    assert_eq!(append(other.clone()).await.unwrap(), Appended::Conflict { is_new: true });
     let resend = storage.events.append(other, OnConflict::Duplicate).await;
     assert_eq!(resend.unwrap(), Appended::Duplicate);
     let later = event(2).received_at + Duration::from_secs(1);

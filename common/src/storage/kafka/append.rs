@@ -71,7 +71,7 @@ impl Kafka {
                     }
                     // In doubt the id is free: a resend may be stored twice, and never not at all. The spool may
                     // remember what is forgotten here: then it keeps remembering.
-                    Ok(Appended::Duplicate | Appended::Conflict) | Err(_) => {
+                    Ok(Appended::Duplicate | Appended::Conflict { .. }) | Err(_) => {
                         self.dedup.release(event.id);
                     }
                 }
@@ -81,8 +81,8 @@ impl Kafka {
         if stored == event.fingerprint || on_conflict == OnConflict::Duplicate {
             return Ok(Appended::Duplicate);
         }
-        self.quarantine(event, CONFLICT, CONFLICT_DETAIL).await?;
-        Ok(Appended::Conflict)
+        let is_new = self.quarantine(event, CONFLICT, CONFLICT_DETAIL).await?;
+        Ok(Appended::Conflict { is_new })
     }
 
     /// Reserves an id, or tells what is stored under it. Waits for whoever is storing it.
@@ -270,7 +270,10 @@ impl Kafka {
             let _turn = turn;
             kafka.keep_quarantined(letter).await
         });
-        timeout_at(until, keeping).await.map_err(late)?.unwrap_or(Err(StorageError::Closed))
+        timeout_at(until, keeping)
+            .await
+            .map_err(late)?
+            .unwrap_or_else(|error| Err(StorageError::unfinished(error)))
     }
 }
 

@@ -217,9 +217,9 @@ impl Spool {
         fits(&event)?;
         match self.store.events.append(event, on_conflict).await? {
             Appended::Stored(_) => Ok(Appended::Spooled),
-            Appended::Conflict => {
+            conflict @ Appended::Conflict { .. } => {
                 self.letters.notify_one();
-                Ok(Appended::Conflict)
+                Ok(conflict)
             }
             known => Ok(known),
         }

@@ -33,7 +33,7 @@ async fn two_edges_store_one_id_once() {
 
     assert!(matches!(post(&first, event(77)).await, Appended::Stored(_)));
     let other = Event { body: "{}".into(), fingerprint: Fingerprint::of(b"{}"), ..event(77) };
-    assert_eq!(post(&second, other).await, Appended::Conflict);
+    assert_eq!(post(&second, other).await, Appended::Conflict { is_new: true });
     first.events.close().await;
     second.events.close().await;
 }

@@ -187,8 +187,8 @@ async fn without_a_broker_the_storage_opens_keeps_events_and_letters_and_brings_
     assert_eq!(post_all(&storage, 0..30).await, [Appended::Spooled; 30]);
     assert!(storage.events.quarantine(event(100), "json_syntax", "unexpected end").await.unwrap());
     assert!(!storage.events.quarantine(event(100), "json_syntax", "unexpected end").await.unwrap());
-    for _ in 0..2 {
-        assert_eq!(post(&storage, other(7)).await, Appended::Conflict);
+    for is_new in [true, false] {
+        assert_eq!(post(&storage, other(7)).await, Appended::Conflict { is_new });
     }
     let limit = BatchLimit { records: 10, bytes: 1 << 20 };
     let cursor = Cursor::of("erp");
@@ -204,7 +204,7 @@ async fn without_a_broker_the_storage_opens_keeps_events_and_letters_and_brings_
     drop(storage);
     let storage = rig.open().await;
     assert_eq!(post(&storage, event(7)).await, Appended::Duplicate);
-    assert_eq!(post(&storage, other(8)).await, Appended::Conflict);
+    assert_eq!(post(&storage, other(8)).await, Appended::Conflict { is_new: true });
     assert_eq!(post_all(&storage, 30..40).await, [Appended::Spooled; 10]);
 
     rig.broker(Broker::run).await;
@@ -302,7 +302,8 @@ async fn without_a_spool_a_quarantined_event_is_late_in_time_and_one_letter_at_l
         until("a resend is answered", async || quarantine(key).await.is_ok()).await;
     }
     until("a resend is in conflict", async || {
-        matches!(storage.events.append(other(100), OnConflict::Quarantine).await, Ok(Appended::Conflict))
+        let appended = storage.events.append(other(100), OnConflict::Quarantine).await;
+        matches!(appended, Ok(Appended::Conflict { .. }))
     })
     .await;
     assert_eq!(letters(&storage, 41).await.len(), 41, "one each");
