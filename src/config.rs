@@ -174,6 +174,8 @@ pub struct SourceRules {
     pub freshness: Freshness,
     /// What of the body the signature covers.
     pub cover: Cover,
+    /// Whether it covers every part of the event's id.
+    pub id_is_signed: bool,
     /// How long it may go without an accepted event before somebody is told.
     pub silence: Option<Duration>,
 }

@@ -39,6 +39,7 @@ use crate::server::Limits;
 use crate::server::wire::Phase;
 use crate::source::Source;
 use crate::span::Trail;
+use crate::verify::Verified;
 use crate::verify::scheme::Claim;
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -311,7 +312,7 @@ fn judge(
     source.metrics.verified(&verified, now);
     let (mut event, unusable) = match source.rules.read(&verified, &source.name, now) {
         Ok(usable) => (event(source, received, usable, now), None),
-        Err(why) => (unusable(source, received, now), Some(why)),
+        Err(why) => (unusable(source, &verified, now), Some(why)),
     };
     trail.join(&mut event);
     Ok((event, unusable))
@@ -326,11 +327,12 @@ fn event(source: &Source, received: &Received, usable: Usable<'_>, now: Timestam
     }
 }
 
-/// An event of which nothing is known but its bytes.
-fn unusable(source: &Source, received: &Received, now: Timestamp) -> Event {
-    let digest = Sha256::digest(&received.body);
+/// An event of which nothing is known but its bytes, in the form that is signed: white space that is not adds no letter.
+fn unusable(source: &Source, verified: &Verified<'_>, now: Timestamp) -> Event {
+    let body = verified.form.of(&verified.received.body);
+    let digest = Sha256::digest(&body);
     let id = EventId::derive(&source.name, [b"unusable".as_slice(), digest.as_slice()]);
-    bare(source, received, TYPE_UNKNOWN.into(), id, Fingerprint::of(&received.body), now)
+    bare(source, verified.received, TYPE_UNKNOWN.into(), id, Fingerprint::of(&body), now)
 }
 
 fn bare(

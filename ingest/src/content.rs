@@ -20,6 +20,8 @@ use crate::verify::{Verified, parse_rfc3339, parse_unix_auto, scheme};
 const KEY_PARTS_MAX: usize = 8;
 /// Longest part of a deduplication key.
 const KEY_PART_BYTES_MAX: usize = 256;
+/// The event of PagoEfectivo whose fields its guide describes.
+const PAID: &str = "cip.paid";
 /// Longest CIP and longest operation number, by PagoEfectivo's guide.
 const PAGOEFECTIVO_KEY_BYTES_MAX: usize = 14;
 
@@ -332,6 +334,13 @@ impl Field {
         Ok(Self { place, slot })
     }
 
+    /// What it names of the text at its outermost place: all of it, or a value in the JSON that this is.
+    fn inside<'t>(&self, text: Cow<'t, str>) -> Result<Option<Cow<'t, str>>, Unusable> {
+        let Location::Nested(_, inner) = &self.place else { return Ok(Some(text)) };
+        let found = json::read(text.as_bytes(), inner.places())?.found.pop().unwrap_or(Found::Missing);
+        Ok(one_text(found)?.map(|text| Cow::Owned(text.into_owned())))
+    }
+
     /// Whether it is the value of this slot, whole.
     fn is_slot(&self, slot: usize) -> bool {
         self.slot == Some(slot) && matches!(self.place, Location::Json(_))
@@ -358,28 +367,14 @@ impl<'r> View<'_, 'r> {
             (Some(slot), Some(document)) => &document.found[slot],
             _ => {
                 let received = self.verified.received;
-                let value = scheme::find(&field.place, &received.head, Some(&received.body))
+                let place = field.place.outermost();
+                let value = scheme::find(place, &received.head, Some(&received.body))
                     .map_err(|_| Unusable::SchemaKey)?;
-                return value.map(as_text).transpose();
+                let Some(value) = value else { return Ok(None) };
+                return field.inside(as_text(value)?);
             }
         };
-        let text = match found {
-            Found::Missing | Found::Null => return Ok(None),
-            Found::Bool | Found::Container => return Err(Unusable::SchemaKey),
-            Found::Number(text) => Cow::Borrowed(*text),
-            Found::Text(text) => text.clone(),
-        };
-        match &field.place {
-            Location::Nested(_, inner) => {
-                let mut document = json::read(text.as_bytes(), inner.places())?;
-                Ok(match document.found.pop() {
-                    Some(Found::Number(text)) => Some(Cow::Owned(text.to_owned())),
-                    Some(Found::Text(text)) => Some(Cow::Owned(text.into_owned())),
-                    _ => None,
-                })
-            }
-            _ => Ok(Some(text)),
-        }
+        one_text(found.clone())?.map_or(Ok(None), |text| field.inside(text))
     }
 
     /// A text that goes into headers and logs: within its bound and without control characters.
@@ -390,6 +385,16 @@ impl<'r> View<'_, 'r> {
             Some(text) if text.len() > bytes_max || has_control(&text) => Err(Unusable::SchemaKey),
             text => Ok(text),
         }
+    }
+}
+
+/// A value as text; none where there is none.
+fn one_text<'t>(found: Found<'t>) -> Result<Option<Cow<'t, str>>, Unusable> {
+    match found {
+        Found::Missing | Found::Null => Ok(None),
+        Found::Bool | Found::Container => Err(Unusable::SchemaKey),
+        Found::Number(text) => Ok(Some(Cow::Borrowed(text))),
+        Found::Text(text) => Ok(Some(text)),
     }
 }
 
@@ -440,14 +445,13 @@ impl PagoEfectivo {
         })
     }
 
-    /// The guide's rules for the fields that are used; everything else may be anything. `Ok` has the slot that holds
-    /// a time, and the time.
+    /// The guide's rules for the fields that are used; everything else may be anything, and of another event than a
+    /// payment the money and the date, too: the guide knows no other. `Ok` has the slot that holds a time, and the time.
     fn check(&self, document: &Document<'_>) -> Result<Option<(usize, Timestamp)>, Unusable> {
         let at = |slot: usize| &document.found[slot];
-        if [self.event_type, self.cip, self.currency, self.amount]
-            .iter()
-            .any(|slot| *at(*slot) == Found::Missing)
-        {
+        let is_paid = matches!(at(self.event_type), Found::Text(text) if text == PAID);
+        let needed = if is_paid { &[self.currency, self.amount][..] } else { &[] };
+        if [self.event_type, self.cip].iter().chain(needed).any(|slot| *at(*slot) == Found::Missing) {
             return Err(Unusable::SchemaMissing);
         }
         if !is_event_type(at(self.event_type)) || !is_key(at(self.cip), 1) {
@@ -455,6 +459,9 @@ impl PagoEfectivo {
         }
         if !matches!(at(self.operation), Found::Missing | Found::Null) && !is_key(at(self.operation), 0) {
             return Err(Unusable::SchemaKey);
+        }
+        if !is_paid {
+            return Ok(None);
         }
         if !matches!(at(self.currency), Found::Text(text) if matches!(text.as_ref(), "PEN" | "USD")) {
             return Err(Unusable::SchemaCurrency);
@@ -563,6 +570,29 @@ mod tests {
         ] {
             assert_eq!(time(wrong), Err(Unusable::SchemaTime), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_rules_of_a_payment_are_not_those_of_another_event() {
+        let mut pointers = Vec::new();
+        let grammar = PagoEfectivo::compile(&mut pointers).unwrap();
+        let places = Places::of(pointers.iter().map(Pointer::steps));
+        let check = |kind: &str, data: &str| {
+            let body = format!(r#"{{"eventType":"{kind}","data":{{"cip":"1"{data}}}}}"#);
+            grammar.check(&json::read(body.as_bytes(), &places).unwrap()).map(|_| ())
+        };
+        let paid = r#","currency":"PEN","amount":1"#;
+        for (data, verdict) in [
+            ("", Err(Unusable::SchemaMissing)),
+            (paid, Ok(())),
+            (r#","currency":"PEN","amount":-5.00"#, Err(Unusable::SchemaAmount)),
+            (r#","currency":"PEN","amount":1,"paymentDate":"""#, Err(Unusable::SchemaTime)),
+            (r#","currency":"PEN","amount":1,"paymentDate":"soon""#, Err(Unusable::SchemaTime)),
+        ] {
+            assert_eq!(check("cip.paid", data), verdict, "{data}");
+            assert_eq!(check("cip.expired", data), Ok(()), "{data}");
+        }
+        assert_eq!(check("", paid), Err(Unusable::SchemaKey));
     }
 
     #[test]

@@ -35,6 +35,9 @@ impl Location {
     /// When the kind is none of the four or what follows it is not a name or a pointer.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some((outer, inner)) = text.split_once("/!/") {
+            if inner.split('/').any(|step| step == "!") {
+                return Err("at most one /!/: a text in a text in a text is not looked into".to_owned());
+            }
             return Ok(Self::Nested(Box::new(Self::parse(outer)?), Pointer::parse(&format!("/{inner}"))?));
         }
         let right = "header:NAME, query:NAME, form:FIELD or json:/pointer";
@@ -145,11 +148,23 @@ pub(crate) fn field<'a>(encoded: &'a [u8], name: &str) -> Result<Option<Cow<'a, 
     Ok(found.map(decode))
 }
 
-/// Whether some reader takes it for that name: PHP passes over blanks in front and ends a name at a NUL; it and others make
-/// `name[]` an entry of `name`.
+/// Whether some reader takes it for that name. PHP passes over blanks in front, ends a name at a NUL, and has `_` for a
+/// blank, a dot and a bracket that is not closed; Rack and qs pass over brackets in front; they all make `name[]` an entry
+/// of `name`; to ASP.NET a name is the same in any case.
 fn may_be_read_as(spelled: &[u8], name: &str) -> bool {
-    let behind = spelled.trim_ascii_start().strip_prefix(name.as_bytes());
-    behind.is_some_and(|behind| matches!(behind.first(), None | Some(0 | b'[')))
+    let read = |byte: &u8| match byte {
+        b' ' | b'.' | b'[' => b'_',
+        byte => byte.to_ascii_lowercase(),
+    };
+    let is_name = |text: &[u8]| text.iter().map(read).eq(name.as_bytes().iter().map(read));
+    let is_passed_over = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'[' | b']');
+    let start = spelled.iter().position(|byte| !is_passed_over(byte)).unwrap_or(spelled.len());
+    let spelled = until(&spelled[start..], |byte| byte == 0);
+    is_name(spelled) || is_name(until(spelled, |byte| matches!(byte, b'[' | b']')))
+}
+
+fn until(text: &[u8], is_end: impl Fn(u8) -> bool) -> &[u8] {
+    &text[..text.iter().position(|byte| is_end(*byte)).unwrap_or(text.len())]
 }
 
 fn decode(text: &[u8]) -> Cow<'_, [u8]> {
@@ -203,12 +218,18 @@ mod tests {
         ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), text);
         }
-        for wrong in
-            ["", "x", "header:", "header:a b", "json:a", "json:", "cookie:a", "form:", "json:/a/!/b/!/c/!"]
-        {
-            if wrong == "json:/a/!/b/!/c/!" {
-                continue;
-            }
+        for wrong in [
+            "",
+            "x",
+            "header:",
+            "header:a b",
+            "json:a",
+            "json:",
+            "cookie:a",
+            "form:",
+            "json:/a/!/b/!/c",
+            "json:/a/!/!",
+        ] {
             assert!(Location::parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -243,6 +264,11 @@ mod tests {
             "c;+a",
             "a;b=2",
             "a;b",
+            "[a]=2",
+            "a]=2",
+            "]a",
+            "%5Ba=2",
+            "A=2",
         ] {
             for form in [format!("a=1&{seen_as}"), format!("{seen_as}&a=1"), seen_as.to_owned()] {
                 assert_eq!(field(form.as_bytes(), "a"), Err(Repeated), "{form}");
@@ -252,6 +278,10 @@ mod tests {
         assert_eq!(field(b"a[b]=1&a[c]=2", "a[b]"), Ok(Some(Cow::Borrowed(b"1".as_slice()))));
         assert_eq!(field(far.as_bytes(), "c"), Ok(None));
         assert_eq!(field(b"x+y=1&x%20y=2", "x y"), Err(Repeated));
-        assert_eq!(field(b"a=1&A=2&ab=3&=a", "a"), Ok(Some(Cow::Borrowed(b"1".as_slice()))));
+        for seen_as in ["order.id", "order+id", "order[id", "ORDER_ID", "order%2Eid[]"] {
+            let form = format!("order_id=1&{seen_as}=2");
+            assert_eq!(field(form.as_bytes(), "order_id"), Err(Repeated), "{form}");
+        }
+        assert_eq!(field(b"a=1&a_=2&ab=3&=a&ba=1&b[a]=1", "a"), Ok(Some(Cow::Borrowed(b"1".as_slice()))));
     }
 }

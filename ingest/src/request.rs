@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Version};
@@ -14,6 +14,9 @@ use hyper::body::Body;
 use crate::in_flight::Charge;
 use crate::location;
 use crate::respond::{Outcome, Refusal, Unavailable};
+
+/// Character sets in which ASCII is its own bytes, of those that senders of forms name.
+const ASCII_SETS: [&str; 5] = ["utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252"];
 
 /// A request that has been read whole, within its bounds.
 #[derive(Debug)]
@@ -72,6 +75,20 @@ impl Head {
     pub fn query(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, Refusal> {
         let query = self.query.as_deref().unwrap_or_default();
         Ok(location::field(query.as_bytes(), name)?)
+    }
+
+    /// Whether a receiver that goes by the type of the body finds the fields of a form that are found here: not where the
+    /// type is another kind of form, nor in a character set that may have other bytes for ASCII. Without a type, and with
+    /// one that says nothing of fields, the bytes decide.
+    pub(crate) fn has_form(&self) -> bool {
+        self.headers.get_all(CONTENT_TYPE).iter().all(|kind| {
+            let Ok(kind) = kind.to_str().map(str::to_ascii_lowercase) else { return false };
+            let is_ascii = |behind: &str| {
+                let set = behind.trim_start_matches([' ', '\t', '*', '=', '"']);
+                ASCII_SETS.contains(&set.split([';', ',', ' ', '\t', '"', '\'']).next().unwrap_or_default())
+            };
+            !kind.contains("multipart/") && kind.split("charset").skip(1).all(is_ascii)
+        })
     }
 }
 

@@ -115,7 +115,7 @@ labelled! {
         RateLimited = "rate_limited",
         /// No signature, or a part of the signed text is not there.
         MissingSignature = "missing_signature",
-        /// A signature that cannot be read.
+        /// A signature that cannot be read, also because the body is not the form that it is said to stand in.
         SignatureFormat = "signature_format",
         /// More signatures than any rotation needs.
         TooManySignatures = "too_many_signatures",
@@ -123,7 +123,7 @@ labelled! {
         DuplicateHeader = "duplicate_header",
         /// The key id names no secret, or the secret that signed is not good now: not yet, or no more.
         UnknownKey = "unknown_key",
-        /// A signed timestamp is asked for and is not there.
+        /// A timestamp is asked for and is not there.
         MissingTimestamp = "missing_timestamp",
         /// Not a timestamp of the configured form.
         TimestampFormat = "timestamp_format",

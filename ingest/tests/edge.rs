@@ -308,6 +308,53 @@ async fn an_event_is_accepted_once_and_other_content_is_quarantined() {
 }
 
 #[tokio::test]
+async fn white_space_makes_no_other_event_of_a_signed_one() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |_| {}).await;
+    let post = async |signed: &[(String, String)], body: &str| {
+        rig.post("/in/pagoefectivo", signed, body.as_bytes()).await
+    };
+    let good = callback("\"1\"", "\"2\"", "22.05");
+    let (headers, _) = signed(&pe, &good);
+    for split in ["22 .05", "2 2.05", "22.0 5", "22.\n05"] {
+        let answer = post(&headers, &good.replace("22.05", split)).await;
+        assert_eq!(answer.status, 401, "{split}: {answer:?}");
+    }
+    let unusable = callback("\"1\"", "\"2\"", "-1");
+    let (headers, _) = signed(&pe, &unusable);
+    for gap in ["", " ", "\n\t", "   "] {
+        let answer = post(&headers, &unusable.replace(',', &format!(",{gap}"))).await;
+        assert!(answer.body.contains("\"quarantined\""), "{answer:?}");
+    }
+    assert_eq!(rig.quarantined().await, ["schema_amount"], "one letter");
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_signed_answer_of_izipay_that_cannot_be_read_is_quarantined() {
+    let spec = presets::load("izipay").unwrap();
+    let secret = Secret::new(SECRET);
+    let keys = Secrets::ById([("password".to_owned(), secret.clone().into())].into());
+    let rig = rig(vec![source("izipay", spec.clone(), keys)], |_| {}).await;
+    for (answer, reason) in [
+        ("not json", Some("json_syntax")),
+        (r#"{"orderStatus":"PAID","orderStatus":"UNPAID"}"#, Some("json_duplicate_key")),
+        (r#"{"orderStatus":["PAID"]}"#, Some("schema_key")),
+        (r#"{"orderStatus":"PAID"}"#, None),
+    ] {
+        let signer = Signer { key_id: Some("password"), secret: &secret, forge: false };
+        let request = sign(&spec, signer, answer.as_bytes(), at(NOW)).unwrap();
+        let before = rig.quarantined().await;
+        let said = rig.post("/in/izipay", &[], &request.body).await;
+        let mut after = rig.quarantined().await;
+        after.retain(|letter| !before.contains(letter));
+        assert_eq!((said.status, after), (200, reason.into_iter().map(str::to_owned).collect()), "{answer}");
+    }
+    assert_eq!(rig.events().await, 1);
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn an_event_whose_id_type_subject_or_time_is_in_the_query_twice_is_quarantined() {
     let mut acme = preset("github");
     acme.scheme.event = toml::from_str(

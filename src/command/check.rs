@@ -14,7 +14,7 @@ use chaski_ingest::verify::{Cover, Freshness};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::config::{Config, StorageConfig, StorageKind, spell_duration, spell_size};
+use crate::config::{Config, SourceRules, StorageConfig, StorageKind, spell_duration, spell_size};
 
 /// Most times of a retry schedule that are listed.
 const RETRIES_LISTED_MAX: usize = 100;
@@ -153,6 +153,8 @@ pub struct Source {
     pub freshness_rule: String,
     /// Whether the signature covers the body as a whole.
     pub body_is_signed: bool,
+    /// Whether it covers every part of the event's id.
+    pub id_is_signed: bool,
     /// Where it does not: the places in the body that it covers.
     pub signed_fields: Vec<String>,
     /// How long a repeated event is recognised.
@@ -275,7 +277,7 @@ fn explain_kafka(options: &kafka::Options, rate_per_second: f64) -> Kafka {
 fn explain_source(config: &Config, source: &SourceSpec) -> Source {
     let rules = &config.source_rules[&source.name];
     let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
-    let (freshness, freshness_rule) = explain_freshness(rules.freshness, rules.dedup_window);
+    let (freshness, freshness_rule) = explain_freshness(rules);
     let now = Clock::system().now();
     let key = |(name, dated): (Cow<'_, str>, &DatedSecret)| {
         let Validity { not_before, not_after } = dated.validity;
@@ -297,6 +299,7 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
         freshness,
         freshness_rule,
         body_is_signed: rules.cover == Cover::Body,
+        id_is_signed: rules.id_is_signed,
         signed_fields,
         dedup_window: spell_duration(rules.dedup_window),
         on_conflict: source.on_conflict,
@@ -311,11 +314,16 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
 }
 
 /// A word for programs, and the rule for people.
-fn explain_freshness(freshness: Freshness, dedup_window: Duration) -> (&'static str, String) {
-    let dedup = spell_duration(dedup_window);
+fn explain_freshness(rules: &SourceRules) -> (&'static str, String) {
+    let dedup = spell_duration(rules.dedup_window);
+    let defence = if rules.id_is_signed {
+        format!("deduplication ({dedup}) is the replay defence")
+    } else {
+        "nor is the id signed: a replay under another one is a new event".to_owned()
+    };
     let window =
         |past, future| format!("at most {} old and {} ahead", spell_duration(past), spell_duration(future));
-    match freshness {
+    match rules.freshness {
         Freshness::Signed { past, future } => (
             "signed",
             format!("signed timestamp, {}; repeats are recognised for {dedup}", window(past, future)),
@@ -325,13 +333,11 @@ fn explain_freshness(freshness: Freshness, dedup_window: Duration) -> (&'static 
             (
                 "advisory",
                 format!(
-                    "ADVISORY: {window}, but the timestamp is not signed and a replay can rewrite it; deduplication ({dedup}) is the replay defence"
+                    "ADVISORY: {window}, but the timestamp is not signed and a replay can rewrite it; {defence}"
                 ),
             )
         }
-        Freshness::None => {
-            ("none", format!("none: the sender says no time; deduplication ({dedup}) is the replay defence"))
-        }
+        Freshness::None => ("none", format!("none: the sender says no time; {defence}")),
     }
 }
 

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use chaski_common::secret::Secret;
+use chaski_ingest::location::Location;
 use chaski_ingest::presets;
-use chaski_ingest::source::{SchemeSpec, Secrets};
+use chaski_ingest::source::{EventSpec, SchemeSpec, Secrets};
 use chaski_ingest::verify::{Cover, Freshness, Scheme};
 
 use super::Checker;
@@ -136,14 +137,27 @@ impl Checker<'_> {
     }
 
     /// Says what the scheme does not protect.
-    pub(super) fn warn_of(&mut self, node: &Node, scheme: &Scheme) {
+    pub(super) fn warn_of(&mut self, node: &Node, scheme: &Scheme, event: &EventSpec) {
         if matches!(scheme.freshness(), Freshness::Advisory { .. }) {
             let message =
                 "the timestamp is not signed, so it is advisory; deduplication is the replay defence";
             self.report.warn(node.place(), message);
         }
         let message = match scheme.cover() {
-            Cover::Body => return,
+            Cover::Body => {
+                let mut parts: Vec<String> =
+                    unsigned(scheme, &event.id).map(|place| format!("id ({place})")).collect();
+                for (name, place) in [("type", &event.kind), ("subject", &event.subject)] {
+                    parts.extend(unsigned(scheme, place).map(|place| format!("{name} ({place})")));
+                }
+                if parts.is_empty() {
+                    return;
+                }
+                format!(
+                    "not signed: {}; whoever has a signed request can send its body again with others, as another event",
+                    parts.join(", ")
+                )
+            }
             Cover::Fields(fields) => {
                 let fields: Vec<String> = fields.iter().map(ToString::to_string).collect();
                 let fields = fields.join(", ");
@@ -157,6 +171,14 @@ impl Checker<'_> {
         };
         self.report.warn(node.place(), message);
     }
+}
+
+/// The places among these that the signature does not cover.
+pub(super) fn unsigned<'p>(
+    scheme: &Scheme,
+    places: impl IntoIterator<Item = &'p String>,
+) -> impl Iterator<Item = &'p String> {
+    places.into_iter().filter(|place| Location::parse(place).is_ok_and(|place| !scheme.covers(&place)))
 }
 
 /// A table in a table, made if it is not there.

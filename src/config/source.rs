@@ -18,6 +18,7 @@ use jiff::Timestamp;
 
 use super::problem::{Place, Reason};
 use super::reader::Node;
+use super::scheme::unsigned;
 use super::secret::{Reference, weakness};
 use super::units::spell_duration;
 use super::value::{DatedEntry, Entry, Value};
@@ -96,8 +97,9 @@ impl Checker<'_> {
             }
             if let Some((spec, scheme)) = self.source(name, node, path, environment, &sources) {
                 let (freshness, cover) = (scheme.freshness(), scheme.cover());
+                let id_is_signed = unsigned(&scheme, &spec.scheme.event.id).next().is_none();
                 let silence = node.has("silence").then(|| node.duration("silence"));
-                let rules = SourceRules { dedup_window, freshness, cover, silence };
+                let rules = SourceRules { dedup_window, freshness, cover, id_is_signed, silence };
                 sources.ready.push((spec, rules));
             }
         }
@@ -119,7 +121,7 @@ impl Checker<'_> {
         let described = described?;
         let scheme = self.compile(node, &described, secrets.as_ref());
         let (secrets, scheme) = (secrets?, scheme?);
-        self.warn_of(node, &scheme);
+        self.warn_of(node, &scheme, &described.event);
         let on_conflict = match node.text("on_conflict").as_deref() {
             Some("duplicate") => OnConflict::Duplicate,
             Some(_) => OnConflict::Quarantine,

@@ -895,6 +895,32 @@ fn check_explains_everything_and_shows_no_secret() {
 }
 
 #[test]
+fn check_warns_of_an_id_that_is_not_signed() {
+    let env = |name: &str| Some(format!("{name}-k3J9-0aX7qLmZ"));
+    for (provider, warns) in [
+        ("github", "not signed: id (header:x-github-delivery), type (header:x-github-event); "),
+        (
+            "shopify",
+            "not signed: id (header:x-shopify-topic), id (header:x-shopify-event-id), type (header:x-shopify-topic); ",
+        ),
+        ("stripe", ""),
+        ("pagoefectivo", ""),
+        ("paddle", ""),
+    ] {
+        let text = format!("[sources.a]\nprovider = '{provider}'\nsecrets = ['env:PE_SECRET']");
+        let config = Config::parse(&text, Path::new("chaski.toml"), &env).unwrap();
+        let text = crate::command::check::run(&config, false);
+        assert_eq!(text.contains("not signed: "), !warns.is_empty(), "{text}");
+        assert!(text.contains(warns), "{text}");
+        let json: serde_json::Value =
+            serde_json::from_str(&crate::command::check::run(&config, true)).unwrap();
+        assert_eq!(json["sources"][0]["id_is_signed"], warns.is_empty(), "{provider}");
+        let is_defence = text.contains("deduplication (72h) is the replay defence");
+        assert!(!is_defence || warns.is_empty(), "{text}");
+    }
+}
+
+#[test]
 fn check_says_a_rate_as_the_file_does() {
     let config = parse(&destination("rate = '1/h'")).unwrap();
     let text = crate::command::check::run(&config, false);

@@ -77,6 +77,17 @@ fn rendered(
                 } else {
                     (1, Some(vec![first]))
                 };
+                if first == b'{' && part.is_some() && !rest.starts_with("{const:") {
+                    // Up to where the next one begins, or the value of a constant.
+                    let behind = &rest[length..];
+                    let end = match behind.strip_prefix("{const:").and_then(|_| behind.find('}')) {
+                        Some(end) => variable(&behind[1..end], constants, value)?.1.unwrap_or_default(),
+                        None => behind.split(['{', '[', ']', '}']).next().unwrap_or_default().into(),
+                    };
+                    let mut places = 0..found.as_ref().map_or(0, Vec::len);
+                    is_missing |= !end.is_empty()
+                        && places.any(|at| found.as_ref().is_some_and(|found| found[at..].starts_with(&end)));
+                }
                 match (&mut part, found) {
                     (Some(Some(part)), Some(found)) => part.extend(found),
                     (Some(part), _) => *part = None,
@@ -292,8 +303,8 @@ pub(super) fn accepts(
     let ts = match &spec.timestamp {
         None => None,
         Some(rule) => match time_tag {
-            Some(_) => times.first().map(|text| text.as_bytes().to_vec()),
-            None => at(&rule.from, received)?,
+            Some(_) => Some(times.first()?.as_bytes().to_vec()),
+            None => Some(at(&rule.from, received)??),
         },
     };
     if let (Some(rule), Some(text)) = (&spec.timestamp, &ts) {
@@ -384,7 +395,23 @@ fn at(place: &str, received: &Received) -> Option<Option<Vec<u8>>> {
             values.first().map(|value| value.to_vec())
         }
         "query" => in_form(received.head.query.as_deref().unwrap_or_default().as_bytes(), name)?,
-        "form" => in_form(&received.body, name)?,
+        "form" => {
+            let kinds = received.head.headers.get_all("content-type");
+            let is_other = |kind: &HeaderValue| {
+                let Ok(kind) = kind.to_str().map(str::to_lowercase) else { return true };
+                let sets = ["utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252"];
+                let mut named = kind.match_indices("charset").map(|(at, _)| {
+                    let behind = kind[at + 7..].trim_start_matches([' ', '\t', '*', '=', '"']);
+                    let end = behind.find([';', ',', ' ', '\t', '"', '\'']).unwrap_or(behind.len());
+                    &behind[..end]
+                });
+                kind.contains("multipart/") || named.any(|name| !sets.contains(&name))
+            };
+            if kinds.iter().any(is_other) {
+                return None;
+            }
+            in_form(&received.body, name)?
+        }
         _ => in_json(&received.body, &name[1..]),
     })
 }
@@ -432,13 +459,17 @@ fn in_form(text: &[u8], name: &str) -> Option<Option<Vec<u8>>> {
             let spelled = name_in(piece);
             let is_first = index == 0 && spelled == name_in(pair);
             let value = pair.splitn(2, |byte| *byte == b'=').nth(1).unwrap_or_default();
-            // As PHP has it: without white space in front, up to a NUL, an array where a bracket follows.
-            let text: Vec<u8> = spelled.iter().copied().skip_while(u8::is_ascii_whitespace).collect();
-            let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-            let is_array = text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&b'[');
+            // As PHP, Rack, qs and ASP.NET have it, each in its own way.
+            let read_as = |ends: &[u8]| {
+                let text: String = spelled.iter().map(|byte| char::from(byte.to_ascii_lowercase())).collect();
+                let text = text.trim_start_matches(|first: char| " \t\n\r\x0c[]".contains(first));
+                let end = text.bytes().position(|byte| ends.contains(&byte)).unwrap_or(text.len());
+                let same = |text: &str| text.replace([' ', '.', '['], "_");
+                same(&text[..end]) == same(&name.to_ascii_lowercase())
+            };
             if spelled == name.as_bytes() && is_first {
                 values.push(Some(decoded(value)));
-            } else if spelled == name.as_bytes() || text == name.as_bytes() || is_array {
+            } else if spelled == name.as_bytes() || read_as(b"\0") || read_as(b"\0[]") {
                 values.push(None);
             }
         }

@@ -3,15 +3,15 @@
 use super::plain::{self, Json, NoJson};
 use crate::json::{Fault, Found, Places, Root, read};
 use crate::location::Pointer;
-use crate::verify::body_form::minify;
+use crate::verify::BodyForm;
 
 const DEPTH_MAX: usize = 32;
 const NODES_MAX: usize = 10_000;
 
 pub(super) fn run(body: &[u8]) {
-    let small = minify(body);
+    let small = BodyForm::Minified.of(body);
     assert_eq!(small, plain::minified(body), "minified");
-    assert_eq!(minify(&small), small, "twice minified");
+    assert_eq!(BodyForm::Minified.of(&small), small, "twice minified");
 
     let written = ["/a", "/data/cip", "/0", "/a/1/b", "/", "/a~1b/~0"];
     let pointers: Vec<Pointer> = written.iter().map(|text| Pointer::parse(text).expect("pointers")).collect();

@@ -123,16 +123,24 @@ impl Json {
 
 /// The text without the white space between its tokens.
 pub(super) fn minified(text: &[u8]) -> Vec<u8> {
-    let mut pieces = Vec::new();
+    let mut whole: Vec<u8> = Vec::new();
+    let mut was_word = false;
     let mut rest = text;
     while let [first, ..] = rest {
-        let length = if *first == b'"' { string_bytes(rest) } else { 1 };
+        let is_word = !b" \t\r\n{}[]:,\"".contains(first);
+        let length = match first {
+            b'"' => string_bytes(rest),
+            _ if is_word => rest.iter().take_while(|byte| !b" \t\r\n{}[]:,\"".contains(byte)).count(),
+            _ => 1,
+        };
         if !b" \t\r\n".contains(first) {
-            pieces.push(&rest[..length]);
+            whole.extend(if is_word && was_word { &b" "[..] } else { b"" });
+            whole.extend(&rest[..length]);
+            was_word = is_word;
         }
         rest = &rest[length..];
     }
-    pieces.concat()
+    whole
 }
 
 /// From a quote to behind the one that ends it, or to the end of all.

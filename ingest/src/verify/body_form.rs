@@ -1,26 +1,45 @@
 //! The forms of a body that a signature may cover.
 //!
 //! Minifying works on tokens: white space outside strings goes, everything else stays as spelled. It judges
-//! no syntax. Text that is not JSON could be run together (`1 2` becomes `12`), which is why the content rules
-//! read the bytes received and never this form.
+//! no syntax, but two tokens stay two: where only white space keeps them apart (`22 .05`, which is no JSON) one blank
+//! stays, or whoever has a signed text could make others of it that nobody signed.
 
 use std::borrow::Cow;
 
+use super::BodyForm;
+
+impl BodyForm {
+    /// The body in this form; borrowed when it has no other.
+    pub(crate) fn of(self, body: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Self::Raw => Cow::Borrowed(body),
+            Self::Minified => minify(body),
+        }
+    }
+}
+
 /// The body without white space between its tokens; borrowed when there is none.
-pub(crate) fn minify(body: &[u8]) -> Cow<'_, [u8]> {
+fn minify(body: &[u8]) -> Cow<'_, [u8]> {
     let Some(first) = first_gap(body) else { return Cow::Borrowed(body) };
     let mut minified = Vec::with_capacity(body.len());
     minified.extend_from_slice(&body[..first]);
     let mut in_string = false;
     let mut escaped = false;
+    let mut is_behind_space = false;
     // `first` stands outside every string.
     for &byte in &body[first..] {
         if in_string {
             in_string = escaped || byte != b'"';
             escaped = !escaped && byte == b'\\';
         } else if is_space(byte) {
+            is_behind_space = true;
             continue;
         } else {
+            let before = minified.last().copied();
+            if is_behind_space && !ends_token(byte) && before.is_some_and(|before| !ends_token(before)) {
+                minified.push(b' ');
+            }
+            is_behind_space = false;
             in_string = byte == b'"';
         }
         minified.push(byte);
@@ -43,6 +62,11 @@ fn first_gap(body: &[u8]) -> Option<usize> {
     })
 }
 
+/// Whether no token goes on across this byte.
+const fn ends_token(byte: u8) -> bool {
+    matches!(byte, b'{' | b'}' | b'[' | b']' | b':' | b',' | b'"')
+}
+
 const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
@@ -58,6 +82,7 @@ mod tests {
         let body = b" { \"a b\\\" c\" :\r\n\t1001.00 , \"d\" : [ 1 , \"\\\\\" , 2 ] } ";
         assert_eq!(minify(body).as_ref(), b"{\"a b\\\" c\":1001.00,\"d\":[1,\"\\\\\",2]}");
         assert!(matches!(minify(b"{\"a b\":1}"), Cow::Borrowed(_)));
+        assert_eq!(minify(b" [ 22 .05 , 1 \n 2, tr ue ] x ").as_ref(), b"[22 .05,1 2,tr ue]x");
     }
 
     /// JSON with random white space, beside the same without any.

@@ -13,7 +13,6 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
 
-use super::body_form::minify;
 use super::layout::{Algorithm, Encoding, Layout};
 use super::template::{Template, Variable};
 use super::timestamp::{Format, check_window};
@@ -189,6 +188,18 @@ impl Scheme {
         if fields.is_empty() { Cover::Nothing } else { Cover::Fields(fields) }
     }
 
+    /// Whether the signature covers what stands at a place, or that nothing does.
+    #[must_use]
+    pub fn covers(&self, place: &Location) -> bool {
+        let outer = place.outermost();
+        let is_time = |at: &TimestampPlace| *at == TimestampPlace::At(outer.clone());
+        self.template.iter().flat_map(Template::variables).any(|(variable, optional)| match variable {
+            Variable::Body => outer.in_body() && !optional,
+            Variable::Timestamp => self.timestamp.as_ref().is_some_and(|rule| is_time(&rule.from)),
+            Variable::At(signed) => signed == place || signed == outer,
+        })
+    }
+
     /// Says whether a request was signed by this source, around `now`.
     ///
     /// # Errors
@@ -223,8 +234,7 @@ impl Scheme {
                     }
                 };
                 match text {
-                    None if rule.needed => return Err(Refusal::MissingTimestamp),
-                    None => (None, None),
+                    None => return Err(Refusal::MissingTimestamp),
                     Some(text) => {
                         let time = std::str::from_utf8(&text)
                             .ok()
@@ -275,13 +285,11 @@ impl Scheme {
         };
         let mut refusal = Refusal::BadSignature;
         for &form in &self.forms {
-            let body = match form {
-                BodyForm::Raw => Cow::Borrowed(received.body.as_ref()),
-                BodyForm::Minified => match minify(&received.body) {
-                    Cow::Borrowed(_) if self.forms.contains(&BodyForm::Raw) => continue,
-                    minified => minified,
-                },
-            };
+            let body = form.of(&received.body);
+            let is_raw = matches!(body, Cow::Borrowed(_));
+            if form == BodyForm::Minified && is_raw && self.forms.contains(&BodyForm::Raw) {
+                continue;
+            }
             let parts = template.render(|variable| match variable {
                 Variable::Body => Ok(Some(Cow::Borrowed(body.as_ref()))),
                 Variable::Timestamp => Ok(claim.ts.as_deref().map(Cow::Borrowed)),
@@ -529,7 +537,8 @@ pub(super) fn compile_timestamp(
 /// What stands at a location. A place in the body is empty before the body is there.
 ///
 /// # Errors
-/// [`Refusal::DuplicateHeader`] when it cannot be said, because the header or the field is there more than once.
+/// When it cannot be said: [`Refusal::DuplicateHeader`], because the header or the field is there more than once;
+/// [`Refusal::SignatureFormat`], because the body's type says that it is no such form.
 pub(crate) fn find<'r>(
     place: &Location,
     head: &'r Head,
@@ -538,6 +547,7 @@ pub(crate) fn find<'r>(
     Ok(match place {
         Location::Header(name) => head.header(name)?.map(Cow::Borrowed),
         Location::Query(name) => head.query(name)?,
+        Location::Form(_) if !head.has_form() => return Err(Refusal::SignatureFormat),
         Location::Form(name) => location::field(body.unwrap_or_default(), name)?,
         Location::Json(pointer) => body.and_then(|body| in_json(body, pointer)),
         Location::Nested(outer, pointer) => match find(outer, head, body)? {

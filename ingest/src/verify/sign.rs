@@ -265,6 +265,7 @@ impl<'a> Draft<'a> {
 mod tests {
     use chaski_common::mac::Hash;
     use http::HeaderMap;
+    use http::header::CONTENT_TYPE;
 
     use super::*;
     use crate::presets;
@@ -441,6 +442,55 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_form_whose_type_says_that_it_is_another_is_refused() {
+        let (spec, secret, _) = preset("izipay");
+        let scheme =
+            Scheme::compile(&spec, &Secrets::ById([("k".into(), secret.clone().into())].into())).unwrap();
+        let signer = Signer { key_id: Some("k"), secret: &secret, forge: false };
+        let genuine = sign(&spec, signer, br#"{"orderStatus":"UNPAID"}"#, at(NOW)).unwrap();
+        let verdict = |kinds: &[&str]| {
+            let mut request = received(genuine.clone());
+            request.head.headers.remove(CONTENT_TYPE);
+            for kind in kinds {
+                request.head.headers.append(CONTENT_TYPE, kind.parse().unwrap());
+            }
+            scheme.verify(&request, at(NOW)).map(|_| ())
+        };
+        for taken in [
+            "application/x-www-form-urlencoded",
+            "Application/X-WWW-Form-Urlencoded; Charset=\"UTF-8\"",
+            "application/x-www-form-urlencoded;charset=iso-8859-1;a=b",
+            "text/plain",
+        ] {
+            assert_eq!(verdict(&[taken]), Ok(()), "{taken}");
+        }
+        assert_eq!(verdict(&[]), Ok(()));
+        for other in [
+            "multipart/form-data; boundary=b",
+            "Multipart/Mixed",
+            "application/x-www-form-urlencoded; charset=utf-16be",
+            "application/x-www-form-urlencoded; charset = \"UTF-7\"",
+            "application/x-www-form-urlencoded; charset*=utf-16''",
+            "application/x-www-form-urlencoded; charset=",
+            "application/x-www-form-urlencoded; charset=utf-8; charset=utf-16",
+        ] {
+            assert_eq!(verdict(&[other]), Err(Refusal::SignatureFormat), "{other}");
+            assert_eq!(verdict(&["text/plain", other]), Err(Refusal::SignatureFormat), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_advisory_timestamp_is_not_dodged_by_leaving_it_out() {
+        let (spec, secret, _) = preset("pagoefectivo-xdate");
+        let scheme = Scheme::compile(&spec, &Secrets::Any(vec![secret.clone().into()])).unwrap();
+        let signer = Signer { key_id: None, secret: &secret, forge: false };
+        let mut request = received(sign(&spec, signer, b"{}", at(NOW)).unwrap());
+        assert_eq!(scheme.verify(&request, at(NOW)).map(|_| ()), Ok(()));
+        request.head.headers.remove("x-date");
+        assert_eq!(scheme.verify(&request, at(NOW)).map(|_| ()), Err(Refusal::MissingTimestamp));
     }
 
     #[test]

@@ -101,7 +101,9 @@ impl Template {
         self.variables().any(|(variable, _)| variable == wanted)
     }
 
-    /// The signed text in parts; none when a variable is missing that may not be. `value` finds a variable.
+    /// The signed text in parts; none when a variable is missing that may not be. `value` finds a variable. A value in a
+    /// part that may drop out must not hold the text behind it, where it ends: as another part that dropped out it could
+    /// be signed as well. Then there is none, either.
     pub(crate) fn render<'v, E>(
         &'v self,
         mut value: impl FnMut(&'v Variable) -> Result<Option<Cow<'v, [u8]>>, E>,
@@ -115,12 +117,19 @@ impl Template {
             let start = parts.len();
             let mut is_whole = true;
             // Each is asked for, also behind one that is missing: what cannot be told is an error wherever it stands.
-            for piece in pieces {
+            for (at, piece) in pieces.iter().enumerate() {
                 let part = match piece {
                     Piece::Literal(text) => Some(Cow::Borrowed(text.as_slice())),
                     Piece::Variable(variable, filters) => value(variable)?.map(|found| filters.apply(found)),
                     Piece::Optional(_) => None,
                 };
+                if optional
+                    && let (Piece::Variable(..), Some(part)) = (piece, &part)
+                    && let Some(Piece::Literal(end)) = pieces.get(at + 1)
+                    && holds(part, end)
+                {
+                    return Ok(None);
+                }
                 match part {
                     Some(part) => parts.push(part),
                     None if optional => is_whole = false,
@@ -174,6 +183,10 @@ fn variable(text: &str, constants: &BTreeMap<String, String>) -> Result<Piece, S
         })?),
     };
     Ok(Piece::Variable(variable, filters))
+}
+
+fn holds(text: &[u8], wanted: &[u8]) -> bool {
+    !wanted.is_empty() && text.windows(wanted.len()).any(|window| window == wanted)
 }
 
 fn wrong(what: &str) -> SpecError {
@@ -240,6 +253,8 @@ mod tests {
             Some("request-id:r;ts:1;")
         );
         assert_eq!(render(template, &[("ts", "1"), ("query:data.id", "i")]).as_deref(), Some("id:i;ts:1;"));
+        let moved = "i;request-id:r";
+        assert_eq!(render(template, &[("ts", "1"), ("query:data.id", moved)]), None, "the text of i and r");
     }
 
     #[test]
