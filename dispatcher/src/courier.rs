@@ -165,9 +165,9 @@ pub(crate) struct Courier {
     stopping: bool,
     /// The storage is closed: nothing can be settled any more.
     closed: bool,
-    /// Whose turn it is: the lane to take from next, and whether the next probe is a parked one.
+    /// Whose turn it is: the lane to take from next, and whether a parked one goes before the lanes.
     turn: usize,
-    probe_parked: bool,
+    parked_turn: bool,
     /// When the rate lets the next attempt begin; when progress is written next.
     rate_at: Option<Instant>,
     settle_at: Option<Instant>,
@@ -205,7 +205,7 @@ impl Courier {
             stopping: false,
             closed: false,
             turn: 0,
-            probe_parked: false,
+            parked_turn: false,
             rate_at: None,
             settle_at: None,
             tidy_at: None,

@@ -437,6 +437,30 @@ async fn events_that_look_like_an_outage_do_not_stand_in_front_of_the_others() {
 }
 
 #[tokio::test]
+async fn parked_events_that_go_on_failing_do_not_take_every_turn_of_the_rate() {
+    let is_poison = |id: &str| (0..40).any(|n| event(n).id.to_string() == id);
+    let receiver =
+        Receiver::start(move |got| Answer::Status(if is_poison(got.id()) { 500 } else { 200 })).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_millis(1));
+    spec.rate_per_second = Some(100.0);
+    let bench = Bench::start(vec![spec]).await;
+    for n in 0..40 {
+        bench.append(event(n)).await;
+    }
+    until("all parked", async || bench.parked().await.len() == 40).await;
+    for n in 40..45 {
+        bench.append(event(n)).await;
+    }
+    let before = receiver.got().len();
+    let taken = || receiver.got().iter().filter(|got| !is_poison(got.id())).count();
+    until("the others", async || taken() == 5).await;
+    let passed = receiver.got().len() - before;
+    assert!(passed < 30, "every second turn is theirs, but {passed} attempts passed");
+    until("the parked ones", async || receiver.got().len() > before + 50).await;
+}
+
+#[tokio::test]
 async fn the_breaker_closes_behind_an_outage_that_held_up_few() {
     let (receiver, down) = receiver_that_is_down().await;
     let mut spec = spec("erp", &receiver.url());

@@ -51,16 +51,14 @@ impl Courier {
         }
     }
 
-    /// The next delivery: parked ones first, in at most half of the places while a lane has work. Probes are
-    /// taken from both in turn, so that neither side's poison can keep the breaker open.
+    /// The next delivery: while a lane has work, a parked one at every second turn and in at most half of the places, so
+    /// that no poison takes all of what there is little of, be it places or the rate's tokens. Probes are taken from both
+    /// in turn as well: neither side's poison can keep the breaker open.
     fn pick(&mut self, limit: usize, probe: bool) -> Option<Box<Delivery>> {
-        let parked_first = if probe {
-            self.probe_parked = !self.probe_parked;
-            self.probe_parked
-        } else {
-            self.parked_in_flight < (limit / 2).max(1)
-                || !self.lanes.iter().any(|lane| !lane.ready.is_empty())
-        };
+        self.parked_turn = !self.parked_turn;
+        let has_room = probe || self.parked_in_flight < (limit / 2).max(1);
+        let is_alone = !probe && self.lanes.iter().all(|lane| lane.ready.is_empty());
+        let parked_first = is_alone || (self.parked_turn && has_room);
         if parked_first && let Some(delivery) = self.book.take() {
             return Some(delivery);
         }

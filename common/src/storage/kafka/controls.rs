@@ -18,6 +18,9 @@ pub(super) struct Controls {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct DestinationControl {
     pub(super) paused: bool,
+    /// Its group has had progress: should the brokers not know it any more, the destination is not a new one.
+    #[serde(default)]
+    pub(super) begun: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -108,7 +108,6 @@ impl EventLog for Events {
         // One at a time per cursor, says the seam: an earlier one whose subscriber is gone is leaving.
         let _ = kafka.reader(cursor).await;
         let spans = if cursor.replay == 0 {
-            kafka.introduce(&cursor.destination).await?;
             kafka.begin(cursor, start).await?;
             None
         } else {
@@ -187,8 +186,7 @@ impl EventLog for Events {
     }
 
     async fn set_paused(&self, destination: &str, paused: bool) -> Result<(), StorageError> {
-        let key = ControlKey::Destination(destination.to_owned());
-        self.0.control(&key, Some(&DestinationControl { paused })).await.map(|_| ())
+        self.0.control_destination(destination, |control| control.paused = paused).await
     }
 
     fn controls(&self) -> watch::Receiver<Controls> {
@@ -270,17 +268,42 @@ impl Kafka {
         Ok(offset)
     }
 
-    /// Makes a destination known to all processes.
-    async fn introduce(&self, destination: &str) -> Result<(), StorageError> {
-        if self.view()?.controls().destinations.contains_key(destination) {
-            return Ok(());
-        }
+    /// Changes what holds for a destination, and makes it known to all processes.
+    async fn control_destination(
+        &self,
+        destination: &str,
+        change: impl FnOnce(&mut DestinationControl),
+    ) -> Result<(), StorageError> {
+        let mut control = self.view()?.controls().destinations.get(destination).copied().unwrap_or_default();
+        change(&mut control);
         let key = ControlKey::Destination(destination.to_owned());
-        self.control(&key, Some(&DestinationControl::default())).await.map(|_| ())
+        self.control(&key, Some(&control)).await.map(|_| ())
     }
 
-    /// Makes the start of a new cursor durable.
+    /// Makes the start of a new cursor durable. One whose progress the brokers have forgotten is not new: they do so with
+    /// a group that has had no members for `offsets.retention.minutes`, a week unless they are told otherwise, which may be
+    /// less than events are kept. It begins at the oldest event there is: a copy can be told, a loss cannot.
     async fn begin(&self, cursor: &Cursor, start: Start) -> Result<(), StorageError> {
+        let destination = &cursor.destination;
+        let begun =
+            self.view()?.controls().destinations.get(&**destination).is_some_and(|control| control.begun);
+        let has_begun_now = self.begin_group(cursor, if begun { Start::Beginning } else { start }).await?;
+        if begun && has_begun_now {
+            tracing::error!(
+                %destination,
+                "the brokers have forgotten how far it was: it begins at the oldest event kept, and gets copies; \
+                 give the brokers an offsets.retention.minutes of storage.retention at least"
+            );
+        }
+        if begun {
+            Ok(())
+        } else {
+            self.control_destination(destination, |control| control.begun = true).await
+        }
+    }
+
+    /// Whether the cursor's group has its first progress from this.
+    async fn begin_group(&self, cursor: &Cursor, start: Start) -> Result<bool, StorageError> {
         let (extents, starts) = self
             .query()?
             .ask(move |asked| {
@@ -298,7 +321,7 @@ impl Kafka {
             // A group with any progress is not new: what it lacks are partitions that came since, and those
             // begin at their beginning.
             if !known.is_empty() || extents.is_empty() {
-                return Ok(());
+                return Ok(false);
             }
             let progress = extents
                 .iter()
@@ -306,7 +329,7 @@ impl Kafka {
                 .map(|(extent, mark)| (extent.partition, Committed { mark, ..Committed::default() }))
                 .collect();
             // Refused if the group has members: they have begun it meanwhile.
-            group.commit(progress).map(|_| ())
+            group.commit(progress)
         })
         .await
     }
@@ -384,7 +407,8 @@ impl Kafka {
             }
         }
         let replays = self.view()?.controls().replays.clone();
-        for (number, replay) in replays {
+        let is_needed = |name: &str| destinations.iter().any(|destination| **destination == *name);
+        for (number, replay) in replays.into_iter().filter(|(_, replay)| is_needed(&replay.destination)) {
             let cursor = Cursor { destination: replay.destination.into(), replay: number };
             let committed = self.progress_now(&cursor, &extents).await?;
             for span in &replay.spans {

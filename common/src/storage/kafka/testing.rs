@@ -137,6 +137,14 @@ pub fn members(options: &Options, group: &str) -> usize {
     groups.groups().iter().map(|group| group.members().len()).sum()
 }
 
+/// Forgets the progress of a group without members, as brokers do after their `offsets.retention.minutes`.
+pub async fn forget_group(options: &Options, group: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers[0]).create().expect("a client");
+    let deleted = admin.delete_groups(&[group], &AdminOptions::new()).await.expect("the broker answers");
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+}
+
 /// Deletes the events of a partition up to an offset, as a retention of the brokers would.
 pub async fn delete_events(options: &Options, partition: i32, before: i64) {
     let admin: AdminClient<DefaultClientContext> =

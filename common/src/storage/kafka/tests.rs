@@ -77,10 +77,13 @@ struct Member {
 
 impl Member {
     async fn join(options: &Options) -> Self {
+        Self::join_at(options, Start::Beginning).await
+    }
+
+    async fn join_at(options: &Options, start: Start) -> Self {
         let storage = open(options, &Registry::new()).await.unwrap();
         let limit = BatchLimit { records: 10, bytes: 1 << 20 };
-        let subscription =
-            storage.events.subscribe(&Cursor::of("erp"), Start::Beginning, limit).await.unwrap();
+        let subscription = storage.events.subscribe(&Cursor::of("erp"), start, limit).await.unwrap();
         Self { storage, subscription, tracks: BTreeMap::new(), read: BTreeSet::new(), joined: Instant::now() }
     }
 
@@ -201,6 +204,38 @@ async fn readers_share_the_partitions_and_what_is_parked_goes_with_them() {
     let progress = first.storage.events.progress().await.unwrap();
     assert_eq!((progress.len(), progress[0].lag), (1, 0));
     first.storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_for_longer_than_the_brokers_remember_gets_copies_and_loses_nothing() {
+    let backend = OnBroker::new().await;
+    let limit = BatchLimit { records: 10, bytes: 1 << 20 };
+    let begun = async |storage: &Storage| {
+        let subscribed = storage.events.subscribe(&Cursor::of("erp"), Start::Now, limit).await;
+        drop(subscribed.unwrap());
+        storage.events.close().await;
+    };
+    let storage = backend.open().await;
+    let before: BTreeSet<Position> = append(&storage, 0..3).await.into_iter().collect();
+    begun(&storage).await;
+    let storage = backend.open().await;
+    let after: BTreeSet<Position> = append(&storage, 3..6).await.into_iter().collect();
+    storage.events.close().await;
+
+    let mut member = Member::join_at(&backend.0, Start::Now).await;
+    while !member.read.is_superset(&after) {
+        member.work().await;
+    }
+    assert!(member.read.is_disjoint(&before), "what came before it did is not for it");
+    member.storage.events.close().await;
+
+    testing::forget_group(&backend.0, &format!("{}.erp", backend.0.topic_prefix)).await;
+    let mut member = Member::join_at(&backend.0, Start::Now).await;
+    while !member.read.is_superset(&after) {
+        member.work().await;
+    }
+    assert!(member.read.is_superset(&before), "whatever is kept");
+    member.storage.events.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
