@@ -28,6 +28,8 @@ use crate::gauges::Instruments;
 
 /// Connections open at once.
 const CONNECTIONS_MAX: usize = 64;
+/// In front of a token.
+const BEARER: &[u8] = b"Bearer ";
 /// The largest question.
 const QUESTION_BYTES_MAX: usize = 1 << 20;
 /// In the answer of `/healthz`: what [`identity`](crate::config::StorageConfig::identity) of the storage says.
@@ -162,7 +164,11 @@ async fn call(shared: &Shared, name: &str, request: Request<Incoming>) -> Result
             &serde_json::json!({ "error": "the admin token is missing or wrong" }),
         );
     }
-    if request.headers().get(CONTENT_TYPE).is_none_or(|kind| kind != "application/json") {
+    let is_json = |kind: &http::HeaderValue| {
+        let kind = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    };
+    if !request.headers().get(CONTENT_TYPE).is_some_and(is_json) {
         return json(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             &serde_json::json!({ "error": "content-type must be application/json" }),
@@ -213,9 +219,11 @@ impl Shared {
     fn admits(&self, request: &Request<Incoming>) -> bool {
         let Some(token) = &self.token else { return true };
         let shown = request.headers().get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        // The name of the scheme counts in any case (RFC 9110, 11.1).
         shown
-            .and_then(|value| value.strip_prefix(b"Bearer "))
-            .is_some_and(|shown| shown.ct_eq(token.expose()).into())
+            .and_then(|value| value.split_at_checked(BEARER.len()))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(BEARER))
+            .is_some_and(|(_, shown)| shown.ct_eq(token.expose()).into())
     }
 }
 

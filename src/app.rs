@@ -143,7 +143,9 @@ impl App {
             let destinations = role.destinations(&config);
             let opening =
                 Dispatcher::start(dispatching, destinations, storage.clone(), &registry, clock.clone());
-            Some(opening.await.context("opening the cursors of the destinations")?)
+            let dispatcher = opening.await.context("opening the cursors of the destinations")?;
+            reload::warn_of_left_before(&storage, &config).await;
+            Some(dispatcher)
         } else {
             None
         };

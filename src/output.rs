@@ -105,6 +105,11 @@ pub(crate) fn confirm(question: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
+/// As [`confirm`], of what can be mended or done again: without a terminal it is done as it was said.
+pub(crate) fn confirm_if_asked(question: &str) -> anyhow::Result<bool> {
+    if io::stdin().is_terminal() { confirm(question) } else { Ok(true) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chaski_common::clock::Clock;
@@ -16,6 +17,9 @@ use crate::api::{Reload, Reloaded};
 use crate::certificate;
 use crate::config::{Config, IngestConfig};
 use crate::gauges::Configured;
+
+/// How long a look for what is left behind may keep a process from its beginning.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Changes a running process. Cloning gives another hand on the same one.
 #[derive(Clone)]
@@ -155,17 +159,8 @@ impl Running {
                 }
             }
         }
-        for destination in &old.destinations {
-            let gone = !new.destinations.iter().any(|kept| kept.name == destination.name);
-            let left = progress.iter().find(|progress| progress.destination == destination.name);
-            if let Some(left) = left.filter(|left| gone && left.lag + left.parked > 0) {
-                tracing::warn!(
-                    destination = %destination.name, lag = left.lag, parked = left.parked,
-                    "a destination was removed that had not taken everything; what is parked stays in the store, \
-                     the backlog until the retention ends"
-                );
-            }
-        }
+        let is_ours = |left: &&Progress| old.destinations.iter().any(|had| had.name == left.destination);
+        warn_of_left(progress.iter().filter(is_ours), new);
         Ok(())
     }
 
@@ -176,6 +171,26 @@ impl Running {
             let shown = self.edge.as_ref().and_then(EdgeHandle::certificate);
             self.certificate_until.set(certificate::expiry_seconds(shown.as_ref()));
         }
+    }
+}
+
+/// Says which destinations have not taken everything and are not in the file, so that nothing attempts it.
+fn warn_of_left<'p>(progress: impl Iterator<Item = &'p Progress>, config: &Config) {
+    for left in progress.filter(|left| left.lag + left.parked > 0) {
+        if !config.destinations.iter().any(|destination| destination.name == left.destination) {
+            tracing::warn!(
+                destination = %left.destination, lag = left.lag, parked = left.parked,
+                "a destination that is not in the file has not taken everything; what is parked stays in the store, \
+                 the backlog until the retention ends"
+            );
+        }
+    }
+}
+
+/// The same of all that the storage knows, when a process begins. Brokers that are away are not waited for.
+pub(super) async fn warn_of_left_before(storage: &Storage, config: &Config) {
+    if let Ok(Ok(progress)) = tokio::time::timeout(LOOK_WITHIN, storage.events.progress()).await {
+        warn_of_left(progress.iter(), config);
     }
 }
 

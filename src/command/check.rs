@@ -4,7 +4,6 @@
 mod text;
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use chaski_common::clock::Clock;
 use chaski_common::storage::{OnConflict, Start, kafka};

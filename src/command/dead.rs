@@ -66,11 +66,11 @@ fn place(letter: &DeadView) -> &str {
 
 async fn show(access: &Access, id: EventId, json: bool) -> anyhow::Result<()> {
     let letters = access.call(ShowDead { id }).await?;
-    if json {
-        return output::json(&letters);
-    }
     if letters.is_empty() {
         bail!("there is no dead letter of event {id}");
+    }
+    if json {
+        return output::json(&letters);
     }
     for detail in &letters {
         let letter = &detail.letter;

@@ -85,7 +85,7 @@ async fn drop_parked(
         "event {id} will not be delivered to {}; it stays as a dead letter",
         names.join(", ")
     ));
-    if !yes && !output::confirm("Drop it?")? {
+    if !yes && !output::confirm_if_asked("Drop it?")? {
         bail!("nothing was done");
     }
     let dropped = access.call(DropParked { id, destination }).await?;

@@ -42,7 +42,7 @@ async fn ask_and_replay(
     known_destination(access, Some(&destination)).await?;
     let question =
         format!("Deliver everything received from {} to {} to {destination} again?", span.start, span.end);
-    if !yes && !output::confirm(&question)? {
+    if !yes && !output::confirm_if_asked(&question)? {
         bail!("nothing was done");
     }
     replay(access, destination, span, json).await

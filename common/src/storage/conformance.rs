@@ -805,7 +805,7 @@ pub async fn events_are_found_by_what_they_are(backend: &impl Backend) {
 
 pub async fn the_fate_of_an_event_is_told_for_each_destination(backend: &impl Backend) {
     let storage = backend.open().await;
-    for destination in ["a-delivered", "b-skipped", "c-waiting", "erp", "z-dead"] {
+    for destination in ["a-delivered", "b-skipped", "c-waiting", "erp", "y-replayed", "z-dead"] {
         drop(subscribe(&storage, destination, Start::Beginning).await);
     }
     let position = fill(&storage, 1..2).await[0];
@@ -818,6 +818,11 @@ pub async fn the_fate_of_an_event_is_told_for_each_destination(backend: &impl Ba
         .bury(DeadLetter { destination: Some("z-dead".into()), ..letter(position, 1, "gone") })
         .await
         .unwrap();
+    // A replay has delivered it after all.
+    let given_up = DeadLetter { destination: Some("y-replayed".into()), ..letter(position, 1, "gave_up") };
+    storage.deliveries.bury(given_up).await.unwrap();
+    let delivered = Delivered { position, at: at(200), attempts: 1 };
+    storage.events.settle(&Cursor::of("y-replayed"), position, vec![delivered]).await.unwrap();
     let states: Vec<FateState> =
         storage.events.fates(event(1).id).await.unwrap().into_iter().map(|fate| fate.state).collect();
     assert_eq!(
@@ -827,6 +832,7 @@ pub async fn the_fate_of_an_event_is_told_for_each_destination(backend: &impl Ba
             FateState::Skipped,
             FateState::Waiting,
             FateState::Parked { due: at(60), attempts: 4, reason: "http_5xx".to_owned() },
+            FateState::Delivered { at: at(200), attempts: 1 },
             FateState::Dead { at: at(100), attempts: 1, reason: "gone".to_owned() },
         ]
     );

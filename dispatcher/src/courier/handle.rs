@@ -74,7 +74,7 @@ impl Handle {
                 _ => BreakerState::HalfOpen,
             },
             disabled: view.metrics.disabled.get() != 0,
-            queued: count(&view.metrics.queued),
+            queued: count(&view.metrics.queued).saturating_sub(view.waiting.load(Relaxed)),
             in_flight: count(&view.metrics.in_flight),
             waiting: count(&view.metrics.parked) + view.waiting.load(Relaxed),
             consecutive_failures: count(&view.metrics.consecutive_failures),
@@ -118,7 +118,8 @@ impl View {
     pub(super) fn show(&self, shown: Shown) {
         let set =
             |gauge: &prometheus::IntGauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        set(&self.metrics.queued, shown.queued);
+        // What waits for its next try within the window is in the queue for it.
+        set(&self.metrics.queued, shown.queued + shown.waiting);
         set(&self.metrics.in_flight, shown.in_flight);
         self.metrics.parked.set(i64::try_from(shown.parked).unwrap_or(i64::MAX));
         self.metrics.circuit_open.set(i64::from(shown.is_open));

@@ -388,11 +388,12 @@ fn fates(connection: &Connection, id: EventId) -> rusqlite::Result<Vec<Fate>> {
     rows::all(connection, sql, params![id.as_bytes(), place], |row| {
         let name: String = row.get(0)?;
         let mark = rows::position(row, 1)?;
+        let (delivered, dead) = (rows::optional_time(row, 3)?, rows::optional_time(row, 8)?);
         let state = if let Some(due) = rows::optional_time(row, 5)? {
             FateState::Parked { due, attempts: rows::unsigned(row, 6)?, reason: row.get(7)? }
-        } else if let Some(at) = rows::optional_time(row, 8)? {
+        } else if let Some(at) = dead.filter(|at| delivered.is_none_or(|delivered| delivered < *at)) {
             FateState::Dead { at, attempts: rows::unsigned(row, 9)?, reason: row.get(10)? }
-        } else if let Some(at) = rows::optional_time(row, 3)? {
+        } else if let Some(at) = delivered {
             FateState::Delivered { at, attempts: rows::unsigned(row, 4)? }
         } else if rows::position(row, 2)? > mark {
             FateState::Waiting

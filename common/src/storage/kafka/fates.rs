@@ -131,11 +131,19 @@ impl Kafka {
                         .last()
                         .map_or_else(|| "behind".to_owned(), |failure| failure.result.clone()),
                 },
-                (None, Some(letter), _) => FateState::Dead {
-                    at: letter.at,
-                    attempts: letter.attempts,
-                    reason: letter.reason.to_string(),
-                },
+                (None, Some(letter), _) => {
+                    let dead = FateState::Dead {
+                        at: letter.at,
+                        attempts: letter.attempts,
+                        reason: letter.reason.to_string(),
+                    };
+                    match position {
+                        Some(position) => self.delivered(&destination, position).await?,
+                        None => None,
+                    }
+                    .filter(|state| matches!(state, FateState::Delivered { at, .. } if *at >= letter.at))
+                    .unwrap_or(dead)
+                }
                 (None, None, Some(position)) => self.fate_in_log(&destination, position, &extents).await?,
                 (None, None, None) => continue,
             };
@@ -144,15 +152,14 @@ impl Kafka {
         Ok(fates)
     }
 
-    /// Of an event that is neither parked nor dead.
-    async fn fate_in_log(
+    /// That it was delivered, as far as this process has seen it.
+    async fn delivered(
         &self,
         destination: &Arc<str>,
         position: Position,
-        extents: &[Extent],
-    ) -> Result<FateState, StorageError> {
+    ) -> Result<Option<FateState>, StorageError> {
         let name = Arc::clone(destination);
-        let delivered = self.view()?.readers.read("reading when an event was delivered", move |connection| {
+        let reading = self.view()?.readers.read("reading when an event was delivered", move |connection| {
             let sql = "SELECT at, attempts FROM delivered JOIN destination ON number = destination \
                        WHERE name = ? AND seq = ?";
             connection
@@ -162,7 +169,17 @@ impl Kafka {
                 })
                 .optional()
         });
-        if let Some(delivered) = delivered.await? {
+        reading.await
+    }
+
+    /// Of an event that is neither parked nor dead.
+    async fn fate_in_log(
+        &self,
+        destination: &Arc<str>,
+        position: Position,
+        extents: &[Extent],
+    ) -> Result<FateState, StorageError> {
+        if let Some(delivered) = self.delivered(destination, position).await? {
             return Ok(delivered);
         }
         let marks = self.marks(destination, extents).await?;
