@@ -231,6 +231,7 @@ fn dead_letters_are_redriven_and_dropped() {
         "what was deleted is not delivered"
     );
     shop.site.command(&["dead", "show", &third]).exits(1);
+    shop.site.command(&["dead", "show", &third, "--json"]).exits(1);
     shop.site.command(&["dead", "drop", &third, "--yes"]).exits(1);
     shop.stop();
 }
@@ -317,8 +318,10 @@ fn send_signs_as_the_provider_would() {
     shop.site.command(&["send", "nobody"]).exits(1);
     assert_eq!(shop.ids_of(&["events"]).len(), 6);
     // An edge that takes it has the key that was forged with; one that cannot tell has not refused it.
-    let broken = Receiver::scripted(|_| Reply::status(503));
-    for (taker, url) in [("taken", shop.orders.url()), ("not refused", broken.url())] {
+    let [broken, elsewhere] = [503, 404].map(|status| Receiver::scripted(move |_| Reply::status(status)));
+    for (taker, url) in
+        [("taken", shop.orders.url()), ("not refused", broken.url()), ("not looked at", elsewhere.url())]
+    {
         let told = shop.site.command(&["send", "pagoefectivo", "--forge", "--url", &url]);
         assert_eq!(told.code, Some(1), "{taker}: {told:?}");
     }
