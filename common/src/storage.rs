@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinError;
 
 use crate::event::{Event, EventId};
@@ -273,6 +273,15 @@ pub struct Subscription {
 pub enum Change {
     /// This reader has the partition, and nobody else.
     Gained(Track),
+    /// Another reader is to have it, in good order: nothing of it may begin any more, be it read or parked. What is
+    /// under way may end and be settled: [`Change::Lost`] follows when `ended` is dropped, half a minute later at
+    /// the latest.
+    Leaving {
+        /// Which.
+        partition: u32,
+        /// Dropped by the reader once nothing of it is under way and all that ended is settled.
+        ended: oneshot::Sender<()>,
+    },
     /// Another reader may have it: nothing of it may begin any more, and what is not settled by now begins
     /// anew over there.
     Lost {

@@ -281,6 +281,7 @@ impl Courier {
             self.settle_at = None;
             self.save();
         }
+        self.let_go();
         if self.settle_at.is_none() && self.lanes.iter().any(Lane::is_unsaved) {
             self.settle_at = Some(now + SETTLE_EVERY);
         }
@@ -305,15 +306,24 @@ impl Courier {
     /// A partition comes or goes.
     fn change(&mut self, index: usize, change: Option<Change>) {
         let reading = &self.readings[index];
+        let lane_of = |partition| {
+            let is_its = |lane: &Lane| lane.cursor == reading.cursor && lane.partition == partition;
+            self.lanes.iter().position(is_its)
+        };
         match change {
             Some(Change::Gained(track)) => {
                 self.lanes_numbered += 1;
                 let lane = Lane::new(self.lanes_numbered, reading.cursor.clone(), track, reading.limits);
                 self.open(lane);
             }
+            Some(Change::Leaving { partition, ended }) => {
+                if let Some(index) = lane_of(partition) {
+                    self.lanes[index].leave(ended);
+                    self.park_waits(index, Instant::now());
+                }
+            }
             Some(Change::Lost { partition }) => {
-                let lost = |lane: &Lane| lane.cursor == reading.cursor && lane.partition == partition;
-                if let Some(index) = self.lanes.iter().position(lost) {
+                if let Some(index) = lane_of(partition) {
                     let lane = self.lanes.remove(index);
                     self.abandon(lane);
                 }
@@ -406,14 +416,32 @@ impl Courier {
 
     fn save(&mut self) {
         for index in 0..self.lanes.len() {
-            if self.lanes[index].is_unsaved() {
-                let (mark, delivered) = self.lanes[index].save();
-                let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
-                let lane = self.lanes[index].number;
-                self.spawn(async move {
-                    let result = fixed.store.settle(&cursor, mark, &delivered).await;
-                    Report::Saved { lane, mark, result }
-                });
+            self.save_lane(index);
+        }
+    }
+
+    fn save_lane(&mut self, index: usize) {
+        if self.lanes[index].is_unsaved() {
+            let (mark, delivered) = self.lanes[index].save();
+            let (fixed, cursor) = (self.fixed.clone(), self.lanes[index].cursor.clone());
+            let lane = self.lanes[index].number;
+            self.spawn(async move {
+                let result = fixed.store.settle(&cursor, mark, &delivered).await;
+                Report::Saved { lane, mark, result }
+            });
+        }
+    }
+
+    /// Lets go of the lanes that leave and of which nothing is under way any more, once what ended is saved.
+    fn let_go(&mut self) {
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            let parked = || lane.is_own() && self.book.is_under_way(lane.partition);
+            if lane.is_leaving() && lane.is_idle(self.subjects.in_line_of(lane.number)) && !parked() {
+                self.save_lane(index);
+                if !self.lanes[index].is_saving() {
+                    self.lanes[index].let_go();
+                }
             }
         }
     }
@@ -454,7 +482,7 @@ impl Courier {
     }
 
     fn show(&self) {
-        let ready: usize = self.lanes.iter().map(|lane| lane.ready.len()).sum();
+        let ready: usize = self.lanes.iter().map(Lane::ready).sum();
         let waiting = self.lanes.iter().map(Lane::waiting).sum();
         self.fixed.view.show(handle::Shown {
             breaker: self.breaker.state(),

@@ -114,7 +114,7 @@ impl Bench {
 }
 
 /// Waits for a state.
-async fn until(what: &str, reached: impl AsyncFn() -> bool) {
+async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
     let waited = tokio::time::timeout(LONG, async {
         while !reached().await {
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::task::{Context, Poll};
 
 use chaski_common::storage::{BatchLimit, Cursor, Delivered, Position, Record, StorageError, Track};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::delivery::Delivery;
@@ -54,12 +54,16 @@ pub(crate) struct Lane {
     /// Whether it may not read yet.
     waits_to_begin: bool,
     /// May be attempted now.
-    pub(crate) ready: VecDeque<Box<Delivery>>,
+    ready: VecDeque<Box<Delivery>>,
     waits: BTreeMap<(Instant, Position), Wait>,
     delivered: Vec<Delivered>,
     saved: Position,
     /// A settle is being written.
     saving: bool,
+    /// The partition goes to another reader: nothing of it begins here any more.
+    leaving: bool,
+    /// Dropped once nothing of it is under way here.
+    ended: Option<oneshot::Sender<()>>,
 }
 
 /// A delivery that waits for its next attempt inside the window.
@@ -86,7 +90,14 @@ impl Lane {
             delivered: Vec::new(),
             saved: track.mark,
             saving: false,
+            leaving: false,
+            ended: None,
         }
+    }
+
+    /// Whether it is the destination's own way through the log, not a replay's.
+    pub(crate) const fn is_own(&self) -> bool {
+        self.cursor.replay == 0
     }
 
     /// Deliveries read and not settled.
@@ -211,15 +222,34 @@ impl Lane {
         self.ready.push_back(delivery);
     }
 
+    /// A delivery may be attempted now.
+    pub(crate) fn make_ready(&mut self, delivery: Box<Delivery>) {
+        self.ready.push_back(delivery);
+    }
+
+    /// How many may be attempted now.
+    pub(crate) fn ready(&self) -> usize {
+        if self.leaving { 0 } else { self.ready.len() }
+    }
+
+    /// The next that may be attempted.
+    pub(crate) fn take(&mut self) -> Option<Box<Delivery>> {
+        if self.leaving { None } else { self.ready.pop_front() }
+    }
+
+    /// Where the next one is that was never set back.
+    fn fresh(&self) -> Option<usize> {
+        self.ready.iter().position(|delivery| delivery.set_back.is_none()).filter(|_| !self.leaving)
+    }
+
     /// Whether something is ready that was never set back.
     pub(crate) fn has_fresh(&self) -> bool {
-        self.ready.iter().any(|delivery| delivery.set_back.is_none())
+        self.fresh().is_some()
     }
 
     /// The next that was never set back.
     pub(crate) fn take_fresh(&mut self) -> Option<Box<Delivery>> {
-        let fresh = self.ready.iter().position(|delivery| delivery.set_back.is_none())?;
-        self.ready.remove(fresh)
+        self.fresh().and_then(|fresh| self.ready.remove(fresh))
     }
 
     /// All that waits, with when the wait would have ended.
@@ -260,6 +290,28 @@ impl Lane {
     /// Whether all that there was to read is settled, durably.
     pub(crate) fn is_over(&self) -> bool {
         self.batches.is_none() && self.unsettled() == 0 && !self.saving && !self.is_unsaved()
+    }
+
+    /// The partition goes to another reader: nothing of it begins here any more. `ended` is dropped by
+    /// [`Lane::let_go`].
+    pub(crate) fn leave(&mut self, ended: oneshot::Sender<()>) {
+        self.stop_reading();
+        (self.leaving, self.ended) = (true, Some(ended));
+    }
+
+    /// Whether the partition goes to another reader.
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether nothing that was read is in an attempt or being written; `in_line` of it wait for their subject's turn.
+    pub(crate) fn is_idle(&self, in_line: usize) -> bool {
+        self.unsettled() == self.ready.len() + self.waits.len() + in_line
+    }
+
+    /// The other reader may have it.
+    pub(crate) fn let_go(&mut self) {
+        self.ended = None;
     }
 
     /// What is ready or waits, when the partition is lost: another reader begins it anew.

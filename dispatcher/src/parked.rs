@@ -4,7 +4,7 @@
 //! to go. Nothing goes before it is due, and nothing that is under way is taken a second time: a look that
 //! began before a delivery was given back may show it as it was, so it is passed over.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use chaski_common::event::EventId;
@@ -32,8 +32,8 @@ pub(crate) struct Book {
     count: u64,
     next_due: Option<Timestamp>,
     ready: VecDeque<Box<Delivery>>,
-    /// At hand, in flight, or being written.
-    under_way: HashSet<EventId>,
+    /// At hand, in flight, or being written; and of which partition.
+    under_way: HashMap<EventId, u32>,
     /// Given back since the look under way began.
     given_back: HashSet<EventId>,
     looking: bool,
@@ -53,7 +53,7 @@ impl Book {
             count: first.count,
             next_due: first.next_due,
             ready: VecDeque::new(),
-            under_way: HashSet::new(),
+            under_way: HashMap::new(),
             given_back: HashSet::new(),
             looking: false,
             written: false,
@@ -104,11 +104,17 @@ impl Book {
         Some(due.map_or(self.look_anyway, |due| due.min(self.look_anyway)))
     }
 
-    /// What a look has found. Subjects whose turn is taken keep their delivery where it is. The totals hold
+    /// Whether something of a partition is at hand, in flight or being written.
+    pub(crate) fn is_under_way(&self, partition: u32) -> bool {
+        self.under_way.values().any(|of| *of == partition)
+    }
+
+    /// What a look has found; a partition that is not here, or no longer, is another's. Subjects whose turn is taken keep their delivery where it is. The totals hold
     /// only if no write of ours overlapped with the look: none ended since it began, none is under way.
     pub(crate) fn found(
         &mut self,
         look: Look,
+        is_here: impl Fn(u32) -> bool,
         subjects: &mut Subjects,
         writing: bool,
         now: Instant,
@@ -116,10 +122,11 @@ impl Book {
     ) {
         self.looking = false;
         for parked in look.due {
-            let id = parked.event.id;
-            let free = parked.due <= time && !self.under_way.contains(&id) && !self.given_back.contains(&id);
+            let (id, partition) = (parked.event.id, parked.position.partition());
+            let is_out = self.under_way.contains_key(&id) || self.given_back.contains(&id);
+            let free = parked.due <= time && !is_out && is_here(partition);
             if free && subjects.claim(&parked.event) {
-                self.under_way.insert(id);
+                self.under_way.insert(id, partition);
                 self.ready.push_back(Box::new(Delivery::released(parked)));
             }
         }

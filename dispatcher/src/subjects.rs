@@ -77,6 +77,12 @@ impl Subjects {
         self.in_line
     }
 
+    /// Those of them that a lane has read.
+    pub(crate) fn in_line_of(&self, lane: u64) -> usize {
+        let lines = self.holds.values().flat_map(|hold| &hold.line);
+        lines.filter(|delivery| delivery.origin == Origin::Lane(lane)).count()
+    }
+
     /// A delivery fresh from the log; none if it stands in line now.
     pub(crate) fn admit(&mut self, delivery: Box<Delivery>) -> Option<Turn> {
         let Some(subject) = self.key(&delivery.event) else {

@@ -8,6 +8,7 @@ use super::{Courier, Report, after};
 use crate::attempt::{self, Next};
 use crate::breaker::Change;
 use crate::delivery::{Delivery, Origin};
+use crate::lane::Lane;
 use crate::metrics::Replayed;
 use crate::outcome::{AttemptResult, Outcome};
 use crate::store::Keep;
@@ -29,7 +30,13 @@ impl Courier {
                 result.map(|()| self.kept(&delivery, what))
             }
             Report::Looked(Ok(look)) => {
-                self.book.found(look, &mut self.subjects, self.writing > 0, now, time);
+                let lanes = &self.lanes;
+                let is_here = |partition| {
+                    lanes
+                        .iter()
+                        .any(|lane| lane.partition == partition && lane.is_own() && !lane.is_leaving())
+                };
+                self.book.found(look, is_here, &mut self.subjects, self.writing > 0, now, time);
                 Ok(())
             }
             Report::Looked(Err(error)) => {
@@ -145,7 +152,7 @@ impl Courier {
         match (next, delivery.origin) {
             (Next::Done, Origin::Lane(number)) => {
                 // How long an old event took to be replayed says nothing about anybody's speed.
-                if self.lane(number).is_some_and(|lane| lane.cursor.replay == 0) {
+                if self.lane(number).is_some_and(|lane| lane.is_own()) {
                     self.fixed.view.delivered(&delivery.event, time);
                 }
                 self.settled(number, &delivery, Some(delivery.delivered(time)), Replayed::Delivered);
@@ -155,7 +162,7 @@ impl Courier {
                 self.fixed.view.delivered(&delivery.event, time);
                 self.keep(delivery, Keep::Delivered { at: time });
             }
-            (Next::Wait(delay), Origin::Lane(number)) if !self.stopping => {
+            (Next::Wait(delay), Origin::Lane(number)) if self.may_wait(number) => {
                 if let Some(lane) = self.lane(number) {
                     lane.wait(delivery, now + delay, forgivable);
                 }
@@ -166,6 +173,12 @@ impl Courier {
             }
             (Next::Bury(reason), _) => self.keep(delivery, Keep::Dead { reason, at: time }),
         }
+    }
+
+    /// Whether a delivery of this lane may wait in the window; if not, it is parked, so that its time is kept.
+    fn may_wait(&self, lane: u64) -> bool {
+        let goes = |known: &Lane| known.number == lane && known.is_leaving();
+        !self.stopping && !self.lanes.iter().any(goes)
     }
 
     /// Has the end of a delivery's stay here written.
@@ -212,7 +225,7 @@ impl Courier {
     fn settled(&mut self, number: u64, delivery: &Delivery, delivered: Option<Delivered>, what: Replayed) {
         if let Some(lane) = self.lane(number) {
             lane.settle(delivery.position, delivered);
-            if lane.cursor.replay != 0 {
+            if !lane.is_own() {
                 self.fixed.view.metrics.replayed(what);
             }
         }
@@ -238,7 +251,7 @@ impl Courier {
                 if let Origin::Lane(number) = delivery.origin
                     && let Some(lane) = self.lane(number)
                 {
-                    lane.ready.push_back(delivery);
+                    lane.make_ready(delivery);
                 }
             }
             Some(Turn::ParkBehind(delivery)) => {

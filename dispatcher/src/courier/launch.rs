@@ -57,14 +57,14 @@ impl Courier {
     fn pick(&mut self, limit: usize, probe: bool) -> Option<Box<Delivery>> {
         self.parked_turn = !self.parked_turn;
         let has_room = probe || self.parked_in_flight < (limit / 2).max(1);
-        let is_alone = !probe && self.lanes.iter().all(|lane| lane.ready.is_empty());
+        let is_alone = !probe && self.lanes.iter().all(|lane| lane.ready() == 0);
         let parked_first = is_alone || (self.parked_turn && has_room);
         if parked_first && let Some(delivery) = self.book.take() {
             return Some(delivery);
         }
         // After an outage those that failed in it come last: some may be what it was taken for an outage by.
         let fresh_first = !self.breaker.is_closed();
-        let takes: [fn(&mut Lane) -> _; 2] = [Lane::take_fresh, |lane| lane.ready.pop_front()];
+        let takes: [fn(&mut Lane) -> _; 2] = [Lane::take_fresh, Lane::take];
         for take in &takes[usize::from(!fresh_first)..] {
             for _ in 0..self.lanes.len() {
                 self.turn = (self.turn + 1) % self.lanes.len();

@@ -36,6 +36,8 @@ impl Got {
 pub(crate) enum Answer {
     /// This status, no body, the connection stays open.
     Status(u16),
+    /// This status after so long.
+    Late(u16, Duration),
     /// A status with one header more.
     With(u16, &'static str, &'static str),
     /// These bytes, then the end of the connection.
@@ -117,8 +119,11 @@ async fn serve(
         let answer = script(&got);
         taken.lock().unwrap().push(got);
         counter.send_modify(|count| *count += 1);
+        if let Answer::Late(_, after) = answer {
+            tokio::time::sleep(after).await;
+        }
         let written = match answer {
-            Answer::Status(status) => {
+            Answer::Status(status) | Answer::Late(status, _) => {
                 stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n").as_bytes()).await
             }
             Answer::With(status, name, value) => {

@@ -19,7 +19,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,9 @@ use crate::storage::{
 const POLL: Duration = Duration::from_millis(50);
 /// How often a replay's reader asks whether the others have finished, too.
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long a partition is kept for what is under way in it when the group gives it to another member: longer than an
+/// attempt, well below the five minutes after which brokers take a silent member for gone.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(30);
 /// Changes on their way to the subscriber.
 const CHANGES_MAX: usize = 1024;
 
@@ -74,6 +77,8 @@ struct Shared {
 struct Held {
     progress: Committed,
     unsaved: bool,
+    /// It goes to another member: what is parked of it is that one's.
+    leaving: bool,
     stop: CancellationToken,
     feed: JoinHandle<()>,
 }
@@ -127,9 +132,10 @@ impl Reader {
         let _ = self.ended.wait_for(|ended| *ended).await;
     }
 
-    /// The partitions that are here.
+    /// The partitions that are here, and stay.
     pub(super) fn partitions(&self) -> Vec<u32> {
-        self.shared.held().keys().copied().collect()
+        let held = self.shared.held();
+        held.iter().filter(|(_, held)| !held.leaving).map(|(partition, _)| *partition).collect()
     }
 
     /// What the group has committed in these partitions.
@@ -416,21 +422,54 @@ impl Shared {
                 batches: receiver,
             };
             kafka.note_seen(&self.cursor, partition, progress.mark);
-            self.held().insert(partition, Held { progress, unsaved: false, stop, feed });
+            self.held().insert(partition, Held { progress, unsaved: false, leaving: false, stop, feed });
             self.announce(Change::Gained(track));
         }
         consumer.resume(&fed)
     }
 
+    /// Has what is under way in these partitions end and be settled, so that nobody begins it anew. The group's other
+    /// members go on meanwhile; nobody has these. Blocks.
+    fn hand_over(&self, partitions: &[u32]) {
+        let mut leaving = Vec::new();
+        for partition in partitions {
+            match self.held().get_mut(partition) {
+                None => continue,
+                Some(held) => held.leaving = true,
+            }
+            let (ended, has_ended) = oneshot::channel();
+            self.announce(Change::Leaving { partition: *partition, ended });
+            leaving.push(has_ended);
+        }
+        let all = async {
+            for has_ended in leaving {
+                let _ = has_ended.await;
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = all => {}
+                () = tokio::time::sleep(HAND_OVER_WITHIN) => {
+                    tracing::warn!(cursor = ?self.cursor, "what is under way in a partition that goes to another process did not end in time; it is begun anew there");
+                }
+            }
+        });
+    }
+
     /// Gives partitions up.
     fn revoke(&self, consumer: &BaseConsumer<Membership>, list: &TopicPartitionList) {
+        let partitions: Vec<u32> =
+            list.elements().iter().map(|place| place.partition().unsigned_abs()).collect();
+        if !consumer.assignment_lost() {
+            self.hand_over(&partitions);
+        }
         if !consumer.assignment_lost()
             && let Err(error) = self.commit()
         {
             tracing::warn!(cursor = ?self.cursor, %error, "the last progress of a partition was not saved; what it was is delivered once more");
         }
-        for place in list.elements() {
-            let partition = place.partition().unsigned_abs();
+        for partition in partitions {
             let Some(held) = self.held().remove(&partition) else { continue };
             held.stop.cancel();
             let _ = self.runtime.block_on(held.feed);

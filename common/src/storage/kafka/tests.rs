@@ -94,6 +94,7 @@ impl Member {
         while let Ok(Some(change)) = tokio::time::timeout(pause, self.subscription.changes.recv()).await {
             match change {
                 Change::Gained(track) => assert!(self.tracks.insert(track.partition, track).is_none()),
+                Change::Leaving { partition, ended: _ } => assert!(self.tracks.contains_key(&partition)),
                 Change::Lost { partition } => assert!(self.tracks.remove(&partition).is_some()),
             }
         }
