@@ -50,7 +50,7 @@ use crate::parked::Book;
 use crate::rate::Rate;
 use crate::reading::{Reading, next_change};
 use crate::route::{Route, Way};
-use crate::store::{Keep, Look, Store};
+use crate::store::{Keep, Kept, Look, Store};
 use crate::subjects::Subjects;
 
 /// How often a lane's progress is made durable.
@@ -71,7 +71,7 @@ enum Report {
     Kept {
         delivery: Box<Delivery>,
         what: Keep,
-        result: Result<(), StorageError>,
+        result: Result<Kept, StorageError>,
     },
     Looked(Result<Look, StorageError>),
     Saved {
@@ -353,7 +353,7 @@ impl Courier {
         }
     }
 
-    fn look_again(&mut self) {
+    pub(super) fn look_again(&mut self) {
         for delivery in self.book.changed(Instant::now(), self.fixed.clock.now()) {
             let next = self.subjects.release(&delivery.event);
             self.take_turn(next);

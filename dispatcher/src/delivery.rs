@@ -16,6 +16,8 @@ pub(crate) struct Delivery {
     pub(crate) origin: Origin,
     pub(crate) position: Position,
     pub(crate) event: Event,
+    /// It comes from a replay: what is parked of the same event, with attempts of its own behind it, stays as it is.
+    pub(crate) replayed: bool,
     /// Attempts begun that count.
     pub(crate) attempts: u32,
     /// How often it has waited inside the window.
@@ -39,12 +41,13 @@ pub(crate) enum Origin {
 }
 
 impl Delivery {
-    pub(crate) fn read(lane: u64, record: Record) -> Self {
+    pub(crate) fn read(lane: u64, replayed: bool, record: Record) -> Self {
         let Record { position, event } = record;
         Self {
             origin: Origin::Lane(lane),
             position,
             event,
+            replayed,
             attempts: 0,
             waits: 0,
             first_attempt: None,
@@ -61,6 +64,7 @@ impl Delivery {
             origin: Origin::Parked,
             position,
             event,
+            replayed: false,
             attempts,
             waits: 0,
             first_attempt,

@@ -171,7 +171,7 @@ impl Lane {
             return None;
         }
         let new = self.window.admit(record.position, record.event.weight_bytes());
-        new.then(|| Box::new(Delivery::read(self.number, record)))
+        new.then(|| Box::new(Delivery::read(self.number, !self.is_own(), record)))
     }
 
     /// A record that the destination does not take.

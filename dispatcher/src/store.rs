@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use chaski_common::storage::{
-    Control, Controls, Cursor, Delivered, Parked, Position, Start, Storage, StorageError,
+    Control, Controls, Cursor, Delivered, Parked, ParkedFilter, Position, Start, Storage, StorageError,
 };
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::attempt::Reason;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Origin};
 use crate::destination::{DestinationSpec, Ordering};
 use crate::lane::Limits;
 use crate::reading::Reading;
@@ -37,8 +37,18 @@ pub(crate) enum Keep {
     Parked { due: Timestamp },
     /// As a dead letter.
     Dead { reason: Reason, at: Timestamp },
-    /// As delivered; for one that was parked.
+    /// As delivered; for one that was parked, or may be while a replay has delivered it.
     Delivered { at: Timestamp },
+}
+
+/// What a write of [`Keep`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// What was to be written is.
+    Written,
+    /// There was nothing to write: of what a replay reads, something is parked already (and is to stay as it is) or
+    /// nothing (and is to end); or an operator has ended in the meantime what was to be parked once more.
+    Nothing,
 }
 
 /// What the storage has parked for a destination.
@@ -106,20 +116,45 @@ impl Store {
     }
 
     /// Makes the end of a delivery's stay durable. Fails only when the storage is closed.
-    pub(crate) async fn keep(&self, delivery: &Delivery, what: Keep) -> Result<(), StorageError> {
+    pub(crate) async fn keep(&self, delivery: &Delivery, what: Keep) -> Result<Kept, StorageError> {
         let deliveries = &self.storage.deliveries;
+        let kept = |did| if did { Kept::Written } else { Kept::Nothing };
         self.insist(|| async {
             match what {
-                Keep::Parked { due } => deliveries.park(delivery.parked(&self.destination, due)).await,
+                Keep::Parked { due } => {
+                    let parked = delivery.parked(&self.destination, due);
+                    match delivery.origin {
+                        Origin::Lane(_) if delivery.replayed => {
+                            deliveries.park_if(false, parked).await.map(kept)
+                        }
+                        Origin::Lane(_) => deliveries.park(parked).await.map(|()| Kept::Written),
+                        Origin::Parked => deliveries.park_if(true, parked).await.map(kept),
+                    }
+                }
                 Keep::Dead { reason, at } => {
-                    deliveries.bury(delivery.letter(&self.destination, reason, at)).await
+                    let letter = delivery.letter(&self.destination, reason, at);
+                    deliveries.bury(letter).await.map(|()| Kept::Written)
+                }
+                Keep::Delivered { .. } if delivery.replayed && !self.is_parked(delivery).await? => {
+                    Ok(Kept::Nothing)
                 }
                 Keep::Delivered { at } => {
-                    deliveries.complete(&self.destination, delivery.event.id, delivery.delivered(at)).await
+                    let (id, delivered) = (delivery.event.id, delivery.delivered(at));
+                    deliveries.complete(&self.destination, id, delivered).await.map(|()| Kept::Written)
                 }
             }
         })
         .await
+    }
+
+    async fn is_parked(&self, delivery: &Delivery) -> Result<bool, StorageError> {
+        let of_it = ParkedFilter {
+            destination: Some(self.destination.to_string()),
+            id: Some(delivery.event.id),
+            limit: 1,
+            ..ParkedFilter::default()
+        };
+        Ok(!self.storage.deliveries.parked(of_it).await?.is_empty())
     }
 
     /// Makes a lane's progress durable. Fails only when the storage is closed or the partition is lost.

@@ -166,7 +166,7 @@ mod tests {
     fn delivery(position: u64, subject: Option<&str>) -> Box<Delivery> {
         let mut event = event(position);
         event.subject = subject.map(Arc::from);
-        Box::new(Delivery::read(0, Record { position: Position(position), event }))
+        Box::new(Delivery::read(0, false, Record { position: Position(position), event }))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::delivery::{Delivery, Origin};
 use crate::lane::Lane;
 use crate::metrics::Replayed;
 use crate::outcome::{AttemptResult, Outcome};
-use crate::store::Keep;
+use crate::store::{Keep, Kept};
 use crate::subjects::Turn;
 
 impl Courier {
@@ -27,7 +27,7 @@ impl Courier {
             }
             Report::Kept { delivery, what, result } => {
                 self.writing -= 1;
-                result.map(|()| self.kept(&delivery, what))
+                result.map(|kept| self.kept(&delivery, what, kept))
             }
             Report::Looked(Ok(look)) => {
                 let lanes = &self.lanes;
@@ -150,11 +150,12 @@ impl Courier {
             });
         }
         match (next, delivery.origin) {
+            // How long an old event took to be replayed says nothing about anybody's speed.
+            (Next::Done, Origin::Lane(_)) if delivery.replayed => {
+                self.keep(delivery, Keep::Delivered { at: time });
+            }
             (Next::Done, Origin::Lane(number)) => {
-                // How long an old event took to be replayed says nothing about anybody's speed.
-                if self.lane(number).is_some_and(|lane| lane.is_own()) {
-                    self.fixed.view.delivered(&delivery.event, time);
-                }
+                self.fixed.view.delivered(&delivery.event, time);
                 self.settled(number, &delivery, Some(delivery.delivered(time)), Replayed::Delivered);
                 self.release(&delivery);
             }
@@ -192,7 +193,7 @@ impl Courier {
     }
 
     /// The end of a delivery's stay here is durable.
-    fn kept(&mut self, delivery: &Delivery, what: Keep) {
+    fn kept(&mut self, delivery: &Delivery, what: Keep, kept: Kept) {
         let (name, event) = (&self.fixed.spec.name, &delivery.event);
         if let Keep::Dead { reason, .. } = what {
             self.fixed.view.metrics.dead(reason);
@@ -203,12 +204,25 @@ impl Courier {
         }
         match (delivery.origin, what) {
             (Origin::Lane(number), Keep::Parked { due }) => {
-                self.book.added(due);
-                self.subjects.parked(event);
+                if kept == Kept::Written {
+                    self.book.added(due);
+                    self.subjects.parked(event);
+                }
                 self.settled(number, delivery, None, Replayed::Parked);
             }
-            (Origin::Lane(number), _) => self.settled(number, delivery, None, Replayed::Dead),
-            (Origin::Parked, Keep::Parked { due }) => self.book.give_back(event.id, false, due),
+            (Origin::Lane(number), Keep::Delivered { at }) => {
+                if kept == Kept::Written {
+                    // It may be at hand.
+                    self.look_again();
+                }
+                self.settled(number, delivery, Some(delivery.delivered(at)), Replayed::Delivered);
+            }
+            (Origin::Lane(number), Keep::Dead { .. }) => {
+                self.settled(number, delivery, None, Replayed::Dead);
+            }
+            (Origin::Parked, Keep::Parked { due }) if kept == Kept::Written => {
+                self.book.give_back(event.id, false, due);
+            }
             (Origin::Parked, _) => {
                 self.book.give_back(event.id, true, self.fixed.clock.now());
                 self.subjects.unparked(event);

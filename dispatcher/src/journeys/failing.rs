@@ -52,6 +52,10 @@ impl Deliveries for Refusing {
         }
         self.real.park(parked).await
     }
+    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
+        self.gate()?;
+        self.real.park_if(is_parked, parked).await
+    }
     async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
         self.gate()?;
         self.real.bury(letter).await

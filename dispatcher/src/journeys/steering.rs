@@ -1,5 +1,7 @@
 //! What an operator asks for: pause, replay, reload. It holds, even if the caller does not wait for the end.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use futures_util::FutureExt as _;
 use tokio::time::timeout;
 
@@ -112,4 +114,57 @@ async fn replays_under_way_are_bounded() {
     bench.dispatcher.resume("erp").await.unwrap();
     until("all ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
     bench.dispatcher.replay("erp", Timestamp::UNIX_EPOCH, Timestamp::MAX).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replay_ends_what_is_parked_of_the_same_event_and_its_failures_change_nothing_there() {
+    let heals = Arc::new(AtomicBool::new(false));
+    let healed = heals.clone();
+    let receiver =
+        Receiver::start(move |_| Answer::Status(if healed.load(Relaxed) { 200 } else { 500 })).await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_hours(1));
+    let bench = Bench::start(vec![spec]).await;
+    let position = bench.append(event(1)).await;
+    bench.settled("erp", position).await;
+    for _ in 0..2 {
+        let tried = receiver.got().len();
+        bench.storage.deliveries.hurry(event(1).id, None, Clock::system().now()).await.unwrap();
+        receiver.has(tried + 1).await;
+        until("parked again", async || bench.parked().await[0].attempts as usize == tried + 1).await;
+    }
+    let replay = async || {
+        bench.dispatcher.replay("erp", Timestamp::UNIX_EPOCH, Timestamp::MAX).await.unwrap();
+        until("ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
+    };
+    let before = bench.parked().await;
+    replay().await;
+    assert_eq!((receiver.got().len(), bench.parked().await), (4, before), "tried once more, by the replay");
+    heals.store(true, Relaxed);
+    replay().await;
+    assert_eq!(bench.parked().await, [], "it is delivered");
+    let fates = bench.storage.events.fates(event(1).id).await.unwrap();
+    assert!(matches!(fates[0].state, FateState::Delivered { .. }), "{fates:?}");
+    assert_eq!(receiver.got().len(), 5);
+}
+
+#[tokio::test]
+async fn what_is_dropped_while_it_is_in_an_attempt_stays_dropped() {
+    let receiver = Receiver::start(|got| {
+        Answer::Late(500, Duration::from_millis(if got.attempt() == 1 { 0 } else { 500 }))
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    spec.retry = patient(Duration::from_hours(1));
+    let bench = Bench::start(vec![spec]).await;
+    let position = bench.append(event(1)).await;
+    bench.settled("erp", position).await;
+    let (id, now) = (event(1).id, Clock::system().now());
+    bench.storage.deliveries.hurry(id, None, now).await.unwrap();
+    receiver.has(2).await;
+    assert_eq!(bench.storage.deliveries.drop_parked(id, None, now).await.unwrap(), 1);
+    // With all that is under way.
+    bench.dispatcher.shutdown(LONG).await;
+    assert_eq!(bench.parked().await, []);
+    assert_eq!(&*bench.dead().await[0].reason, "dropped");
 }

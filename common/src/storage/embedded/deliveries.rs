@@ -27,6 +27,18 @@ impl Deliveries for Embedded {
         self.writer.write("parking a delivery", move |session| park(&session.connection, &parked)).await
     }
 
+    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
+        let park_if = move |session: &Session| {
+            let connection = &session.connection;
+            let fits = deliveries::is_parked(connection, &parked.destination, parked.event.id)? == is_parked;
+            if fits {
+                park(connection, &parked)?;
+            }
+            Ok(fits)
+        };
+        self.writer.write("parking a delivery", park_if).await
+    }
+
     async fn due(
         &self,
         destination: &str,

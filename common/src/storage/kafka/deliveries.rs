@@ -13,7 +13,7 @@ use super::events::ToItsEnd;
 use super::record::Outgoing;
 use super::view::{DEAD, PARKED};
 use crate::event::{Event, EventId};
-use crate::storage::tables::deliveries::{dropped, letter, parked_of};
+use crate::storage::tables::deliveries::{self, dropped, letter, parked_of};
 use crate::storage::{
     Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Quarantined,
     StorageError,
@@ -133,6 +133,18 @@ impl Deliveries for Ends {
     async fn park(&self, parked: Parked) -> Result<(), StorageError> {
         let record = Outgoing::parked(&self.0.topics.parked, &parked);
         self.0.to_parked("parking a delivery", record).await
+    }
+
+    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
+        let (name, id) = (Arc::clone(&parked.destination), parked.event.id);
+        let asked = self.0.view()?.readers.read("looking up a parked delivery", move |connection| {
+            deliveries::is_parked(connection, &name, id)
+        });
+        let fits = asked.await? == is_parked;
+        if fits {
+            self.park(parked).await?;
+        }
+        Ok(fits)
     }
 
     async fn due(

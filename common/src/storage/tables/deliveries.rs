@@ -158,6 +158,17 @@ pub(in crate::storage) fn park(connection: &Connection, parked: &Parked) -> rusq
     rows::execute_with_event(&mut *connection.prepare_cached(INSERT)?, &head, &parked.event).map(|_| ())
 }
 
+/// Whether something of an event is parked at a destination.
+pub(in crate::storage) fn is_parked(
+    connection: &Connection,
+    destination: &str,
+    id: EventId,
+) -> rusqlite::Result<bool> {
+    let sql =
+        "SELECT 1 FROM parked WHERE destination = (SELECT number FROM destination WHERE name = ?) AND id = ?";
+    connection.prepare_cached(sql)?.exists(params![destination, id.as_bytes()])
+}
+
 /// A delivery is not parked any more.
 pub(in crate::storage) fn forget(
     connection: &Connection,
