@@ -18,7 +18,7 @@ mod stop;
 mod handle;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::handle::Handle;
 use self::handle::View;
-pub(crate) use self::relay::Opening;
-use self::relay::told_to_stop;
+pub(crate) use self::relay::{Opening, told_to_stop};
+pub(crate) use self::stop::LAST_SETTLE;
 use crate::breaker::{Breaker, Gate};
 use crate::deliver::Sender;
 use crate::deliver::client::Dialer;
@@ -95,12 +95,13 @@ enum Report {
     },
 }
 
-/// What the couriers of a destination and their tasks look at and nobody changes.
+/// What the couriers of a destination and their tasks look at; of all this only the routes ever change.
 pub(crate) struct Fixed {
+    /// As it was when the courier was set off: which events it takes, is `route`'s to say.
     pub(crate) spec: Arc<DestinationSpec>,
     /// Where it begins if it was never there before.
     start: Start,
-    route: Route,
+    route: RwLock<Route>,
     sender: Sender,
     store: Store,
     clock: Clock,
@@ -121,7 +122,7 @@ impl Fixed {
     ) -> Self {
         Self {
             start: spec.start,
-            route: Route::new(&spec),
+            route: RwLock::new(Route::new(&spec)),
             sender: Sender::new(&spec, dialer, clock.clone(), metrics.header_dropped.clone()),
             store: Store::new(storage, &spec, parked_max),
             spec: Arc::new(spec),
@@ -130,6 +131,16 @@ impl Fixed {
             view: View::new(metrics),
             parked_max,
         }
+    }
+
+    /// Which events it takes.
+    fn route(&self) -> RwLockReadGuard<'_, Route> {
+        self.route.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, what is read goes by the routes of `spec`.
+    fn reroute(&self, spec: &DestinationSpec) {
+        *self.route.write().unwrap_or_else(PoisonError::into_inner) = Route::new(spec);
     }
 
     /// For a destination that cannot be opened now: if it is new, it begins where it would have begun.
@@ -232,7 +243,7 @@ impl Courier {
             tokio::select! {
                 biased;
                 deadline = told_to_stop(stop) => {
-                    self.stop(deadline).await;
+                    self.stop(deadline, stop).await;
                     return Ok(());
                 }
                 Ok(()) = self.controls.changed() => self.heed(),
@@ -370,7 +381,7 @@ impl Courier {
             }
         };
         for record in records {
-            let (way, lane) = (self.fixed.route.way(&record.event), &mut self.lanes[index]);
+            let (way, lane) = (self.fixed.route().way(&record.event), &mut self.lanes[index]);
             if way == Way::Past {
                 lane.pass(record.position);
             } else if let Some(delivery) = lane.admit(record) {

@@ -56,6 +56,13 @@ impl DestinationSpec {
         self.url.scheme() == Some(&http::uri::Scheme::HTTPS)
     }
 
+    /// Whether the other one differs in no more than which events it takes.
+    pub(crate) fn differs_in_routes_only(&self, other: &Self) -> bool {
+        let (sources, known_sources, events) =
+            (other.sources.clone(), other.known_sources.clone(), other.events.clone());
+        Self { sources, known_sources, events, ..self.clone() } == *other
+    }
+
     /// Where it is posted to, for people: without the query, which may carry a credential.
     #[must_use]
     pub fn shown_url(&self) -> String {

@@ -1,20 +1,23 @@
 //! Starting, steering and stopping the couriers. Nothing about a single delivery is decided here.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chaski_common::clock::Clock;
 use chaski_common::storage::{Storage, StorageError};
 use chaski_common::trace::Tracer;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::JoinError;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::courier::{self, Fixed, Opening};
+use crate::courier::{self, Fixed, LAST_SETTLE, Opening};
 use crate::deliver::client::Dialer;
 use crate::destination::DestinationSpec;
 use crate::metrics::Metrics;
@@ -62,6 +65,9 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// See [`Dispatcher::shutdown`].
+    #[error("the process is ending")]
+    Ending,
     /// Each unfinished replay holds a window of its own.
     #[error("{destination} has {max} replays under way, which is the most; let one end first")]
     TooManyReplays {
@@ -100,6 +106,8 @@ struct Inner {
     couriers: Mutex<BTreeMap<Arc<str>, courier::Handle>>,
     /// What changes the set of couriers or of replays goes one after another.
     changing: tokio::sync::Mutex<()>,
+    /// From then on no courier is set off.
+    ending: watch::Sender<bool>,
 }
 
 impl Dispatcher {
@@ -130,6 +138,7 @@ impl Dispatcher {
             dialer,
             couriers: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            ending: watch::Sender::default(),
         };
         let openings = if inner.config.patient {
             inner.open_in_time(specs).await?
@@ -204,41 +213,47 @@ impl Dispatcher {
         .await
     }
 
-    /// Takes over a new list of destinations: new ones start, missing ones drain and stop, changed ones do
-    /// both, and those that are as before are not touched.
+    /// Takes over a new list of destinations: new ones start, missing ones drain and stop, changed ones do both, each
+    /// for itself, and those that are as before are not touched. Where only sources or types of events differ, the
+    /// routes are exchanged and nothing stops.
     ///
     /// New ones are opened before anything is stopped. A changed one has its cursor already and is opened when
     /// its old courier has let go of it; if the storage fails just then, its new courier tries on by itself.
     ///
     /// # Errors
-    /// When the storage cannot open the cursor of a new destination; nothing has changed then.
-    pub async fn reload(&self, specs: Vec<DestinationSpec>) -> Result<(), StorageError> {
+    /// When the storage cannot open the cursor of a new destination; nothing has changed then. When the process is
+    /// ending: what drains has no longer than that, and nothing is set off.
+    pub async fn reload(&self, specs: Vec<DestinationSpec>) -> Result<(), Error> {
         let inner = self.0.clone();
         to_its_end(async move {
             let _one_at_a_time = inner.changing.lock().await;
-            let is_new = |spec: &&DestinationSpec| inner.handle(&spec.name).is_err();
-            let new = specs.iter().filter(is_new).cloned().collect();
-            for (fixed, opening) in inner.open(new).await? {
+            let running = inner.couriers().clone();
+            let (known, new): (Vec<_>, Vec<_>) =
+                specs.into_iter().partition(|spec| running.contains_key(&spec.name));
+            for (fixed, opening) in inner.unless_ending(inner.open(new)).await?? {
                 inner.set_off(fixed, Some(opening));
             }
-            inner.stop(inner.config.drain, |running| !specs.contains(running)).await;
-            for spec in specs {
-                if inner.handle(&spec.name).is_err() {
-                    let fixed = Arc::new(inner.fixed(spec));
-                    let opening = fixed.open().await.ok();
-                    inner.set_off(fixed, opening);
-                }
-            }
-            Ok(())
+            let mut known: BTreeMap<_, _> = known.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+            let until = Instant::now() + inner.config.drain;
+            let exchange = |(name, old)| inner.exchange(old, known.remove(&name), until);
+            join_all(running.into_iter().map(exchange)).await;
+            inner.unless_ending(ready(())).await
         })
         .await
     }
 
     /// Stops reading, lets attempts in flight finish for at most `deadline`, settles what is settled. What
     /// was not finished begins anew at the next start.
+    ///
+    /// This is the end of a reload as well: what one under way drains has until the same deadline, and it sets nothing
+    /// off any more, nor does a later one. Returns seconds after the deadline at the latest, whatever the storage does.
     pub async fn shutdown(&self, deadline: Duration) {
-        let _one_at_a_time = self.0.changing.lock().await;
-        self.0.stop(deadline, |_| true).await;
+        let until = Instant::now() + deadline;
+        self.0.ending.send_replace(true);
+        let running: Vec<_> = self.0.couriers().values().cloned().collect();
+        let reloaded = timeout_at(until + LAST_SETTLE * 2, self.0.changing.lock());
+        let _ = tokio::join!(join_all(running.iter().map(|courier| courier.stop(until))), reloaded);
+        self.0.couriers().clear();
     }
 }
 
@@ -294,22 +309,42 @@ impl Inner {
         Ok(opened)
     }
 
+    /// In place of the one that was there; none once the process is ending.
     fn set_off(&self, fixed: Arc<Fixed>, opening: Option<Opening>) {
-        let handle = courier::Handle::set_off(fixed, opening);
-        self.couriers().insert(handle.name(), handle);
+        // Looked at under the lock: a shutdown finds all that was set off before it said so.
+        let mut couriers = self.couriers();
+        if !*self.ending.borrow() {
+            let handle = courier::Handle::set_off(fixed, opening);
+            couriers.insert(handle.name(), handle);
+        }
     }
 
-    async fn stop(&self, deadline: Duration, which: impl Fn(&DestinationSpec) -> bool) {
-        let mut stopped = Vec::new();
-        self.couriers().retain(|_, handle| {
-            let stops = which(handle.spec());
-            if stops {
-                stopped.push(handle.clone());
+    /// One courier goes on, or stops and has a successor or none.
+    async fn exchange(&self, old: courier::Handle, spec: Option<DestinationSpec>, until: Instant) {
+        match spec {
+            Some(spec) if old.reroute(&spec) => {}
+            Some(spec) => {
+                old.stop(until).await;
+                let fixed = Arc::new(self.fixed(spec));
+                if let Ok(opening) = self.unless_ending(fixed.open()).await {
+                    self.set_off(fixed, opening.ok());
+                }
             }
-            !stops
-        });
-        let until = Instant::now() + deadline;
-        futures_util::future::join_all(stopped.iter().map(|handle| handle.stop(until))).await;
+            None => {
+                old.stop(until).await;
+                self.couriers().remove(&old.name());
+            }
+        }
+    }
+
+    /// Does the work, or leaves it once the process is ending.
+    async fn unless_ending<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let mut ending = self.ending.subscribe();
+        tokio::select! {
+            biased;
+            _ = ending.wait_for(|ending| *ending) => Err(Error::Ending),
+            done = work => Ok(done),
+        }
     }
 }
 

@@ -480,7 +480,7 @@ pub async fn parking_can_ask_for_what_is_parked_or_for_nothing(backend: &impl Ba
     assert!(!deliveries.park_if(true, first.clone()).await.unwrap(), "nothing is there");
     assert!(deliveries.park_if(false, first.clone()).await.unwrap());
     assert!(!deliveries.park_if(false, again.clone()).await.unwrap(), "it is there");
-    assert_eq!(deliveries.parked(ParkedFilter::default()).await.unwrap(), [first.clone()]);
+    assert_eq!(deliveries.parked(ParkedFilter::default()).await.unwrap(), std::slice::from_ref(&first));
     let elsewhere = Parked { destination: "orders".into(), ..first };
     assert!(!deliveries.park_if(true, elsewhere).await.unwrap(), "not of this destination");
     assert!(deliveries.park_if(true, again.clone()).await.unwrap());

@@ -54,9 +54,26 @@ impl Handle {
         self.fixed.store.control().replays.len()
     }
 
-    /// Has the courier stop until `deadline` and waits for it; it takes a moment longer for its last settle.
+    /// Has the courier go on with the routes of `spec`, if that is all in which this differs from what it was set off
+    /// with. What is in its window goes where it was to go.
+    pub(crate) fn reroute(&self, spec: &DestinationSpec) -> bool {
+        let can = self.fixed.spec.differs_in_routes_only(spec);
+        if can {
+            self.fixed.reroute(spec);
+        }
+        can
+    }
+
+    /// Has the courier stop until `deadline` and waits for it; it takes a moment longer for its last settle. Said more
+    /// than once, the earliest holds.
     pub(crate) async fn stop(&self, deadline: Instant) {
-        self.stop.send_replace(Some(deadline));
+        self.stop.send_if_modified(|until| {
+            let is_sooner = until.is_none_or(|until| deadline < until);
+            if is_sooner {
+                *until = Some(deadline);
+            }
+            is_sooner
+        });
         let _ = tokio::time::timeout_at(deadline + LAST_SETTLE * 2, self.stop.closed()).await;
     }
 

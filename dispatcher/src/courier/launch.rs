@@ -37,7 +37,7 @@ impl Courier {
                 return;
             };
             // What was parked or redriven has not been asked about since, and the file may have changed.
-            if self.fixed.route.is_barred(&delivery.event) {
+            if self.fixed.route().is_barred(&delivery.event) {
                 self.keep(delivery, Keep::Dead { reason: Reason::Environment, at: time });
                 continue;
             }

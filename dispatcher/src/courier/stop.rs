@@ -3,19 +3,21 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::sync::watch;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
-use super::Courier;
+use super::{Courier, told_to_stop};
 use crate::lane::Lane;
 
 /// Time kept for the last settle when the deadline of a stop has passed.
-pub(super) const LAST_SETTLE: Duration = Duration::from_secs(2);
+pub(crate) const LAST_SETTLE: Duration = Duration::from_secs(2);
 
 impl Courier {
     /// Lets attempts and writes under way end, parks what waits so that its time is kept, and settles. When
     /// this returns nothing of this courier is under way any more, so that another one may begin.
-    pub(super) async fn stop(&mut self, deadline: Instant) {
+    /// A word that comes meanwhile may set an earlier deadline.
+    pub(super) async fn stop(&mut self, mut deadline: Instant, stop: &mut watch::Receiver<Option<Instant>>) {
         self.stopping = true;
         // The subscriptions are kept, so that the partitions are still ours to settle.
         let now = Instant::now();
@@ -23,7 +25,13 @@ impl Courier {
             self.lanes[index].stop_reading();
             self.park_waits(index, now);
         }
-        self.until(deadline, |courier| courier.in_flight + courier.writing == 0).await;
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = stop.changed() => deadline = told_to_stop(stop).await,
+                () = self.until(deadline, |courier| courier.in_flight + courier.writing == 0) => break,
+            }
+        }
         let last = deadline.max(Instant::now() + LAST_SETTLE);
         self.until(last, |courier| !courier.lanes.iter().any(Lane::is_saving)).await;
         self.cut().await;

@@ -168,3 +168,62 @@ async fn what_is_dropped_while_it_is_in_an_attempt_stays_dropped() {
     assert_eq!(bench.parked().await, []);
     assert_eq!(&*bench.dead().await[0].reason, "dropped");
 }
+
+#[tokio::test]
+async fn a_changed_destination_that_drains_keeps_no_other_one_waiting() {
+    let silent = Receiver::start(|_| Answer::Silence).await;
+    let (old, new) =
+        (Receiver::start(|_| Answer::Status(200)).await, Receiver::start(|_| Answer::Status(200)).await);
+    let long = |url: &str| DestinationSpec { timeout: LONG, ..spec("slow", url) };
+    let bench = Bench::start(vec![spec("a", &old.url()), long(&silent.url())]).await;
+    bench.append(event(1)).await;
+    old.has(1).await;
+    silent.has(1).await;
+    let dispatcher = bench.dispatcher.clone();
+    let specs = vec![spec("a", &new.url()), long(&new.url())];
+    let reload = tokio::spawn(async move { dispatcher.reload(specs).await });
+    bench.settled("a", bench.append(event(2)).await).await;
+    assert_eq!((old.got().len(), new.got().len()), (1, 1));
+    assert!(!reload.is_finished(), "the slow one drains");
+    bench.dispatcher.shutdown(Duration::ZERO).await;
+    assert!(reload.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_reload_of_routes_stops_nobody() {
+    let receiver = Receiver::start(|got| {
+        if got.attempt() == 1 { Answer::Late(200, Duration::from_secs(1)) } else { Answer::Status(200) }
+    })
+    .await;
+    let mut spec = spec("erp", &receiver.url());
+    let bench = Bench::start(vec![spec.clone()]).await;
+    bench.append(event(1)).await;
+    receiver.has(1).await;
+    spec.sources.push("other".into());
+    spec.known_sources.push(("other".into(), Environment::Production));
+    bench.dispatcher.reload(vec![spec]).await.unwrap();
+    assert_eq!(bench.status().in_flight, 1, "its attempt goes on");
+    let last = bench.append(Event { source: "other".into(), ..event(2) }).await;
+    bench.settled("erp", last).await;
+    assert_eq!((receiver.got().len(), bench.dead().await.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_reload_under_way_ends_with_the_process_in_the_time_that_this_has() {
+    let silent = Receiver::start(|_| Answer::Silence).await;
+    let url = silent.url();
+    let slow = |concurrency| DestinationSpec { timeout: LONG, concurrency, ..spec("erp", &url) };
+    let bench = Bench::start(vec![slow(1)]).await;
+    bench.append(event(1)).await;
+    silent.has(1).await;
+    let (dispatcher, specs) = (bench.dispatcher.clone(), vec![slow(2)]);
+    let reload = tokio::spawn(async move { dispatcher.reload(specs).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = tokio::time::Instant::now();
+    bench.dispatcher.shutdown(Duration::from_millis(500)).await;
+    assert!(began.elapsed() < Duration::from_secs(15), "a drain of 30 s is cut short: {:?}", began.elapsed());
+    assert!(matches!(reload.await.unwrap(), Err(Error::Ending)));
+    assert!(matches!(bench.dispatcher.reload(vec![slow(3)]).await, Err(Error::Ending)));
+    assert!(bench.dispatcher.status().is_empty(), "nothing is set off any more");
+    assert_eq!(silent.got().len(), 1);
+}
