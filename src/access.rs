@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -59,7 +60,14 @@ impl Access {
                 opened.with_context(|| format!("opening {}", shown(&config.storage)))?
             }
         };
-        Ok(Self::Local(Operations { storage, dispatcher: None, clock: Clock::system(), reload: None }))
+        let names = config.destinations.clone();
+        Ok(Self::Local(Operations {
+            storage,
+            dispatcher: None,
+            clock: Clock::system(),
+            reload: None,
+            destinations: Arc::new(move || names.clone()),
+        }))
     }
 
     /// Asks one question.

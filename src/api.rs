@@ -3,6 +3,7 @@
 //! Each question is a type, its [`Call::Answer`] another; both travel as JSON. A question runs on
 //! [`Operations`]: over a running process there is a dispatcher to tell, over a stopped store there is none.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Operations {
     pub clock: Clock,
     /// Re-reads the configuration; none over a stopped store.
     pub reload: Option<Arc<dyn Reload>>,
+    /// The destinations of the configuration in force; over a stopped store of the command's.
+    pub destinations: Arc<dyn Fn() -> BTreeSet<Arc<str>> + Send + Sync>,
 }
 
 /// Something that can read its configuration again.
@@ -475,10 +478,18 @@ pub struct DestinationView {
     /// How far it is, and what it has parked and lost.
     #[serde(flatten)]
     pub progress: Progress,
+    /// Whether the configuration has it; if not, nothing is attempted there, nor is what is parked.
+    #[serde(default = "unless_said_otherwise")]
+    pub configured: bool,
     /// Replays under way.
     pub replays: u64,
     /// What only a running process knows.
     pub running: Option<RunningView>,
+}
+
+/// A process that does not say so is an earlier version.
+const fn unless_said_otherwise() -> bool {
+    true
 }
 
 /// What only a running process knows about a destination.
@@ -509,12 +520,14 @@ impl Call for ListDestinations {
         let replays = on.storage.events.replays().await?;
         let mut running = on.running();
         let progress = on.storage.events.progress().await?;
+        let configured = (on.destinations)();
         let views = progress.into_iter().map(|progress| {
             let of_this =
                 |replay: &&chaski_common::storage::Replay| replay.cursor.destination == progress.destination;
             let replays = replays.iter().filter(of_this).count() as u64;
             let running = running.remove(&progress.destination);
-            DestinationView { progress, replays, running }
+            let configured = configured.contains(&progress.destination);
+            DestinationView { progress, configured, replays, running }
         });
         Ok(views.collect())
     }
@@ -577,8 +590,13 @@ impl Call for ReloadConfiguration {
 }
 
 impl Operations {
-    /// Refuses a destination the store has never had.
+    /// Refuses a destination the store has never had, or the configuration has no more.
     async fn known(&self, destination: &str) -> Result<(), ApiError> {
+        if !(self.destinations)().contains(destination) {
+            return Err(ApiError::Refused(format!(
+                "the configuration has no destination named {destination}"
+            )));
+        }
         let progress = self.storage.events.progress().await?;
         if progress.iter().any(|progress| &*progress.destination == destination) {
             return Ok(());
@@ -623,8 +641,10 @@ pub fn tell(state: &FateState) -> String {
             format!("dead {at} ({}, {reason})", attempts(*made))
         }
         FateState::Waiting => "waiting".to_owned(),
-        FateState::Skipped => "not for this destination".to_owned(),
-        FateState::Settled => "delivered earlier, or not for this destination".to_owned(),
+        FateState::Skipped => "not for this destination, or its dead letter was dropped".to_owned(),
+        FateState::Settled => {
+            "delivered earlier, or not for this destination, or its dead letter was dropped".to_owned()
+        }
     }
 }
 

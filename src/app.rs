@@ -8,7 +8,7 @@ mod reload;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -174,11 +174,19 @@ impl App {
         let admin_config = config.admin.clone();
         let store = config.storage.identity().context("reading who has the store")?;
         let (stop_delay, drain) = (config.ingest.stop_delay, config.ingest.drain_timeout);
+        let in_force = Arc::new(Mutex::new(config.clone()));
         let operations = Operations {
             storage: storage.clone(),
             dispatcher: dispatcher.clone(),
             clock: clock.clone(),
             reload: None,
+            destinations: {
+                let in_force = Arc::clone(&in_force);
+                Arc::new(move || {
+                    let config = in_force.lock().unwrap_or_else(PoisonError::into_inner);
+                    config.destinations.iter().map(|destination| Arc::clone(&destination.name)).collect()
+                })
+            },
         };
         let (successful, succeeded_at) = (gauges.reload_successful.clone(), gauges.reload_timestamp.clone());
         let certificate_until = gauges.certificate_until.clone();
@@ -193,7 +201,7 @@ impl App {
             storage: storage.clone(),
             clock: clock.clone(),
             role: role.clone(),
-            in_force: Mutex::new(config),
+            in_force,
             turn: tokio::sync::Mutex::new(()),
             successful,
             succeeded_at,

@@ -15,13 +15,14 @@ mod run;
 mod send;
 mod topics;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use chaski_common::storage::PAGE_MAX;
 use serde::Serialize;
 
 use crate::access::Access;
-use crate::api::ListDestinations;
+use crate::api::{DestinationView, ListDestinations};
 use crate::app::Role;
 use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand, Doctor};
 use crate::config::{AccessConfig, Config, ConfigErrors};
@@ -133,6 +134,25 @@ async fn known_destination(access: &Access, name: Option<&str>) -> anyhow::Resul
     }
     let names: Vec<&str> = views.iter().map(|view| &*view.progress.destination).collect();
     anyhow::bail!("there is no destination named {name} (--destination); there are: {}", names.join(", "))
+}
+
+/// Says of which of these destinations nothing is attempted, because the configuration does not have them.
+async fn warn_of_unconfigured<'n>(
+    access: &Access,
+    names: impl Iterator<Item = &'n str>,
+) -> anyhow::Result<()> {
+    let names: BTreeSet<&str> = names.collect();
+    let views = access.call(ListDestinations {}).await?;
+    let attempted = |name: &&str| {
+        let of_it = |view: &&DestinationView| &*view.progress.destination == *name;
+        views.iter().find(of_it).is_some_and(|view| view.configured)
+    };
+    for name in names.into_iter().filter(|name| !attempted(name)) {
+        output::say(format_args!(
+            "{name} is not in the configuration: nothing is attempted there until it is"
+        ));
+    }
+    Ok(())
 }
 
 /// How many entries are asked for where so many are shown: one more tells whether there are more.

@@ -33,7 +33,7 @@ pub(super) struct Running {
     pub(super) clock: Clock,
     pub(super) role: Role,
     /// What runs: after a reload the new sources and destinations, and the old rest.
-    pub(super) in_force: Mutex<Config>,
+    pub(super) in_force: Arc<Mutex<Config>>,
     /// Reloads go one after the other.
     pub(super) turn: tokio::sync::Mutex<()>,
     pub(super) successful: prometheus::IntGauge,

@@ -8,7 +8,7 @@ use chaski_common::storage::{DeadFilter, PAGE_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::events::body;
-use super::{asked, known_destination, listed, usage};
+use super::{asked, known_destination, listed, usage, warn_of_unconfigured};
 use crate::access::Access;
 use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
 use crate::cli::{DeadCommand, DeadConditions, DeadList, DeadSelection};
@@ -121,6 +121,10 @@ async fn change(
     for ((place, reason), count) in by_place {
         let letters = output::count(count, "letter");
         output::say(format_args!("{letters} of {place} ({reason}) {will}"));
+    }
+    if matches!(change, Change::Redrive) {
+        let places = letters.iter().filter_map(|letter| letter.destination.as_deref());
+        warn_of_unconfigured(access, places).await?;
     }
     if !yes && !output::confirm(question)? {
         bail!("nothing was done");

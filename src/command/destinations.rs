@@ -52,6 +52,7 @@ async fn list(access: &Access, json: bool) -> anyhow::Result<()> {
 
 fn state(view: &DestinationView) -> String {
     let mut state = match &view.running {
+        _ if !view.configured => "not in the file".to_owned(),
         _ if view.progress.paused => "paused".to_owned(),
         None => "not running here".to_owned(),
         Some(running) if running.disabled => "disabled (410)".to_owned(),

@@ -4,7 +4,7 @@ use anyhow::bail;
 use chaski_common::event::EventId;
 use chaski_common::storage::ParkedFilter;
 
-use super::{asked, known_destination, listed};
+use super::{asked, known_destination, listed, warn_of_unconfigured};
 use crate::access::Access;
 use crate::api::{DropParked, HurryParked, ParkedView};
 use crate::cli::{ParkedCommand, ParkedList};
@@ -58,6 +58,10 @@ fn tell(parked: &[ParkedView]) {
 }
 
 async fn hurry(access: &Access, id: EventId, destination: Option<String>, json: bool) -> anyhow::Result<()> {
+    let touched = access
+        .call(ParkedFilter { id: Some(id), destination: destination.clone(), ..ParkedFilter::default() })
+        .await?;
+    warn_of_unconfigured(access, touched.iter().map(|delivery| &*delivery.destination)).await?;
     match access.call(HurryParked { id, destination }).await? {
         0 => bail!("nothing is parked of event {id}"),
         hurried if json => output::json(&serde_json::json!({ "due_now": hurried }))?,

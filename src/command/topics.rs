@@ -12,6 +12,10 @@ use crate::cli::TopicsCommand;
 use crate::config::{self, AccessConfig, Reason, StorageKind};
 use crate::output;
 
+/// What more partitions mean for whoever relies on an order.
+const MOVES: &str = "with more partitions the events of most subjects go to another one: where ordering = \"key\", new ones may \
+                     overtake what is in the old ones, so let the backlog get empty before that";
+
 /// How one topic stands.
 #[derive(Serialize)]
 struct Row {
@@ -52,8 +56,13 @@ pub(super) async fn run(
         output::say(
             "what is wrong is not chaski's to change: another hand set it, and must know what it breaks",
         );
-    } else if !is_applied && !steps.is_empty() {
-        output::say("`chaski topics apply` does it");
+    } else {
+        if steps.iter().any(|step| matches!(step, Step::Grow { .. })) {
+            output::say(MOVES);
+        }
+        if !is_applied && !steps.is_empty() {
+            output::say("`chaski topics apply` does it");
+        }
     }
     Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

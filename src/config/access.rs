@@ -1,8 +1,10 @@
 //! What a command needs to reach the store, and no more: an operator's shell need not have the secrets of
 //! sources and destinations, and a slip in their tables must not stand between a person and a dead letter.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use chaski_common::secret::Secret;
 
@@ -17,6 +19,8 @@ pub struct AccessConfig {
     pub admin: SocketAddr,
     /// Its bearer token.
     pub token: Option<Secret>,
+    /// The names of the destinations, be these right or wrong.
+    pub destinations: BTreeSet<Arc<str>>,
 }
 
 impl AccessConfig {
@@ -58,7 +62,13 @@ impl Checker<'_> {
             options.spool = None;
             options.appends = false;
         }
-        Some(AccessConfig { storage, admin: reachable(admin.listen), token: admin.token })
+        let destinations = &file.section("destinations").each;
+        Some(AccessConfig {
+            storage,
+            admin: reachable(admin.listen),
+            token: admin.token,
+            destinations: destinations.iter().map(|(name, _)| name.as_str().into()).collect(),
+        })
     }
 }
 

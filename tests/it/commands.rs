@@ -237,6 +237,41 @@ fn dead_letters_are_redriven_and_dropped() {
 }
 
 #[test]
+fn what_waits_for_a_destination_that_the_file_has_no_more_is_told() {
+    let mut shop = Shop::open();
+    shop.site.rewrite(&Layout::to([Destination::new("orders", &shop.orders)]));
+    shop.site.command(&["reload"]).ok();
+    let id = shop.ids[0].clone();
+    for _ in ["running", "stopped"] {
+        let destinations = shop.site.command(&["destinations"]);
+        assert_eq!(destinations.ok().stdout.matches("not in the file").count(), 2, "{destinations:?}");
+        assert_eq!(["orders", "erp"].map(|name| shop.destination(name)["configured"].clone()), [true, false]);
+        let told = shop.site.command(&["parked", "now", &id]);
+        assert!(told.ok().stderr.contains("erp is not in the configuration"), "{told:?}");
+        for refused in [
+            [
+                "replay",
+                "--destination=erp",
+                "--from=2020-01-01T00:00:00Z",
+                "--to=2120-01-01T00:00:00Z",
+                "--yes",
+            ]
+            .as_slice(),
+            &["destinations", "pause", "erp"],
+            &["destinations", "resume", "erp"],
+        ] {
+            let told = shop.site.command(refused);
+            assert!(told.exits(1).stderr.contains("named erp"), "{told:?}");
+        }
+        if shop.gateway.is_some() {
+            shop.stop();
+        }
+    }
+    let told = shop.site.command(&["dead", "redrive", &id, "--yes"]);
+    assert!(told.ok().stderr.contains("gone is not in the configuration"), "{told:?}");
+}
+
+#[test]
 fn history_is_delivered_again_to_one_destination_under_the_same_ids() {
     let mut shop = Shop::open();
     let replay =

@@ -220,7 +220,10 @@ fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
     }
     let breaker = view.running.as_ref().map_or("closed", |running| &running.breaker);
     let name = &progress.destination;
-    let (verdict, advice) = if progress.paused {
+    let (verdict, advice) = if !view.configured && progress.lag + progress.parked > 0 {
+        found.push_str("; not in the file");
+        (Verdict::Warning, "nothing attempts these: put it back into the file, or let them go".to_owned())
+    } else if progress.paused {
         found.push_str("; paused");
         (Verdict::Warning, format!("chaski destinations resume {name}"))
     } else if breaker != "closed" {
@@ -326,7 +329,7 @@ mod tests {
                 last_success: None,
                 last_failure: None,
             };
-            let mut view = DestinationView { progress, replays: 0, running: Some(running) };
+            let mut view = DestinationView { progress, configured: true, replays: 0, running: Some(running) };
             change(&mut view);
             delivery(&view, now).verdict
         };
