@@ -114,7 +114,7 @@ pub(crate) struct Usable<'r> {
 pub(crate) struct Rules {
     grammar: Grammar,
     id: Vec<Field>,
-    fallback: bool,
+    fallback: Option<Fallback>,
     kind: Option<Field>,
     subject: Option<Field>,
     time: Option<Field>,
@@ -123,6 +123,15 @@ pub(crate) struct Rules {
     places: Places,
     /// Fields of a form or query that anything is read from.
     form_fields: Vec<Location>,
+}
+
+/// What stands in for a key that is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fallback {
+    /// The content of the body.
+    Body,
+    /// The text that was signed.
+    Signed,
 }
 
 #[derive(Debug)]
@@ -156,13 +165,15 @@ impl Rules {
         let mut faults = Faults::default();
         let mut pointers = Vec::new();
         let fallback = faults.keep(match spec.fallback.as_deref() {
-            None => Ok(false),
-            Some("body-sha256") => Ok(true),
+            None => Ok(None),
+            Some(EventSpec::BODY_SHA256) => Ok(Some(Fallback::Body)),
+            Some(EventSpec::SIGNED_SHA256) => Ok(Some(Fallback::Signed)),
             Some(other) => {
-                Err(SpecError::new("event.fallback", format!("{other} is not known"), "body-sha256"))
+                let right = format!("{} or {}", EventSpec::BODY_SHA256, EventSpec::SIGNED_SHA256);
+                Err(SpecError::new("event.fallback", format!("{other} is not known"), right))
             }
         });
-        if spec.id.is_empty() && fallback == Some(false) {
+        if spec.id.is_empty() && fallback == Some(None) {
             faults.keep(Err::<(), _>(SpecError::new(
                 "event.id",
                 "nothing tells two events apart",
@@ -281,25 +292,28 @@ impl Rules {
         })
     }
 
-    /// The id from the key; from the content where a part of the key is missing or empty and that is allowed.
+    /// The id from the key; from what stands in for it where a part of the key is missing or empty.
     fn id(&self, view: &View<'_, '_>, source: &str, fingerprint: &Fingerprint) -> Result<EventId, Unusable> {
         let mut parts = Vec::with_capacity(self.id.len());
         for field in &self.id {
             match view.text(field)?.filter(|part| !part.is_empty()) {
                 Some(part) if part.len() > KEY_PART_BYTES_MAX => return Err(Unusable::SchemaKey),
                 Some(part) => parts.push(part),
-                None if self.fallback => {
+                None => {
                     parts.clear();
                     break;
                 }
-                None => return Err(Unusable::SchemaMissing),
             }
         }
-        Ok(if parts.is_empty() {
-            EventId::derive(source, [b"content".as_slice(), fingerprint.as_bytes()])
-        } else {
-            EventId::derive(source, parts.iter().map(|part| part.as_bytes()))
-        })
+        if !parts.is_empty() {
+            return Ok(EventId::derive(source, parts.iter().map(|part| part.as_bytes())));
+        }
+        let (what, hash) = match (self.fallback, &view.verified.text) {
+            (Some(Fallback::Body), _) => (b"content".as_slice(), fingerprint),
+            (Some(Fallback::Signed), Some(text)) => (b"signed".as_slice(), text),
+            (Some(Fallback::Signed), None) | (None, _) => return Err(Unusable::SchemaMissing),
+        };
+        Ok(EventId::derive(source, [what, hash.as_bytes()]))
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod timestamp;
 pub(crate) mod body_form;
 pub mod sign;
 
+use chaski_common::event::Fingerprint;
 use jiff::Timestamp;
 
 use crate::request::Received;
@@ -34,6 +35,8 @@ pub struct Verified<'r> {
     pub form: BodyForm,
     /// When the sender says it signed, where it says so.
     pub signed_at: Option<Timestamp>,
+    /// Of the text that it signed, where the event's id may be made of it.
+    pub(crate) text: Option<Fingerprint>,
 }
 
 impl<'r> Verified<'r> {

@@ -326,8 +326,8 @@ const EVENT: Section = section(
             .required("[\"json:/id\"]"),
         setting(
             "fallback",
-            Kind::Choice(&["body-sha256"]),
-            "Stands in for a key with a missing or empty part; without it such an event is quarantined.",
+            Kind::Choice(&["body-sha256", "signed-sha256"]),
+            "Stands in for a key with a missing or empty part: a hash of the body, or of the text that was signed, where that is a part of the body and the rest is anybody's. Without it such an event is quarantined.",
         )
         .example("\"body-sha256\""),
         setting("type", Kind::Text, "The event's type.").example("\"json:/type\""),

@@ -1,5 +1,6 @@
 //! Templates and whole schemes, beside plain readings of the same description.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -8,19 +9,21 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use chaski_common::event::EventId;
 use chaski_common::mac::{Hash, MacKey};
 use chaski_common::secret::Secret;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 
 use super::plain::{self, Json};
+use crate::content::Rules;
 use crate::location::Location;
 use crate::presets;
 use crate::request::{Head, Received};
-use crate::source::{SchemeSpec, Secrets, SignatureSpec};
-use crate::verify::Scheme;
+use crate::source::{EventSpec, SchemeSpec, Secrets, SignatureSpec};
 use crate::verify::sign::{Signed, Signer, sign};
 use crate::verify::template::{Template, Variable};
+use crate::verify::{Cover, Scheme, Verified};
 
 pub(super) const NOW: i64 = 1_772_031_600;
 
@@ -150,10 +153,12 @@ pub(super) fn scheme(input: &[u8]) {
     let now = Timestamp::from_second(NOW).expect("a time");
     let signer = Signer { key_id: key_id(&spec), secret: &secret, forge: false };
     let Ok(mut signed) = sign(&spec, signer, body, now) else { return };
+    let original = received(signed.clone());
     let mut late = 0;
     for change in changes.chunks_exact(4) {
         late += apply(change, &mut signed);
     }
+    let signed_at = now;
     let Some(now) = now.checked_add(Duration::from_millis(late)).ok() else { return };
     let received = received(signed);
     let secrets = match key_id(&spec) {
@@ -163,9 +168,51 @@ pub(super) fn scheme(input: &[u8]) {
     let scheme = Scheme::compile(&spec, &secrets).expect("a preset compiles");
     let ours = scheme.verify(&received, now);
     let theirs = accepts(&spec.signature, &secret, &received, now);
-    assert_eq!(ours.is_ok(), theirs.is_some(), "{name}: {:?}, plain {theirs:?}: {received:?}", ours.err());
+    assert_eq!(
+        ours.is_ok(),
+        theirs.is_some(),
+        "{name}: {:?}, plain {theirs:?}: {received:?}",
+        ours.as_ref().err()
+    );
+    if let Ok(ours) = ours
+        && let Some(meaning) = Meaning::of(&spec.event, &scheme, &ours, now)
+    {
+        let original = scheme.verify(&original, signed_at).expect("what is signed is accepted");
+        let signed = Meaning::of(&spec.event, &scheme, &original, signed_at);
+        assert_eq!(Some(meaning), signed, "{name} is made to say something else: {received:?}");
+    }
     if changes.is_empty() {
         assert!(theirs.is_some(), "{name}: what is signed is accepted");
+    }
+}
+
+/// What an accepted request says, as far as the signature covers where it says so: nobody without the key may have it
+/// say anything else. None if it goes to quarantine, or a credential covers nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Meaning {
+    id: Option<EventId>,
+    kind: Option<String>,
+    subject: Option<Option<String>>,
+}
+
+impl Meaning {
+    pub(super) fn of(
+        spec: &EventSpec,
+        scheme: &Scheme,
+        verified: &Verified<'_>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let is_signed = |place: &String| Location::parse(place).is_ok_and(|place| scheme.covers(&place));
+        let all_is = |place: &Option<String>| place.iter().all(is_signed);
+        let fallback_is =
+            spec.fallback.as_deref() != Some(EventSpec::BODY_SHA256) || scheme.cover() == Cover::Body;
+        let usable = Rules::compile(spec).expect("a preset").read(verified, "source", now).ok()?;
+        let covers = spec.id.iter().chain(&spec.kind).any(is_signed) || scheme.cover() != Cover::Nothing;
+        covers.then(|| Self {
+            id: (fallback_is && spec.id.iter().all(is_signed)).then_some(usable.id),
+            kind: all_is(&spec.kind).then(|| usable.kind.into_owned()),
+            subject: all_is(&spec.subject).then(|| usable.subject.map(Cow::into_owned)),
+        })
     }
 }
 

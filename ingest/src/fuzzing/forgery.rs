@@ -2,13 +2,13 @@
 //! signed with it.
 //!
 //! Requests that were really signed are changed in every way there is a reason to try. What is accepted all the same
-//! must carry a text that the key has signed, and its whole tag (in capitals, with white space where the minified form
+//! must carry a text that the key has signed, say by it what was said with it, and its whole tag (in capitals, with white space where the minified form
 //! counts, beside a header that nothing covers), at a time inside of the window: anything else is a forgery. What a
 //! request's text and tag are says the plain reading, not the code under test.
 //!
 //! `CHASKI_FORGERIES` is the number of requests (`make forgery`: ten million), `CHASKI_TEST_SEED` repeats a run.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::description::{NOW, accepts, key_id, merchant, received, respelled, signed_texts};
+use super::description::{Meaning, NOW, accepts, key_id, merchant, received, respelled, signed_texts};
 use crate::presets;
 use crate::source::{SchemeSpec, Secrets};
 use crate::verify::sign::{Signed, Signer, sign};
@@ -46,8 +46,8 @@ struct Target {
     seen: Vec<Signed>,
     /// Signed with keys that are like the right one and are not it.
     others: Vec<Signed>,
-    /// What the key has signed.
-    texts: HashSet<Vec<u8>>,
+    /// What the key has signed, and what is said by it.
+    texts: HashMap<Vec<u8>, HashSet<Meaning>>,
 }
 
 #[derive(Default)]
@@ -72,18 +72,16 @@ impl Target {
             Some(id) => Secrets::ById([(id.to_owned(), secret.clone().into())].into()),
             None => Secrets::Any(vec![secret.clone().into()]),
         };
-        Self {
-            name,
-            scheme: Scheme::compile(&spec, &secrets).unwrap(),
-            texts: seen
-                .iter()
-                .flat_map(|signed| signed_texts(&spec.signature, &received(signed.clone()), &secret))
-                .collect(),
-            others: others.collect(),
-            seen,
-            spec,
-            secret,
+        let scheme = Scheme::compile(&spec, &secrets).unwrap();
+        let mut texts = HashMap::<_, HashSet<_>>::new();
+        for request in seen.iter().cloned().map(received) {
+            let verified = scheme.verify(&request, now).expect("what is signed is accepted");
+            let meaning = Meaning::of(&spec.event, &scheme, &verified, now);
+            for text in signed_texts(&spec.signature, &request, &secret) {
+                texts.entry(text).or_default().extend(meaning.clone());
+            }
         }
+        Self { name, scheme, texts, others: others.collect(), seen, spec, secret }
     }
 
     /// One request; panics when it is accepted and should not be. Says whether it was a forgery: what the key has signed
@@ -113,12 +111,16 @@ impl Target {
         }
         let now = Timestamp::from_second(NOW).unwrap().checked_add(later).unwrap();
         let request = received(request);
-        if self.scheme.verify(&request, now).is_err() {
+        let Ok(verified) = self.scheme.verify(&request, now) else {
             *tally.by_kind.entry(kind).or_default() += 1;
             return true;
-        }
+        };
+        let meaning = Meaning::of(&self.spec.event, &self.scheme, &verified, now);
         let texts = signed_texts(&self.spec.signature, &request, &self.secret);
-        let is_signed = texts.iter().any(|text| self.texts.contains(text));
+        let is_signed = texts.iter().filter_map(|text| self.texts.get(text)).any(|said| {
+            // What cannot be used is quarantined, and does not speak.
+            meaning.as_ref().is_none_or(|meaning| said.contains(meaning))
+        });
         let is_fresh = !matches!(self.scheme.freshness(), Freshness::Signed { past, .. } if later > past);
         let is_whole = accepts(&self.spec.signature, &self.secret, &request, now).is_some();
         assert!(

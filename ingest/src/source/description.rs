@@ -92,14 +92,21 @@ pub struct TimestampSpec {
     pub future: Duration,
 }
 
+impl EventSpec {
+    /// [`EventSpec::fallback`]: of the body.
+    pub const BODY_SHA256: &str = "body-sha256";
+    /// [`EventSpec::fallback`]: of the text that was signed.
+    pub const SIGNED_SHA256: &str = "signed-sha256";
+}
+
 /// `[sources.NAME.event]`. Locations are `json:/pointer`, `header:NAME`, `query:NAME` or `form:FIELD`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventSpec {
     /// Parts of the deduplication key.
     pub id: Vec<String>,
-    /// `body-sha256`: what stands in for a key with a missing or empty part. Without it such an event is
-    /// quarantined.
+    /// `body-sha256` or `signed-sha256`: what stands in for a key with a missing or empty part, a hash of the body
+    /// or of the text that was signed. Without it such an event is quarantined.
     pub fallback: Option<String>,
     /// The event's type.
     #[serde(rename = "type")]

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use chaski_common::event::Fingerprint;
 use chaski_common::mac::MacKey;
 use chaski_common::secret::Secret;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -21,7 +22,7 @@ use crate::json;
 use crate::location::{self, Location};
 use crate::request::{Head, Received};
 use crate::respond::Refusal;
-use crate::source::{Faults, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
+use crate::source::{EventSpec, Faults, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
 
 /// Secrets of one source.
 const SECRETS_MAX: usize = 16;
@@ -69,6 +70,8 @@ pub struct Scheme {
     freshness: Freshness,
     /// Whether any of the claim stands in the body.
     claim_in_body: bool,
+    /// Whether the event's id may be made of the text that was signed.
+    hashes_text: bool,
 }
 
 #[derive(Debug)]
@@ -124,11 +127,16 @@ impl Scheme {
     /// # Errors
     /// Each [`SpecError`] names a field, what is wrong with it and what would be right.
     pub fn compile(spec: &SchemeSpec, secrets: &Secrets) -> Result<Self, SpecErrors> {
+        let hashes_text = spec.event.fallback.as_deref() == Some(EventSpec::SIGNED_SHA256);
         let spec = &spec.signature;
         // Nothing else makes sense without it.
         let algorithm = Algorithm::compile(spec)?;
         let mut faults = Faults::default();
         let layout = faults.keep(Layout::compile(spec, algorithm));
+        if hashes_text && algorithm == Algorithm::HttpBasic {
+            let wrong = format!("{}, and a credential signs nothing", EventSpec::SIGNED_SHA256);
+            faults.keep(Err::<(), _>(SpecError::new("event.fallback", wrong, EventSpec::BODY_SHA256)));
+        }
         let template = match algorithm {
             Algorithm::HttpBasic => Some(None),
             _ => faults.keep(Template::compile(&spec.template, &spec.constants)).map(Some),
@@ -160,7 +168,7 @@ impl Scheme {
         let timestamp_in_body = matches!(&timestamp, Some(TimestampRule { from: TimestampPlace::At(place), .. }) if place.in_body());
         let select_in_body = matches!(&keys, Keys::ById { select, .. } if select.in_body());
         let claim_in_body = layout.from.in_body() || timestamp_in_body || select_in_body;
-        Ok(Self { forms, layout, template, keys, timestamp, freshness, claim_in_body })
+        Ok(Self { forms, layout, template, keys, timestamp, freshness, claim_in_body, hashes_text })
     }
 
     /// What the timestamp proves.
@@ -272,16 +280,16 @@ impl Scheme {
         received: &'r Received,
         now: Timestamp,
     ) -> Result<Verified<'r>, Refusal> {
-        let verified = |place, form| {
+        let verified = |place, form, text| {
             let key = match self.keys {
                 Keys::Any(_) if place > 0 => KeyUsed::Previous,
                 Keys::Any(_) | Keys::ById { .. } => KeyUsed::Current,
             };
-            Verified { received, key, place, form, signed_at: claim.time }
+            Verified { received, key, place, form, signed_at: claim.time, text }
         };
         let Some(template) = &self.template else {
             let is_claimed = |key: &Key| claim.candidates.iter().any(|claimed| key.is(claimed));
-            return Ok(verified(self.matching(&claim, now, is_claimed)?, BodyForm::Raw));
+            return Ok(verified(self.matching(&claim, now, is_claimed)?, BodyForm::Raw, None));
         };
         let mut refusal = Refusal::BadSignature;
         for &form in &self.forms {
@@ -299,7 +307,10 @@ impl Scheme {
             let mut whole: Option<Vec<u8>> = None;
             let has_signed = |key: &Key| key.has_signed(&parts, &mut whole, &claim.candidates);
             match self.matching(&claim, now, has_signed) {
-                Ok(place) => return Ok(verified(place, form)),
+                Ok(place) => {
+                    let text = self.hashes_text.then(|| Fingerprint::of(&parts.concat()));
+                    return Ok(verified(place, form, text));
+                }
                 Err(Refusal::UnknownKey) => refusal = Refusal::UnknownKey,
                 Err(_) => {}
             }
