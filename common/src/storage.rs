@@ -330,8 +330,8 @@ pub trait EventLog: Send + Sync {
 
     /// Keeps an event that was signed but cannot be used, as a dead letter without destination.
     ///
-    /// `Ok` means durable. Twice the same bytes under the same id are one letter; the second call is
-    /// answered `false`. After an error or in a dropped future it may be kept all the same.
+    /// `Ok` means durable. Twice the same bytes under the same id are one letter, and none once they are in the log, as
+    /// after a redrive: the second call is answered `false`. After an error or in a dropped future it may be kept all the same.
     async fn quarantine(&self, event: Event, reason: &str, detail: &str) -> Result<bool, StorageError>;
 
     /// The position of the last event that was made durable here; changes when there is something to read.

@@ -59,7 +59,7 @@ macro_rules! storage_conformance {
             dead_letters_are_found_by_what_they_are,
             a_redriven_letter_is_parked_and_due,
             a_redriven_quarantined_event_enters_the_log,
-            redriving_the_same_content_twice_is_still_one_event,
+            what_was_redriven_from_quarantine_is_no_new_letter_when_it_comes_again,
             a_replay_covers_its_span_and_leaves_the_cursor_alone,
             pruning_spares_what_anybody_still_needs,
             what_came_while_a_clock_was_wrong_holds_back_nothing,
@@ -599,16 +599,18 @@ pub async fn a_redriven_quarantined_event_enters_the_log(backend: &impl Backend)
     storage.events.close().await;
 }
 
-pub async fn redriving_the_same_content_twice_is_still_one_event(backend: &impl Backend) {
+pub async fn what_was_redriven_from_quarantine_is_no_new_letter_when_it_comes_again(backend: &impl Backend) {
     let storage = backend.open().await;
     let other = Event { body: Bytes::from_static(b"{}"), fingerprint: Fingerprint::of(b"{}"), ..event(1) };
     fill(&storage, 1..2).await;
-    for _ in 0..2 {
-        storage.events.quarantine(event(2), "schema_amount", "").await.unwrap();
-        storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
-        let letters = letters(&storage, 2).await;
+    for is_new in [true, false] {
+        let kept = storage.events.quarantine(event(2), "schema_amount", "").await.unwrap();
+        assert_eq!(kept, is_new);
+        let conflict = storage.events.append(other.clone(), OnConflict::Quarantine).await.unwrap();
+        assert_eq!(conflict, Appended::Conflict { is_new });
+        let letters = letters(&storage, if is_new { 2 } else { 0 }).await;
         let numbers: Vec<u64> = letters.iter().map(|letter| letter.number).collect();
-        assert_eq!(storage.deliveries.redrive(&numbers, at(300)).await.unwrap(), 2);
+        assert_eq!(storage.deliveries.redrive(&numbers, at(300)).await.unwrap(), numbers.len());
     }
     assert_eq!(logged(&storage, 3).await, 3);
     storage.events.close().await;

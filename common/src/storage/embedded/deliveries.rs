@@ -5,7 +5,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
-use sha2::{Digest as _, Sha256};
 
 use super::Embedded;
 use super::events::append;
@@ -187,15 +186,14 @@ fn redrive(session: &Session, number: u64, now: Timestamp) -> rusqlite::Result<b
     Ok(true)
 }
 
-/// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
-/// from its own bytes, so that redriving the same letter twice is still one event.
+/// Puts a quarantined event into the log, under an id of its own where its id belongs to other content.
 fn admit(session: &Session, letter: DeadLetter, now: Timestamp) -> rusqlite::Result<()> {
     let mut event = letter.event;
     event.received_at = now;
     if append(session, &Entry::of(event.clone())?, OnConflict::Duplicate)? == Appended::Duplicate
         && session.known(event.id)? != Some(event.fingerprint)
     {
-        event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
+        event.id = EventId::of_redriven(&event);
         append(session, &Entry::of(event)?, OnConflict::Duplicate)?;
     }
     Ok(())

@@ -253,7 +253,13 @@ pub(super) fn append(
     }
 }
 
+/// False if these bytes are kept already, be it as a letter or, once that was redriven, in the log.
 fn quarantine(session: &Session, event: &Event, reason: &str, detail: &str) -> rusqlite::Result<bool> {
+    for id in [event.id, EventId::of_redriven(event)] {
+        if session.known(id)? == Some(event.fingerprint) {
+            return Ok(false);
+        }
+    }
     const INSERT: &str = concat!(
         "INSERT INTO dead (reason, detail, at, attempts, history, ",
         event_columns!(),

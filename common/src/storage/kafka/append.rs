@@ -228,6 +228,16 @@ impl Kafka {
         Appended::Stored(position)
     }
 
+    /// Whether these bytes are in the log, as far as that is remembered: their letter may have been redriven.
+    async fn is_stored(self: &Arc<Self>, event: &Event) -> bool {
+        for id in [event.id, EventId::of_redriven(event)] {
+            if matches!(self.stored(id).await, Ok(Some(stored)) if stored == event.fingerprint) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Keeps an event as a letter without destination, unless these very bytes are kept already. Answers within
     /// [`APPEND_WITHIN`], as far as the spool's disk does.
     pub(super) async fn quarantine(
@@ -237,6 +247,9 @@ impl Kafka {
         detail: &str,
     ) -> Result<bool, StorageError> {
         self.check_open()?;
+        if self.is_stored(&event).await {
+            return Ok(false);
+        }
         let letter = quarantined(event.clone(), reason, detail);
         let Some(spool) = &self.spool else { return self.quarantine_in_time(APPEND_WITHIN, letter).await };
         if self.opened.get().is_some() && self.is_quarantined(&event).await? {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
 
 use super::Kafka;
 use super::append::QUARANTINING;
@@ -114,14 +113,13 @@ impl Kafka {
         self.to_dead("ending a dead letter", gone).await
     }
 
-    /// Puts a quarantined event into the log. Where its id belongs to other content it gets one that is derived
-    /// from its own bytes, so that redriving the same letter twice is still one event.
+    /// Puts a quarantined event into the log, under an id of its own where its id belongs to other content.
     async fn admit(self: Arc<Self>, mut event: Event, now: Timestamp) -> Result<(), StorageError> {
         event.received_at = now;
         if self.append(event.clone(), OnConflict::Duplicate).await? == Appended::Duplicate
             && self.stored(event.id).await? != Some(event.fingerprint)
         {
-            event.id = EventId::derive(&event.source, [b"redriven".as_slice(), &Sha256::digest(&event.body)]);
+            event.id = EventId::of_redriven(&event);
             self.append(event, OnConflict::Duplicate).await?;
         }
         Ok(())
