@@ -289,7 +289,7 @@ static SOURCE: Section = section("NAME", "A sender, reached at /in/NAME. Either 
 const SIGNATURE: Section = section("signature", "How it signs.", &[
     setting("algorithm", Kind::Choice(&["hmac-sha1", "hmac-sha256", "hmac-sha512", "ed25519", "http-basic"]), "http-basic compares credentials and signs nothing.")
         .required("\"hmac-sha256\""),
-    setting("from", Kind::Text, "Where the signature is: header:NAME, form:FIELD or json:/pointer.").required("\"header:x-acme-signature\""),
+    setting("from", Kind::Text, "Where the signature is: header:NAME, query:NAME, form:FIELD or json:/pointer.").required("\"header:x-acme-signature\""),
     setting("list", Kind::Text, "Splits the value into entries.").example("\",\""),
     setting("pair", Kind::Text, "Splits an entry into tag and value.").example("\"=\""),
     setting("tags", Kind::Texts, "The tags whose entries count; any may match.").example("[\"v1\"]"),

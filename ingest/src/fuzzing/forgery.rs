@@ -8,7 +8,7 @@
 //!
 //! `CHASKI_FORGERIES` is the number of requests (`make forgery`: ten million), `CHASKI_TEST_SEED` repeats a run.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ struct Target {
     /// Signed with keys that are like the right one and are not it.
     others: Vec<Signed>,
     /// What the key has signed, and what is said by it.
-    texts: HashMap<Vec<u8>, HashSet<Meaning>>,
+    texts: HashMap<Vec<u8>, Vec<Meaning>>,
 }
 
 #[derive(Default)]
@@ -73,7 +73,7 @@ impl Target {
             None => Secrets::Any(vec![secret.clone().into()]),
         };
         let scheme = Scheme::compile(&spec, &secrets).unwrap();
-        let mut texts = HashMap::<_, HashSet<_>>::new();
+        let mut texts = HashMap::<_, Vec<_>>::new();
         for request in seen.iter().cloned().map(received) {
             let verified = scheme.verify(&request, now).expect("what is signed is accepted");
             let meaning = Meaning::of(&spec.event, &scheme, &verified, now);
@@ -119,7 +119,7 @@ impl Target {
         let texts = signed_texts(&self.spec.signature, &request, &self.secret);
         let is_signed = texts.iter().filter_map(|text| self.texts.get(text)).any(|said| {
             // What cannot be used is quarantined, and does not speak.
-            meaning.as_ref().is_none_or(|meaning| said.contains(meaning))
+            meaning.as_ref().is_none_or(|meaning| meaning.is_among(said, &self.scheme))
         });
         let is_fresh = !matches!(self.scheme.freshness(), Freshness::Signed { past, .. } if later > past);
         let is_whole = accepts(&self.spec.signature, &self.secret, &request, now).is_some();
