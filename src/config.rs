@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
+use chaski_common::storage::kafka;
 use chaski_dispatcher::destination::DestinationSpec;
 use chaski_dispatcher::{SECRET_PREFIX, standard_key};
 use chaski_ingest::peer::Proxies;
@@ -289,6 +290,13 @@ impl Checker<'_> {
         let mut storage = self.storage(file.section("storage"));
         let retention = storage.retention;
         let ingest = self.ingest(file.section("ingest"));
+        if !storage.is_embedded() && ingest.body_bytes_max > kafka::BODY_BYTES_MAX {
+            let [body, most] =
+                [ingest.body_bytes_max, kafka::BODY_BYTES_MAX].map(|bytes| spell_size(bytes as u64));
+            let message = format!("a record of Kafka has no room for a body of {body}");
+            let hint = format!("at most {most} with storage.kind = \"kafka\"");
+            self.report.refuse(&file.section("ingest").at("max_body"), Reason::Range, message, hint);
+        }
         let admin = self.admin(file.section("admin"), ingest.listen);
         let sources = self.sources(&file.section("sources").each, retention);
         let destinations = self.destinations(&file.section("destinations").each, &sources, retention);

@@ -97,7 +97,7 @@ pub(super) static FILE: Section =
 const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
     setting("listen", Kind::Address, "Address and port. A reverse proxy or [ingest.tls] belongs in front of anything but loopback.")
         .default("\"127.0.0.1:8080\""),
-    setting("max_body", Kind::Size { min: KIB, max: 16 * MIB }, "The largest body taken; above it the answer is 413.")
+    setting("max_body", Kind::Size { min: KIB, max: 16 * MIB }, "The largest body taken; above it the answer is 413. On Kafka at most 1920KiB, which is what a record has room for.")
         .default("\"256KiB\""),
     setting("connections_max", Kind::Integer { min: 1, max: 1_000_000 }, "Connections open at once; above it new ones get 503 (over TLS nothing) and are closed.")
         .default("10000"),

@@ -242,6 +242,12 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
         ),
         ("admin without token", "[admin]\nlisten = '0.0.0.0:8081'\n".to_owned(), "config_insecure", 2),
         ("listen without port", "[ingest]\nlisten = '127.0.0.1'\n".to_owned(), "config_range", 2),
+        (
+            "a body that no record has room for",
+            "[ingest]\nmax_body = '2MiB'\n[storage]\nkind = 'kafka'\nbrokers = ['127.0.0.1:1']\n".to_owned(),
+            "config_range",
+            2,
+        ),
         ("kafka without brokers", "[storage]\nkind = 'kafka'\n".to_owned(), "config_missing", 1),
         ("unknown section", "[nobody]\nurl = 'x'\n".to_owned(), "config_unknown_key", 1),
         ("value for a table", "ingest = 1\n".to_owned(), "config_range", 1),

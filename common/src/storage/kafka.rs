@@ -70,7 +70,7 @@ use tokio_util::task::TaskTracker;
 
 use self::append::{HEDGE_AFTER, QUARANTINING_MAX};
 use self::client::Connect;
-pub use self::client::is_reserved;
+pub use self::client::{BODY_BYTES_MAX, is_reserved};
 use self::dedup::Dedup;
 use self::dedup::recent::Recent;
 pub use self::dedup::server::{RedisState, redis_state};

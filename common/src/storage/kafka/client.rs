@@ -17,6 +17,9 @@ use crate::storage::StorageError;
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Largest record, with its headers: the largest body, its history, and room.
 pub(super) const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Largest body of an event: a record has room for it beside its headers and, once it is parked or dead, the longest
+/// history.
+pub const BODY_BYTES_MAX: usize = RECORD_BYTES_MAX - 128 * 1024;
 
 /// Settings that the promises rest on: they are ours, whatever an operator writes.
 const OURS: &[(&str, &str)] = &[

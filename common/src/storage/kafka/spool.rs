@@ -26,7 +26,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::{Notify, watch};
 
 use super::append::Outcome;
-use super::client::{RECORD_BYTES_MAX, failed};
+use super::client::{BODY_BYTES_MAX, failed};
 use super::dedup::Dedup;
 use super::dedup::recent::GENERATION_MAX;
 use crate::event::{Event, EventId};
@@ -43,8 +43,6 @@ const DRAIN: &str = "kafka";
 const PAGE: usize = 200;
 /// Hedged events that are remembered: as many as the producer holds. One more waits for its report alone.
 const HEDGED_MAX: usize = 100_000;
-/// The largest event that is taken: one that Kafka never takes would stand in front of all others.
-const EVENT_BYTES_MAX: usize = RECORD_BYTES_MAX - 16 * 1024;
 /// What one step of the drain may hold.
 const STEP: BatchLimit = BatchLimit { records: 1000, bytes: 4 << 20 };
 
@@ -273,8 +271,9 @@ impl Spool {
     }
 }
 
+/// One that Kafka never takes would stand in front of all others.
 fn fits(event: &Event) -> Result<(), StorageError> {
-    if event.body.len() <= EVENT_BYTES_MAX {
+    if event.body.len() <= BODY_BYTES_MAX {
         return Ok(());
     }
     let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
