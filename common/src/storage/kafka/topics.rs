@@ -133,6 +133,8 @@ fn wanted(options: &Options) -> Vec<Wanted> {
         // The edge's own time of receipt, which replays go by; a clock that is ahead must not refuse events.
         ("message.timestamp.type", "CreateTime".to_owned()),
         ("message.timestamp.after.max.ms", i64::MAX.to_string()),
+        // What an outage kept in the spool is that old when it comes.
+        ("message.timestamp.before.max.ms", i64::MAX.to_string()),
     ];
     let with = |extra: &[(&'static str, &str)]| {
         let extra = extra.iter().map(|(name, value)| (*name, (*value).to_owned()));
@@ -393,6 +395,8 @@ fn is_right(name: &str, value: &str, right: &str) -> bool {
         "min.insync.replicas" | "max.message.bytes" => numbers().is_some_and(|(value, right)| value >= right),
         // A bound on a clock that is ahead refuses events that are as good as others.
         "message.timestamp.after.max.ms" => numbers().is_some_and(|(value, _)| value >= 86_400_000),
+        // Longer than any outage.
+        "message.timestamp.before.max.ms" => numbers().is_some_and(|(value, _)| value >= 30 * 86_400_000),
         // A matter of tidiness.
         "segment.bytes" => true,
         _ => value == right,
