@@ -150,6 +150,12 @@ impl Fixed {
         }
         self
     }
+
+    /// For the successor of one that may not have been opened yet: it begins where that would have begun.
+    pub(crate) fn begin_as(mut self, before: &Self) -> Self {
+        self.start = before.start;
+        self
+    }
 }
 
 /// See the module.

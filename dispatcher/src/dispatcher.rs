@@ -48,7 +48,8 @@ impl Default for DispatcherConfig {
     fn default() -> Self {
         Self {
             parked_max: 10_000,
-            drain: Duration::from_secs(30),
+            // A command that asks for a reload waits for 30 s.
+            drain: Duration::from_secs(25),
             patient: false,
             extra_roots: Vec::new(),
             tracer: Tracer::default(),
@@ -325,7 +326,7 @@ impl Inner {
             Some(spec) if old.reroute(&spec) => {}
             Some(spec) => {
                 old.stop(until).await;
-                let fixed = Arc::new(self.fixed(spec));
+                let fixed = Arc::new(old.succeeded_by(self.fixed(spec)));
                 if let Ok(opening) = self.unless_ending(fixed.open()).await {
                     self.set_off(fixed, opening.ok());
                 }

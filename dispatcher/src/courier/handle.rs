@@ -37,6 +37,11 @@ impl Handle {
         self.fixed.spec.name.clone()
     }
 
+    /// What the courier in its place is to have.
+    pub(crate) fn succeeded_by(&self, fixed: Fixed) -> Fixed {
+        fixed.begin_as(&self.fixed)
+    }
+
     pub(crate) fn spec(&self) -> &DestinationSpec {
         &self.fixed.spec
     }
