@@ -36,7 +36,8 @@ use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::handle::Handle;
 use self::handle::View;
-pub(crate) use self::relay::{Opening, told_to_stop};
+pub(crate) use self::relay::Opening;
+use self::relay::told_to_stop;
 pub(crate) use self::stop::LAST_SETTLE;
 use crate::breaker::{Breaker, Gate};
 use crate::deliver::Sender;
@@ -148,12 +149,6 @@ impl Fixed {
         if self.start == Start::Now {
             self.start = Start::At(at);
         }
-        self
-    }
-
-    /// For the successor of one that may not have been opened yet: it begins where that would have begun.
-    pub(crate) fn begin_as(mut self, before: &Self) -> Self {
-        self.start = before.start;
         self
     }
 }
@@ -449,15 +444,16 @@ impl Courier {
         }
     }
 
-    /// Lets go of the lanes that leave and of which nothing is under way any more, once what ended is saved.
+    /// Gives up the lanes that leave and of which nothing is under way any more, once what ended is saved.
     fn let_go(&mut self) {
-        for index in 0..self.lanes.len() {
+        for index in (0..self.lanes.len()).rev() {
             let lane = &self.lanes[index];
             let parked = || lane.is_own() && self.book.is_under_way(lane.partition);
             if lane.is_leaving() && lane.is_idle(self.subjects.in_line_of(lane.number)) && !parked() {
                 self.save_lane(index);
                 if !self.lanes[index].is_saving() {
-                    self.lanes[index].let_go();
+                    let lane = self.lanes.remove(index);
+                    self.abandon(lane);
                 }
             }
         }

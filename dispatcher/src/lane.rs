@@ -60,10 +60,8 @@ pub(crate) struct Lane {
     saved: Position,
     /// A settle is being written.
     saving: bool,
-    /// The partition goes to another reader: nothing of it begins here any more.
-    leaving: bool,
-    /// Dropped once nothing of it is under way here.
-    ended: Option<oneshot::Sender<()>>,
+    /// The partition goes to another reader, who waits until this is dropped: nothing of it begins here any more.
+    leaving: Option<oneshot::Sender<()>>,
 }
 
 /// A delivery that waits for its next attempt inside the window.
@@ -90,8 +88,7 @@ impl Lane {
             delivered: Vec::new(),
             saved: track.mark,
             saving: false,
-            leaving: false,
-            ended: None,
+            leaving: None,
         }
     }
 
@@ -229,17 +226,17 @@ impl Lane {
 
     /// How many may be attempted now.
     pub(crate) fn ready(&self) -> usize {
-        if self.leaving { 0 } else { self.ready.len() }
+        if self.is_leaving() { 0 } else { self.ready.len() }
     }
 
     /// The next that may be attempted.
     pub(crate) fn take(&mut self) -> Option<Box<Delivery>> {
-        if self.leaving { None } else { self.ready.pop_front() }
+        if self.is_leaving() { None } else { self.ready.pop_front() }
     }
 
     /// Where the next one is that was never set back.
     fn fresh(&self) -> Option<usize> {
-        self.ready.iter().position(|delivery| delivery.set_back.is_none()).filter(|_| !self.leaving)
+        self.ready.iter().position(|delivery| delivery.set_back.is_none()).filter(|_| !self.is_leaving())
     }
 
     /// Whether something is ready that was never set back.
@@ -292,26 +289,20 @@ impl Lane {
         self.batches.is_none() && self.unsettled() == 0 && !self.saving && !self.is_unsaved()
     }
 
-    /// The partition goes to another reader: nothing of it begins here any more. `ended` is dropped by
-    /// [`Lane::let_go`].
+    /// The partition goes to another reader: nothing of it begins here any more. `ended` goes with the lane.
     pub(crate) fn leave(&mut self, ended: oneshot::Sender<()>) {
         self.stop_reading();
-        (self.leaving, self.ended) = (true, Some(ended));
+        self.leaving = Some(ended);
     }
 
     /// Whether the partition goes to another reader.
     pub(crate) const fn is_leaving(&self) -> bool {
-        self.leaving
+        self.leaving.is_some()
     }
 
     /// Whether nothing that was read is in an attempt or being written; `in_line` of it wait for their subject's turn.
     pub(crate) fn is_idle(&self, in_line: usize) -> bool {
         self.unsettled() == self.ready.len() + self.waits.len() + in_line
-    }
-
-    /// The other reader may have it.
-    pub(crate) fn let_go(&mut self) {
-        self.ended = None;
     }
 
     /// What is ready or waits, when the partition is lost: another reader begins it anew.

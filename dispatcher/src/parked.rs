@@ -109,8 +109,9 @@ impl Book {
         self.under_way.values().any(|of| *of == partition)
     }
 
-    /// What a look has found; a partition that is not here, or no longer, is another's. Subjects whose turn is taken keep their delivery where it is. The totals hold
-    /// only if no write of ours overlapped with the look: none ended since it began, none is under way.
+    /// What a look has found; what is of a partition that is not here, or no longer, is another's. Subjects whose turn
+    /// is taken keep their delivery where it is. The totals hold only if no write of ours overlapped with the look: none
+    /// ended since it began, none is under way.
     pub(crate) fn found(
         &mut self,
         look: Look,

@@ -37,9 +37,10 @@ impl Handle {
         self.fixed.spec.name.clone()
     }
 
-    /// What the courier in its place is to have.
-    pub(crate) fn succeeded_by(&self, fixed: Fixed) -> Fixed {
-        fixed.begin_as(&self.fixed)
+    /// What the next courier is to have: this one may not have been opened yet, and then the next begins where it would
+    /// have begun.
+    pub(crate) fn succeeded_by(&self, next: Fixed) -> Fixed {
+        Fixed { start: self.fixed.start, ..next }
     }
 
     pub(crate) fn spec(&self) -> &DestinationSpec {

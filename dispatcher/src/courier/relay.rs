@@ -99,7 +99,7 @@ impl Relay {
 }
 
 /// Waits for the word to stop, and returns until when. Nobody left to say it is the word as well.
-pub(crate) async fn told_to_stop(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
+pub(super) async fn told_to_stop(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
     stop.wait_for(Option::is_some).await.ok().and_then(|deadline| *deadline).unwrap_or_else(Instant::now)
 }
 

@@ -2,9 +2,9 @@
 //! signed with it.
 //!
 //! Requests that were really signed are changed in every way there is a reason to try. What is accepted all the same
-//! must carry a text that the key has signed, say by it what was said with it, and its whole tag (in capitals, with white space where the minified form
-//! counts, beside a header that nothing covers), at a time inside of the window: anything else is a forgery. What a
-//! request's text and tag are says the plain reading, not the code under test.
+//! must carry a text that the key has signed, say by it what was said with it, and carry its whole tag (in capitals,
+//! with white space where the minified form counts, beside a header that nothing covers), at a time inside of the
+//! window: anything else is a forgery. What a request's text and tag are says the plain reading, not the code under test.
 //!
 //! `CHASKI_FORGERIES` is the number of requests (`make forgery`: ten million), `CHASKI_TEST_SEED` repeats a run.
 
