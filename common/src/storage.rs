@@ -708,10 +708,10 @@ pub trait Deliveries: Send + Sync {
     /// Parks a delivery, or replaces what was parked for the same destination and event.
     async fn park(&self, parked: Parked) -> Result<(), StorageError>;
 
-    /// Parks a delivery only if something is parked for the same destination and event (`is_parked`), or only if
-    /// nothing is. Returns whether it did. With several processes, what another one has done a moment ago may
-    /// not count yet.
-    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError>;
+    /// Parks a delivery in place of what is parked for the same destination and event; not if nothing is, because an
+    /// operator has dropped it. Returns whether it did. With several processes, what another one has done a moment ago
+    /// may not count yet.
+    async fn park_again(&self, parked: Parked) -> Result<bool, StorageError>;
 
     /// The deliveries of a destination that are due, the longest waiting first. With `ordered`, of each
     /// subject only the earliest in the log, due or not: nothing overtakes it.

@@ -46,8 +46,8 @@ pub(crate) enum Keep {
 pub(crate) enum Kept {
     /// What was to be written is.
     Written,
-    /// There was nothing to write: of what a replay reads, something is parked already (and is to stay as it is) or
-    /// nothing (and is to end); or an operator has ended in the meantime what was to be parked once more.
+    /// There was nothing to write. Of what a replay delivered nothing was parked, or of what it did not deliver
+    /// something is, and stays as it is; or an operator has dropped in the meantime what was to be parked once more.
     Nothing,
 }
 
@@ -118,31 +118,29 @@ impl Store {
     /// Makes the end of a delivery's stay durable. Fails only when the storage is closed.
     pub(crate) async fn keep(&self, delivery: &Delivery, what: Keep) -> Result<Kept, StorageError> {
         let deliveries = &self.storage.deliveries;
-        let kept = |did| if did { Kept::Written } else { Kept::Nothing };
         self.insist(|| async {
-            match what {
-                Keep::Parked { due } => {
-                    let parked = delivery.parked(&self.destination, due);
-                    match delivery.origin {
-                        Origin::Lane(_) if delivery.replayed => {
-                            deliveries.park_if(false, parked).await.map(kept)
-                        }
-                        Origin::Lane(_) => deliveries.park(parked).await.map(|()| Kept::Written),
-                        Origin::Parked => deliveries.park_if(true, parked).await.map(kept),
-                    }
-                }
-                Keep::Dead { reason, at } => {
-                    let letter = delivery.letter(&self.destination, reason, at);
-                    deliveries.bury(letter).await.map(|()| Kept::Written)
-                }
-                Keep::Delivered { .. } if delivery.replayed && !self.is_parked(delivery).await? => {
-                    Ok(Kept::Nothing)
-                }
-                Keep::Delivered { at } => {
-                    let (id, delivered) = (delivery.event.id, delivery.delivered(at));
-                    deliveries.complete(&self.destination, id, delivered).await.map(|()| Kept::Written)
+            if delivery.replayed {
+                // What is parked of the same event has attempts of its own behind it: a replay ends it by delivering.
+                let is_delivered = matches!(what, Keep::Delivered { .. });
+                if self.is_parked(delivery).await? != is_delivered {
+                    return Ok(Kept::Nothing);
                 }
             }
+            match what {
+                Keep::Parked { due } if delivery.origin == Origin::Parked => {
+                    let again = deliveries.park_again(delivery.parked(&self.destination, due));
+                    return Ok(if again.await? { Kept::Written } else { Kept::Nothing });
+                }
+                Keep::Parked { due } => deliveries.park(delivery.parked(&self.destination, due)).await?,
+                Keep::Dead { reason, at } => {
+                    deliveries.bury(delivery.letter(&self.destination, reason, at)).await?;
+                }
+                Keep::Delivered { at } => {
+                    let delivered = delivery.delivered(at);
+                    deliveries.complete(&self.destination, delivery.event.id, delivered).await?;
+                }
+            }
+            Ok(Kept::Written)
         })
         .await
     }

@@ -52,7 +52,7 @@ macro_rules! storage_conformance {
             parked_deliveries_come_out_when_due_the_longest_waiting_first,
             in_order_nothing_overtakes_an_earlier_delivery_of_its_subject,
             parking_again_replaces_what_was_parked,
-            parking_can_ask_for_what_is_parked_or_for_nothing,
+            what_is_parked_no_more_is_not_parked_again,
             a_completed_delivery_is_no_longer_parked,
             a_hurried_delivery_is_due_now_and_a_dropped_one_is_dead,
             burying_ends_what_was_parked_and_keeps_the_letter_whole,
@@ -472,18 +472,17 @@ pub async fn parking_again_replaces_what_was_parked(backend: &impl Backend) {
     storage.events.close().await;
 }
 
-pub async fn parking_can_ask_for_what_is_parked_or_for_nothing(backend: &impl Backend) {
+pub async fn what_is_parked_no_more_is_not_parked_again(backend: &impl Backend) {
     let storage = backend.open().await;
     let deliveries = &storage.deliveries;
     let first = parked(Position(1), 1, at(10));
     let again = Parked { attempts: 5, ..first.clone() };
-    assert!(!deliveries.park_if(true, first.clone()).await.unwrap(), "nothing is there");
-    assert!(deliveries.park_if(false, first.clone()).await.unwrap());
-    assert!(!deliveries.park_if(false, again.clone()).await.unwrap(), "it is there");
-    assert_eq!(deliveries.parked(ParkedFilter::default()).await.unwrap(), std::slice::from_ref(&first));
+    assert!(!deliveries.park_again(first.clone()).await.unwrap(), "nothing is there");
+    assert_eq!(deliveries.parked(ParkedFilter::default()).await.unwrap(), []);
+    deliveries.park(first.clone()).await.unwrap();
     let elsewhere = Parked { destination: "orders".into(), ..first };
-    assert!(!deliveries.park_if(true, elsewhere).await.unwrap(), "not of this destination");
-    assert!(deliveries.park_if(true, again.clone()).await.unwrap());
+    assert!(!deliveries.park_again(elsewhere).await.unwrap(), "not of this destination");
+    assert!(deliveries.park_again(again.clone()).await.unwrap());
     assert_eq!(deliveries.parked(ParkedFilter::default()).await.unwrap(), [again]);
     storage.events.close().await;
 }

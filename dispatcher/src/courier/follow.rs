@@ -195,7 +195,9 @@ impl Courier {
     /// The end of a delivery's stay here is durable.
     fn kept(&mut self, delivery: &Delivery, what: Keep, kept: Kept) {
         let (name, event) = (&self.fixed.spec.name, &delivery.event);
-        if let Keep::Dead { reason, .. } = what {
+        if let Keep::Dead { reason, .. } = what
+            && kept == Kept::Written
+        {
             self.fixed.view.metrics.dead(reason);
             let last = delivery.history.last().filter(|_| !reason.is_configured());
             let (result, detail) =
@@ -218,7 +220,8 @@ impl Courier {
                 self.settled(number, delivery, Some(delivery.delivered(at)), Replayed::Delivered);
             }
             (Origin::Lane(number), Keep::Dead { .. }) => {
-                self.settled(number, delivery, None, Replayed::Dead);
+                let what = if kept == Kept::Written { Replayed::Dead } else { Replayed::Parked };
+                self.settled(number, delivery, None, what);
             }
             (Origin::Parked, Keep::Parked { due }) if kept == Kept::Written => {
                 self.book.give_back(event.id, false, due);

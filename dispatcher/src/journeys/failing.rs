@@ -52,9 +52,9 @@ impl Deliveries for Refusing {
         }
         self.real.park(parked).await
     }
-    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
+    async fn park_again(&self, parked: Parked) -> Result<bool, StorageError> {
         self.gate()?;
-        self.real.park_if(is_parked, parked).await
+        self.real.park_again(parked).await
     }
     async fn bury(&self, letter: DeadLetter) -> Result<(), StorageError> {
         self.gate()?;

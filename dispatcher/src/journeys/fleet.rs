@@ -111,10 +111,7 @@ async fn a_replay_begun_elsewhere_is_shared_by_all_dispatchers_and_ends_on_all()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parked_and_dead_deliveries_are_steered_from_elsewhere() {
-    let heals = Arc::new(AtomicBool::new(false));
-    let healed = heals.clone();
-    let receiver =
-        Receiver::start(move |_| Answer::Status(if healed.load(Relaxed) { 200 } else { 500 })).await;
+    let (receiver, status) = Receiver::answering(500).await;
     let mut spec = spec("erp", &receiver.url());
     spec.retry = patient(Duration::from_hours(1));
     let options = topics().await;
@@ -124,7 +121,7 @@ async fn parked_and_dead_deliveries_are_steered_from_elsewhere() {
     append(&edge, 0..8).await;
     let parked = async || edge.deliveries.parked(ParkedFilter::default()).await.unwrap().len();
     until("all parked", async || parked().await == 8).await;
-    heals.store(true, Relaxed);
+    status.store(200, Relaxed);
     let now = || Clock::system().now();
     for n in 0..5 {
         assert_eq!(edge.deliveries.hurry(event(n).id, Some("erp"), now()).await.unwrap(), 1);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -77,6 +78,13 @@ impl Receiver {
             }
         });
         Self { address, got, count, task }
+    }
+
+    /// One that answers everything with this status, which can be changed.
+    pub(crate) async fn answering(status: u16) -> (Self, Arc<AtomicU16>) {
+        let status = Arc::new(AtomicU16::new(status));
+        let now = Arc::clone(&status);
+        (Self::start(move |_| Answer::Status(now.load(Relaxed))).await, status)
     }
 
     pub(crate) fn url(&self) -> String {

@@ -1,6 +1,6 @@
 //! What an operator asks for: pause, replay, reload. It holds, even if the caller does not wait for the end.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::FutureExt as _;
 use tokio::time::timeout;
@@ -118,10 +118,7 @@ async fn replays_under_way_are_bounded() {
 
 #[tokio::test]
 async fn a_replay_ends_what_is_parked_of_the_same_event_and_its_failures_change_nothing_there() {
-    let heals = Arc::new(AtomicBool::new(false));
-    let healed = heals.clone();
-    let receiver =
-        Receiver::start(move |_| Answer::Status(if healed.load(Relaxed) { 200 } else { 500 })).await;
+    let (receiver, status) = Receiver::answering(500).await;
     let mut spec = spec("erp", &receiver.url());
     spec.retry = patient(Duration::from_hours(1));
     let bench = Bench::start(vec![spec]).await;
@@ -138,14 +135,18 @@ async fn a_replay_ends_what_is_parked_of_the_same_event_and_its_failures_change_
         until("ended", async || bench.storage.events.replays().await.unwrap().is_empty()).await;
     };
     let before = bench.parked().await;
-    replay().await;
-    assert_eq!((receiver.got().len(), bench.parked().await), (4, before), "tried once more, by the replay");
-    heals.store(true, Relaxed);
+    for (tries, failure) in [(4, 500), (5, 410)] {
+        status.store(failure, Relaxed);
+        replay().await;
+        assert_eq!((receiver.got().len(), bench.parked().await), (tries, before.clone()), "by the replay");
+    }
+    assert_eq!(bench.dead().await, []);
+    status.store(200, Relaxed);
     replay().await;
     assert_eq!(bench.parked().await, [], "it is delivered");
     let fates = bench.storage.events.fates(event(1).id).await.unwrap();
     assert!(matches!(fates[0].state, FateState::Delivered { .. }), "{fates:?}");
-    assert_eq!(receiver.got().len(), 5);
+    assert_eq!(receiver.got().len(), 6);
 }
 
 #[tokio::test]

@@ -26,16 +26,16 @@ impl Deliveries for Embedded {
         self.writer.write("parking a delivery", move |session| park(&session.connection, &parked)).await
     }
 
-    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
-        let park_if = move |session: &Session| {
+    async fn park_again(&self, parked: Parked) -> Result<bool, StorageError> {
+        let park_again = move |session: &Session| {
             let connection = &session.connection;
-            let fits = deliveries::is_parked(connection, &parked.destination, parked.event.id)? == is_parked;
-            if fits {
+            let is_parked = deliveries::is_parked(connection, &parked.destination, parked.event.id)?;
+            if is_parked {
                 park(connection, &parked)?;
             }
-            Ok(fits)
+            Ok(is_parked)
         };
-        self.writer.write("parking a delivery", park_if).await
+        self.writer.write("parking a delivery", park_again).await
     }
 
     async fn due(

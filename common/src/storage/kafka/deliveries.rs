@@ -133,16 +133,16 @@ impl Deliveries for Ends {
         self.0.to_parked("parking a delivery", record).await
     }
 
-    async fn park_if(&self, is_parked: bool, parked: Parked) -> Result<bool, StorageError> {
+    async fn park_again(&self, parked: Parked) -> Result<bool, StorageError> {
         let (name, id) = (Arc::clone(&parked.destination), parked.event.id);
         let asked = self.0.view()?.readers.read("looking up a parked delivery", move |connection| {
             deliveries::is_parked(connection, &name, id)
         });
-        let fits = asked.await? == is_parked;
-        if fits {
+        let is_parked = asked.await?;
+        if is_parked {
             self.park(parked).await?;
         }
-        Ok(fits)
+        Ok(is_parked)
     }
 
     async fn due(
