@@ -18,6 +18,8 @@ pub(crate) struct Delivery {
     pub(crate) event: Event,
     /// It comes from a replay: what is parked of the same event, with attempts of its own behind it, stays as it is.
     pub(crate) replayed: bool,
+    /// Whether it has its subject's turn, or stands in line for it. What is read and does not go never asks for it.
+    pub(crate) has_turn: bool,
     /// Attempts begun that count.
     pub(crate) attempts: u32,
     /// How often it has waited inside the window.
@@ -48,6 +50,7 @@ impl Delivery {
             position,
             event,
             replayed,
+            has_turn: false,
             attempts: 0,
             waits: 0,
             first_attempt: None,
@@ -65,6 +68,7 @@ impl Delivery {
             position,
             event,
             replayed: false,
+            has_turn: true,
             attempts,
             waits: 0,
             first_attempt,

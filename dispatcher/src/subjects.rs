@@ -84,7 +84,8 @@ impl Subjects {
     }
 
     /// A delivery fresh from the log; none if it stands in line now.
-    pub(crate) fn admit(&mut self, delivery: Box<Delivery>) -> Option<Turn> {
+    pub(crate) fn admit(&mut self, mut delivery: Box<Delivery>) -> Option<Turn> {
+        delivery.has_turn = true;
         let Some(subject) = self.key(&delivery.event) else {
             return Some(Turn::Go(delivery));
         };
@@ -166,7 +167,8 @@ mod tests {
     fn delivery(position: u64, subject: Option<&str>) -> Box<Delivery> {
         let mut event = event(position);
         event.subject = subject.map(Arc::from);
-        Box::new(Delivery::read(0, false, Record { position: Position(position), event }))
+        let read = Delivery::read(0, false, Record { position: Position(position), event });
+        Box::new(Delivery { has_turn: true, ..read })
     }
 
     #[test]

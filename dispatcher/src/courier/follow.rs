@@ -231,9 +231,7 @@ impl Courier {
                 self.subjects.unparked(event);
             }
         }
-        // What a lane has read and does not go never had its subject's turn.
-        let is_lanes = matches!(delivery.origin, Origin::Lane(_));
-        if !(is_lanes && matches!(what, Keep::Dead { reason, .. } if reason.is_configured())) {
+        if delivery.has_turn {
             self.release(delivery);
         }
     }

@@ -87,3 +87,24 @@ async fn a_failing_head_holds_back_its_own_subject_even_over_a_restart() {
     let ids: Vec<_> = receiver.got()[5..].iter().map(|got| got.id().to_owned()).collect();
     assert_eq!(ids, [0, 2, 4, 6].map(|n| event(n).id.to_string()));
 }
+
+#[tokio::test]
+async fn an_event_that_a_reload_bars_while_it_has_its_subjects_turn_gives_it_up() {
+    let receiver = Receiver::start(|_| Answer::Late(200, Duration::from_millis(500))).await;
+    let mut spec = spec("erp", &receiver.url());
+    (spec.ordering, spec.concurrency) = (Ordering::Key, 1);
+    let mut play = spec.clone();
+    play.known_sources = vec![("pe".into(), Environment::Sandbox)];
+    let bench = Bench::start(vec![spec.clone()]).await;
+    bench.append(about(1, "a")).await;
+    receiver.has(1).await;
+    // It does not say what it is, and is ready, with its turn, when its source becomes play money.
+    bench.append(about(2, "b")).await;
+    until("ready", async || bench.status().queued == 1).await;
+    bench.dispatcher.reload(vec![play]).await.unwrap();
+    until("barred", async || bench.dead().await.len() == 1).await;
+    bench.dispatcher.reload(vec![spec]).await.unwrap();
+    bench.settled("erp", bench.append(about(3, "b")).await).await;
+    let got: Vec<_> = receiver.got().iter().map(|got| got.id().to_owned()).collect();
+    assert_eq!(got, [1, 3].map(|n| event(n).id.to_string()));
+}
