@@ -33,6 +33,8 @@ const OURS: &[(&str, &str)] = &[
     ("isolation.level", "read_committed"),
     ("partition.assignment.strategy", "cooperative-sticky"),
     ("group.protocol", "classic"),
+    // A partition that goes to another member is kept until what is under way in it has ended.
+    ("max.poll.interval.ms", "300000"),
     // Per partition: enough to keep a lane busy, and no more.
     ("queued.min.messages", "500"),
     ("queued.max.messages.kbytes", "2048"),

@@ -38,8 +38,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often a replay's reader asks whether the others have finished, too.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How long a partition is kept for what is under way in it when the group gives it to another member: longer than an
-/// attempt, well below the five minutes after which brokers take a silent member for gone.
-const HAND_OVER_WITHIN: Duration = Duration::from_secs(30);
+/// attempt may take, well below the time after which brokers take a silent member for gone (`max.poll.interval.ms`).
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(130);
 /// Changes on their way to the subscriber.
 const CHANGES_MAX: usize = 1024;
 
