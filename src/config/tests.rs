@@ -309,6 +309,12 @@ fn what_must_not_run_is_refused_with_its_reason_and_line() {
             1,
         ),
         (
+            "a hash of what credentials sign",
+            "[sources.a]\nprovider = 'culqi'\nsecrets = ['env:BASIC']\nevent.fallback = 'signed-sha256'\n".to_owned(),
+            "config_scheme",
+            4,
+        ),
+        (
             "unknown algorithm",
             whole_source("[sources.a.signature]\nalgorithm = 'hmac-md5'"),
             "config_range",

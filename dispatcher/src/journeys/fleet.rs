@@ -200,19 +200,29 @@ async fn a_patient_dispatcher_starts_without_the_brokers_and_delivers_when_they_
     kafka::apply(&options, kafka::plan(&options).await.unwrap()).await.unwrap();
     let storage = edge(&options).await;
     append(&storage, 0..5).await;
+    let hours_ago = |hours| Clock::system().now() - Duration::from_hours(hours);
+    // For the dispatcher's clock these come after its start.
+    for n in 5..8 {
+        let early = Event { received_at: hours_ago(1), ..event(n) };
+        storage.events.append(early, OnConflict::Duplicate).await.unwrap();
+    }
     broker.signal("STOP");
     let config = DispatcherConfig { patient: true, ..DispatcherConfig::default() };
     let new = |name| DestinationSpec { start: Start::Now, ..spec(name, &receiver.url()) };
     let specs = vec![new("erp"), new("orders")];
     let registry = Registry::new();
+    let clock = Clock::manual(hours_ago(2));
     let dispatcher =
-        Dispatcher::start(config, specs, storage.clone(), &registry, Clock::system()).await.unwrap();
+        Dispatcher::start(config, specs, storage.clone(), &registry, clock.clone()).await.unwrap();
     assert_eq!(dispatcher.status().len(), 2);
+    clock.set(hours_ago(0));
+    // The successor of one that was never opened begins where that one would have.
+    let slower = DestinationSpec { timeout: Duration::from_secs(7), ..new("erp") };
+    dispatcher.reload(vec![slower, new("orders")]).await.unwrap();
     broker.signal("CONT");
-    // Stored after the start, and before the cursors were opened or after.
-    let now = Clock::system().now();
-    for n in 5..10 {
-        let late = Event { received_at: now, ..event(n) };
+    // Stored before the cursors were opened or after.
+    for n in 8..10 {
+        let late = Event { received_at: clock.now(), ..event(n) };
         until("stored", async || storage.events.append(late.clone(), OnConflict::Duplicate).await.is_ok())
             .await;
     }

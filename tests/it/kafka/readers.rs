@@ -134,6 +134,12 @@ fn partitions_that_the_topic_gains_under_traffic_are_read() {
     dispatcher.gateway.wait_until_running();
     let other = town.busy(&[edge.site.edge], || {
         pause(Duration::from_secs(1));
+        // What that means for an order is told before it is done.
+        let wider = edge.site.toml(&town.layout()).replace("partitions = 1", "partitions = 6");
+        edge.site.write(&wider);
+        let planned = edge.site.command(&["topics", "plan"]);
+        assert!(planned.ok().stdout.contains("from 1 to 6 partitions"), "{}", planned.stdout);
+        assert!(planned.stderr.contains("let the backlog get empty"), "{}", planned.stderr);
         // Applied by an edge that knows of them from its beginning.
         let other = Half::spawn(&Topics { partitions: 6, ..topics.clone() }, &town.layout(), &["ingest"]);
         other.gateway.wait_until_running();

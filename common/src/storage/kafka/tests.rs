@@ -359,6 +359,19 @@ async fn topics_that_are_missing_or_break_a_promise_are_refused() {
     );
     let few = steps.iter().filter(|step| step.to_string().contains("has 1 copies; it must have 2"));
     assert_eq!(few.count(), 3, "{steps:?}");
+
+    // What an outage kept in the spool would be refused.
+    let mut other = tokio::task::spawn_blocking(testing::options).await.unwrap();
+    other.topic_prefix.push_str("-young");
+    let mut steps = plan(&other).await.unwrap();
+    for step in &mut steps {
+        let Step::Create { settings, .. } = step else { panic!("{step}") };
+        let bound = settings.iter_mut().find(|(name, _)| *name == "message.timestamp.before.max.ms").unwrap();
+        bound.1 = "3600000".to_owned();
+    }
+    let left = apply(&other, steps).await.unwrap();
+    let young = left.iter().filter(|step| step.to_string().contains("before.max.ms is \"3600000\""));
+    assert_eq!(young.count(), 3, "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -393,6 +406,7 @@ async fn a_process_may_be_a_static_member_of_all_its_groups() {
     let mut backend = OnBroker::with_partitions(2).await;
     backend.0.settings.push(("group.instance.id".to_owned(), "one".to_owned()));
     assert!(!super::is_reserved("group.instance.id"));
+    assert!(super::is_reserved("max.poll.interval.ms"));
     let storage = backend.open().await;
     let limit = BatchLimit { records: 10, bytes: 1 << 20 };
     append(&storage, 0..10).await;
