@@ -146,13 +146,12 @@ pub enum StorageError {
     #[error("the storage is closed")]
     Closed,
     /// Anything else the engine reports.
-    #[error("storage failed while {doing}")]
+    #[error("storage failed while {doing}: {cause}")]
     Engine {
         /// What was being done.
         doing: &'static str,
-        /// What the engine says.
-        #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        /// What the engine says; part of the text, so that a log line has it.
+        cause: Arc<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -73,6 +73,11 @@ pub struct Options {
 /// [`StorageError::Engine`] for what else the disk or the file can come up with.
 pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageError> {
     let telemetry = Arc::new(Telemetry::new(registry));
+    // Who goes on without it is told by that: whatever is in it, only a restart brings it back.
+    open_measured(options, Arc::clone(&telemetry)).inspect_err(|_| telemetry.note_unopened())
+}
+
+fn open_measured(options: &Options, telemetry: Arc<Telemetry>) -> Result<Storage, StorageError> {
     let lock = lock(&options.path)?;
     let database = options.path.join(FILE);
     let log = options.path.join(format!("{FILE}-wal"));
@@ -97,7 +102,7 @@ pub fn open(options: &Options, registry: &Registry) -> Result<Storage, StorageEr
             .map_err(|error| engine("opening the checkpointer", error))?,
         file: File::open(&database).map_err(|error| StorageError::Engine {
             doing: "opening the checkpointer",
-            source: Arc::new(error),
+            cause: Arc::new(error),
         })?,
         database: database.clone(),
         log: log.clone(),
@@ -166,7 +171,7 @@ impl Embedded {
 /// in it is for this user only: it holds payloads.
 fn lock(folder: &Path) -> Result<File, StorageError> {
     let failed =
-        |error: std::io::Error| StorageError::Engine { doing: "locking the folder", source: Arc::new(error) };
+        |error: std::io::Error| StorageError::Engine { doing: "locking the folder", cause: Arc::new(error) };
     make_folder(folder).map_err(failed)?;
     private().open(folder.join(FILE)).map_err(failed)?;
     let mut file = private().open(folder.join(LOCK_FILE)).map_err(failed)?;

@@ -73,7 +73,7 @@ use self::client::Connect;
 pub use self::client::{BODY_BYTES_MAX, is_reserved};
 use self::dedup::Dedup;
 use self::dedup::recent::Recent;
-pub use self::dedup::server::{RedisState, redis_state};
+pub use self::dedup::server::{RedisState, redis_refusal, redis_state};
 use self::dedup::shared::Shared;
 #[cfg(any(test, feature = "testing"))]
 pub use self::fuzzing::FUZZED;

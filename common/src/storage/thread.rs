@@ -20,7 +20,7 @@ pub(super) fn start(
     Builder::new()
         .name(name.to_owned())
         .spawn(watched)
-        .map_err(|error| StorageError::Engine { doing: "starting a thread", source: Arc::new(error) })
+        .map_err(|error| StorageError::Engine { doing: "starting a thread", cause: Arc::new(error) })
 }
 
 /// Sees how its thread ends.

@@ -40,10 +40,15 @@ impl Telemetry {
             errors,
             poisoned: metrics.gauge(
                 "chaski_spool_poisoned",
-                "1 after a failed sync, until a restart: of the log, then nothing is written; of the database, then the log grows.",
+                "1 until a restart: after a failed sync of the log, then nothing is written; of the database, then the log grows; where the spool could not be opened.",
             ),
             bytes: metrics.gauge("chaski_spool_bytes", "Bytes of the local store on disk, log included."),
         }
+    }
+
+    /// The store could not be opened.
+    pub(super) fn note_unopened(&self) {
+        self.poisoned.set(1);
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a group has at most a thousand writes")]

@@ -177,7 +177,7 @@ impl Connect {
 pub(super) fn failed(doing: &'static str, error: KafkaError) -> StorageError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::QueueFull) => StorageError::Busy,
-        _ => StorageError::Engine { doing, source: Arc::new(error) },
+        _ => StorageError::Engine { doing, cause: Arc::new(error) },
     }
 }
 

@@ -131,7 +131,7 @@ impl Committer {
                 drop(consumer);
                 answer.send(committed)
             })
-            .map_err(|error| StorageError::Engine { doing, source: Arc::new(error) })?;
+            .map_err(|error| StorageError::Engine { doing, cause: Arc::new(error) })?;
         match report.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(committed) => committed.map_err(|error| failed(doing, error)),
             Err(RecvTimeoutError::Timeout) => {
@@ -199,8 +199,8 @@ impl Group {
     pub(super) fn commit(&self, progress: BTreeMap<u32, Committed>) -> Result<bool, StorageError> {
         match Committer::default().commit(&self.consumer, &self.topic, progress) {
             Ok(()) => Ok(true),
-            Err(StorageError::Engine { source, .. })
-                if source.downcast_ref::<KafkaError>().is_some_and(is_taken) =>
+            Err(StorageError::Engine { cause, .. })
+                if cause.downcast_ref::<KafkaError>().is_some_and(is_taken) =>
             {
                 Ok(false)
             }

@@ -105,8 +105,8 @@ impl Drop for Writing {
 }
 
 impl Spool {
-    /// Opens it, and begins with the spool having the word. None when its disk does not do: that is told, and
-    /// events go on without it.
+    /// Opens it, and begins with the spool having the word. None when its disk does not do: that is told,
+    /// as by a store whose sync failed, and events go on without it.
     pub(super) async fn open(folder: &Path, registry: &Registry) -> Result<Option<Arc<Self>>, StorageError> {
         let gauges = Gauges::new(registry);
         let store = match embedded::open(&embedded::Options { path: folder.to_owned() }, registry) {

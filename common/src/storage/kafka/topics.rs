@@ -328,7 +328,7 @@ fn metadata(options: &Options, doing: &'static str, within: Duration) -> Result<
         }
         match client.context().complaint().take() {
             Some(complaint) => {
-                StorageError::Engine { doing, source: Arc::new(Complaint { error, complaint }) }
+                StorageError::Engine { doing, cause: Arc::new(Complaint { error, complaint }) }
             }
             None => failed(doing, error),
         }

@@ -78,12 +78,12 @@ impl View {
     ) -> Result<Self, StorageError> {
         let folder = TempDir::with_prefix("chaski-view-").map_err(|error| StorageError::Engine {
             doing: "making a folder for the view",
-            source: Arc::new(error),
+            cause: Arc::new(error),
         })?;
         let file = folder.path().join("view.db");
         let connection = open(&file).map_err(|error| engine("making the view", error))?;
         let failures = IntCounter::new("view_read_failures", "Failed reads of the view.")
-            .map_err(|error| StorageError::Engine { doing: "making the view", source: Arc::new(error) })?;
+            .map_err(|error| StorageError::Engine { doing: "making the view", cause: Arc::new(error) })?;
         let readers = Readers::open(&file, failures).map_err(|error| engine("opening readers", error))?;
 
         let consumer = Arc::new(connect.consumer(group, true, Spoken)?);

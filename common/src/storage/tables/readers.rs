@@ -94,7 +94,7 @@ impl Drop for Lent<'_> {
 
 /// An error of the engine, as the seam reports it.
 pub(in crate::storage) fn engine(doing: &'static str, source: rusqlite::Error) -> StorageError {
-    StorageError::Engine { doing, source: Arc::new(source) }
+    StorageError::Engine { doing, cause: Arc::new(source) }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServer
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisResult, TlsMode};
 
 use crate::secret::Secret;
+use crate::storage::StorageError;
+use crate::storage::kafka::Redis;
 
 const NOT_ONE: &str = "not the URL of a Redis server, of Sentinels or of a cluster";
 /// One step of connecting: a handshake, or a question of the client's own to a node.
@@ -50,6 +52,15 @@ pub(super) enum Connection {
 }
 
 impl Address {
+    /// Reads the configured one.
+    ///
+    /// # Errors
+    /// As [`Address::read`].
+    pub(super) fn of(settings: &Redis) -> Result<Self, StorageError> {
+        let unfit = |what| StorageError::Unfit { what: format!("[storage.dedup] redis is {what}") };
+        Self::read(&settings.url).map_err(unfit)
+    }
+
     /// Reads a URL. Nothing is opened.
     ///
     /// # Errors

@@ -49,8 +49,13 @@ const ARGUMENT_BYTES: usize = 160;
 /// What the fingerprint of a durable event stands behind.
 const DONE: &str = "d:";
 /// Deletes a reservation that is ours.
-const RELEASE: &str =
+pub(super) const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+
+/// What the keys of ids begin with.
+pub(super) fn keys_of(topic_prefix: &str) -> String {
+    format!("{topic_prefix}:dedup:")
+}
 
 /// A question.
 pub(super) enum Ask {
@@ -87,7 +92,7 @@ impl Asker {
     pub(super) fn start(self) -> Result<mpsc::Sender<Ask>, StorageError> {
         let failed = |error: io::Error| StorageError::Engine {
             doing: "starting to ask redis",
-            source: Arc::new(error),
+            cause: Arc::new(error),
         };
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (asks, waiting) = mpsc::channel(WAITING_MAX);

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
-use redis::{FromRedisValue, RedisError, RedisResult};
+use redis::{FromRedisValue, RedisError, RedisResult, Value};
 
 use super::address::{Address, Connection};
+use super::batch::{RELEASE, keys_of};
 use crate::clock::Clock;
 use crate::storage::StorageError;
 use crate::storage::kafka::Redis;
@@ -36,11 +37,41 @@ pub struct RedisState {
 /// # Errors
 /// When it does not answer, or does not let this user ask.
 pub async fn redis_state(settings: &Redis) -> Result<Vec<RedisState>, StorageError> {
-    let address = Address::read(&settings.url)
-        .map_err(|what| StorageError::Unfit { what: format!("[storage.dedup] redis is {what}") })?;
+    let address = Address::of(settings)?;
     let doing = "asking redis how it stands";
-    let failed = |error: RedisError| StorageError::Engine { doing, source: Arc::new(error) };
+    let failed = |error: RedisError| StorageError::Engine { doing, cause: Arc::new(error) };
     ask(&address).await.map_err(failed)
+}
+
+/// What Redis does not let this user do of all that deduplication does, in its own words; nothing if it lets it do all.
+/// Nothing is changed by asking: the key is never there. Connects on its own; whoever asks bounds the time.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn redis_refusal(settings: &Redis, topic_prefix: &str) -> Result<Option<String>, StorageError> {
+    let address = Address::of(settings)?;
+    let failed = |error: RedisError| StorageError::Engine {
+        doing: "asking redis what it allows",
+        cause: Arc::new(error),
+    };
+    let mut connection = address.connect().await.map_err(failed)?;
+    let key = format!("{}doctor", keys_of(topic_prefix));
+    let mut set = redis::cmd("SET");
+    set.arg(&key).arg("").arg("XX").arg("GET").arg("PX").arg(1);
+    let mut release = redis::cmd("EVAL");
+    release.arg(RELEASE).arg(1).arg(&key).arg("");
+    for command in [set, release] {
+        let answer: RedisResult<Value> = match &mut connection {
+            Connection::Server(server) => command.query_async(server).await,
+            Connection::Cluster(cluster) => command.query_async(cluster).await,
+        };
+        match answer {
+            Ok(_) => {}
+            Err(error) if error.code().is_some() => return Ok(Some(error.to_string())),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(None)
 }
 
 async fn ask(address: &Address) -> RedisResult<Vec<RedisState>> {

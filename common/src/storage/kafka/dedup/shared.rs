@@ -13,7 +13,7 @@ use prometheus::Registry;
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::Address;
-use super::batch::{Ask, Asker, Found};
+use super::batch::{Ask, Asker, Found, keys_of};
 use super::recent::Recent;
 use super::room::Room;
 use super::{Claim, Dedup};
@@ -37,11 +37,9 @@ impl Shared {
         prefix: &str,
         registry: &Registry,
     ) -> Result<Arc<Self>, StorageError> {
-        let address = Address::read(&settings.url)
-            .map_err(|what| StorageError::Unfit { what: format!("[storage.dedup] redis is {what}") })?;
         let asker = Asker {
-            address,
-            prefix: format!("{prefix}:dedup:"),
+            address: Address::of(settings)?,
+            prefix: keys_of(prefix),
             process: format!("p:{:016x}:", RandomState::new().build_hasher().finish()),
             window_seconds: settings.window.as_secs().max(1),
             degraded: Metrics(registry).gauge("chaski_dedup_degraded", "1 while events go on without Redis."),

@@ -4,9 +4,10 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::event::EventId;
+use crate::secret::Secret;
 use crate::storage::kafka::dedup::shared::Shared;
 use crate::storage::kafka::dedup::{Claim, Dedup as _};
-use crate::storage::kafka::{Redis, redis_state};
+use crate::storage::kafka::{Redis, redis_refusal, redis_state};
 
 /// Two edges on the same topics and the same Redis.
 async fn two_edges() -> (testing::RedisServer, Options, Storage, Storage) {
@@ -186,6 +187,20 @@ async fn how_full_redis_is_is_told() {
     assert_eq!(gauge("chaski_dedup_capacity_bytes"), f64::from(64 << 20));
     let used = gauge("chaski_dedup_used_bytes");
     assert!(used > 0.0 && used < f64::from(64 << 20), "{used}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_does_not_let_a_user_do_is_told() {
+    let users = ["--user", "bare", "on", ">s3cret", "~chaski:*", "+@all", "-@scripting"];
+    let redis = spawn_blocking(move || testing::RedisServer::with(&users)).await.unwrap();
+    let mut options = redis.options();
+    assert_eq!(redis_refusal(&options, "chaski").await.unwrap(), None);
+    let url = std::str::from_utf8(options.url.expose()).unwrap().replace("redis://", "redis://bare:s3cret@");
+    options.url = Secret::new(url);
+    let refusal = redis_refusal(&options, "chaski").await.unwrap().unwrap();
+    assert!(refusal.to_lowercase().contains("eval") && !refusal.contains("s3cret"), "{refusal}");
+    let elsewhere = redis_refusal(&options, "other").await.unwrap().unwrap();
+    assert!(elsewhere.contains("key"), "{elsewhere}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

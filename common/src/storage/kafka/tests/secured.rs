@@ -18,12 +18,12 @@ async fn events_are_kept_behind_tls_and_a_password() {
     let password = wrong.settings.iter_mut().find(|(name, _)| name == "sasl.password").unwrap();
     password.1 = "another-password".to_owned();
     let refused = plan(&wrong).await.unwrap_err();
-    let StorageError::Engine { source, .. } = &refused else { panic!("{refused:?}") };
-    assert!(source.to_string().contains("uthentication"), "{source}");
+    let StorageError::Engine { cause, .. } = &refused else { panic!("{refused:?}") };
+    assert!(cause.to_string().contains("uthentication"), "{cause}");
     assert!(!format!("{refused:?} {wrong:?}").contains("another-password"));
     let mut unknown = broker.options("PLAIN");
     unknown.settings.retain(|(name, _)| name != "ssl.ca.location");
     let refused = plan(&unknown).await.unwrap_err();
-    let StorageError::Engine { source, .. } = &refused else { panic!("{refused:?}") };
-    assert!(source.to_string().contains("certificate"), "nobody vouches for it: {source}");
+    let StorageError::Engine { cause, .. } = &refused else { panic!("{refused:?}") };
+    assert!(cause.to_string().contains("certificate"), "nobody vouches for it: {cause}");
 }

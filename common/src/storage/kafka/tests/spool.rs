@@ -78,10 +78,7 @@ impl Rig {
     }
 
     fn gauge(&self, name: &str) -> Option<i64> {
-        let families = self.registry.gather();
-        let family = families.iter().find(|family: &&MetricFamily| family.name() == name)?;
-        #[allow(clippy::cast_possible_truncation, reason = "whole and small")]
-        family.get_metric().first().map(|metric| metric.get_gauge().get_value() as i64)
+        value(&self.registry, name)
     }
 
     /// Waits until a gauge says so.
@@ -92,6 +89,14 @@ impl Rig {
     fn spool(&self) -> &Path {
         self.options.spool.as_deref().unwrap()
     }
+}
+
+/// What a gauge says.
+fn value(registry: &Registry, name: &str) -> Option<i64> {
+    let families = registry.gather();
+    let family = families.iter().find(|family: &&MetricFamily| family.name() == name)?;
+    #[allow(clippy::cast_possible_truncation, reason = "whole and small")]
+    family.get_metric().first().map(|metric| metric.get_gauge().get_value() as i64)
 }
 
 async fn until(what: &str, reached: impl AsyncFn() -> bool) {
@@ -412,7 +417,9 @@ async fn a_spool_that_cannot_be_opened_is_told_and_one_that_somebody_has_is_refu
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     options.spool = Some(folder.path().join("file"));
-    let storage = open(&options, &Registry::new()).await.unwrap();
+    let registry = Registry::new();
+    let storage = open(&options, &registry).await.unwrap();
+    assert_eq!(value(&registry, "chaski_spool_poisoned"), Some(1));
     assert!(matches!(post(&storage, event(0)).await, Appended::Stored(_)));
     storage.events.close().await;
 
