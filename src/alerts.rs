@@ -7,7 +7,8 @@
 //!
 //! Promise: nothing here is on an event's way, nothing waits for it, everything is bounded, and a message holds
 //! numbers and names of the configuration, never a payload or a secret. What it does not do: remember across a
-//! restart. What still is wrong then is told again, what has passed is not.
+//! restart. What still is wrong then is told again, dead letters and quarantined events that are kept among it; what has
+//! passed is not.
 
 mod conditions;
 mod desk;
@@ -35,7 +36,7 @@ pub use receivers::{EmailSpec, Kind, ReceiverSpec, SmtpTls};
 use crate::gauges::Instruments;
 use conditions::{WINDOW, evaluate};
 use desk::Desk;
-use snapshot::{Kept, Measure, Snapshot};
+use snapshot::{Found, Kept, Measure, Snapshot};
 use tracker::Tracker;
 
 /// Between two looks at the metrics.
@@ -70,6 +71,8 @@ pub(crate) struct Watch {
     tracker: Tracker,
     /// Snapshots of the last [`WINDOW`].
     kept: Kept,
+    /// Known once the store has told.
+    found: Option<Found>,
     /// Since when each source is watched: before that nobody can say that it was silent.
     watched: BTreeMap<Arc<str>, Timestamp>,
 }
@@ -91,6 +94,7 @@ impl Watch {
             clock,
             tracker: Tracker::default(),
             kept,
+            found: None,
             watched: BTreeMap::new(),
         };
         (watch, steering)
@@ -117,7 +121,7 @@ impl Watch {
                 _ = looks.tick(), if looking => {
                     let due = asked.is_none_or(|asked| asked.elapsed() >= ASK_PERIOD);
                     if due {
-                        self.instruments.refresh().await;
+                        self.ask().await;
                         asked = Some(Instant::now());
                     }
                     self.look(&config).await;
@@ -126,9 +130,20 @@ impl Watch {
         }
     }
 
+    async fn ask(&mut self) {
+        let before = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
+        if self.instruments.refresh().await && self.found.is_none() {
+            let told = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
+            self.found = Some(Found::new(&before, &told));
+        }
+    }
+
     async fn look(&mut self, config: &AlertsConfig) {
         let (now, time) = (Instant::now(), self.clock.now());
         let mut snapshot = Snapshot::read(time, &self.instruments.gather().await);
+        if let Some(found) = &self.found {
+            snapshot.add_found(found);
+        }
         let rules = &config.rules;
         self.watched.retain(|source, _| rules.sources.contains_key(source));
         for source in rules.sources.keys() {

@@ -31,14 +31,16 @@ impl Instruments {
         Self { registry, gauges: tokio::sync::Mutex::new(gauges), operations }
     }
 
-    /// Asks the store for what only it knows.
-    pub(crate) async fn refresh(&self) {
+    /// Asks the store for what only it knows, and says whether it has told.
+    pub(crate) async fn refresh(&self) -> bool {
         let gauges = self.gauges.lock().await;
-        match tokio::time::timeout(ASK_WITHIN, gauges.ask(&self.operations)).await {
+        let told = tokio::time::timeout(ASK_WITHIN, gauges.ask(&self.operations)).await;
+        match &told {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the store could not be asked for its metrics"),
             Err(_) => tracing::warn!(within = ?ASK_WITHIN, "the store did not tell its metrics in time"),
         }
+        matches!(told, Ok(Ok(())))
     }
 
     /// All families as they stand, never in the middle of a refresh. What is measured of a source or a destination

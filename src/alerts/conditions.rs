@@ -72,7 +72,7 @@ pub enum Condition {
     DeadLetter,
     /// The brokers deleted events that a destination had not read.
     EventsLost,
-    /// A sync of the store failed: only a restart helps.
+    /// A sync of the store failed, or the spool could not be opened: only a restart helps.
     StorePoisoned,
     /// The disk of the store is filling up.
     DiskLow,
@@ -271,12 +271,8 @@ impl Look<'_> {
             );
             self.found(Condition::SignatureAnomaly, name, AT_ONCE, summary);
         }
-        let quarantined = self.added(Measure::Quarantined, name);
-        if quarantined > 0.0 {
-            let summary =
-                format!("{name}: {quarantined} signed but unusable in 5 minutes, kept as dead letters");
-            self.found(Condition::Quarantine, name, AT_ONCE, summary);
-        }
+        let measures = [Measure::Quarantined, Measure::QuarantineFound];
+        self.letters(Condition::Quarantine, name, measures, "quarantined");
         let conflicts = self.added(Measure::Conflicts, name);
         if conflicts > 0.0 {
             let summary = format!("{name}: {conflicts} known in 5 minutes came again with other content");
@@ -306,11 +302,8 @@ impl Look<'_> {
             let summary = format!("{name}: its oldest unsettled event is older than {bound}");
             self.found(Condition::BacklogOld, name, AT_ONCE, summary);
         }
-        let dead = self.added(Measure::DeadLetters, name);
-        if dead > 0.0 {
-            let summary = format!("{name}: {dead} dead letters in 5 minutes");
-            self.found(Condition::DeadLetter, name, AT_ONCE, summary);
-        }
+        let measures = [Measure::DeadLetters, Measure::DeadLettersFound];
+        self.letters(Condition::DeadLetter, name, measures, "dead letters");
         let lost = self.added(Measure::LostToRetention, name);
         if lost > 0.0 {
             let summary = format!("{name}: {lost} events were deleted by the brokers before they were read");
@@ -318,11 +311,27 @@ impl Look<'_> {
         }
     }
 
+    /// What was added, and what was there already when this process began: the one before may not have told it.
+    fn letters(&mut self, condition: Condition, name: &Arc<str>, measures: [Measure; 2], what: &str) {
+        let [added, found] = measures.map(|measure| self.added(measure, name));
+        let mut parts = Vec::new();
+        if added > 0.0 {
+            parts.push(format!("{added} {what} in 5 minutes"));
+        }
+        if found > 0.0 {
+            parts.push(format!("{found} {what}, kept since before this start"));
+        }
+        if !parts.is_empty() {
+            let summary = format!("{name}: {}", parts.join("; "));
+            self.found(condition, name, Duration::ZERO, summary);
+        }
+    }
+
     fn process(&mut self) {
         let whole: Arc<str> = "".into();
         let (rules, degraded) = (self.rules, self.rules.degraded);
         if self.now(Measure::StoragePoisoned, "") > 0.0 {
-            let summary = "a sync to disk failed: look after the disk and restart chaski".to_owned();
+            let summary = "a sync to disk failed, or the spool could not be opened: look after the disk and restart chaski".to_owned();
             self.found(Condition::StorePoisoned, &whole, Duration::ZERO, summary);
         }
         let free = self.new.get(Measure::StorageFree, "");

@@ -19,9 +19,16 @@ pub(super) enum Measure {
     RefusedSignatures,
     LastAccepted,
     Quarantined,
+    QuarantineAdded,
+    QuarantineKept,
+    /// Of what the store keeps, what was there before this process added any; see [`Found`].
+    QuarantineFound,
     Conflicts,
     DestinationFailures,
     DeadLetters,
+    DeadLettersKept,
+    /// As [`Measure::QuarantineFound`].
+    DeadLettersFound,
     CircuitOpen,
     OldestUnsettled,
     LostToRetention,
@@ -40,9 +47,12 @@ const MEASURES: &[(Measure, &str, &str)] = &[
     (Measure::RefusedSignatures, "chaski_edge_refused_total", "source"),
     (Measure::LastAccepted, "chaski_edge_last_accepted_timestamp_seconds", "source"),
     (Measure::Quarantined, "chaski_quarantine_added_total", "source"),
+    (Measure::QuarantineAdded, "chaski_quarantine_added_total", "source"),
+    (Measure::QuarantineKept, "chaski_quarantine_events", "source"),
     (Measure::Conflicts, "chaski_dedup_conflicts_total", "source"),
     (Measure::DestinationFailures, "chaski_dispatch_consecutive_failures", "destination"),
     (Measure::DeadLetters, "chaski_dlq_added_total", "destination"),
+    (Measure::DeadLettersKept, "chaski_dlq_events", "destination"),
     (Measure::CircuitOpen, "chaski_dispatch_circuit_open", "destination"),
     (Measure::OldestUnsettled, "chaski_kafka_oldest_unsettled_timestamp_seconds", "destination"),
     (Measure::LostToRetention, "chaski_events_lost_to_retention_total", "destination"),
@@ -117,6 +127,11 @@ impl Snapshot {
         (now - then).max(0.0)
     }
 
+    /// Adds what the store kept before.
+    pub(super) fn add_found(&mut self, found: &Found) {
+        self.values.extend(found.0.iter().map(|(key, value)| (key.clone(), *value)));
+    }
+
     /// Makes a number that is there no smaller than this.
     pub(super) fn raise(&mut self, measure: Measure, subject: &Arc<str>, least: f64) {
         if let Some(value) = self.values.get_mut(&(measure, Arc::clone(subject))) {
@@ -128,6 +143,28 @@ impl Snapshot {
     pub(super) fn with(mut self, measure: Measure, subject: &str, value: f64) -> Self {
         self.values.insert((measure, subject.into()), value);
         self
+    }
+}
+
+/// What the store kept of dead letters and quarantined events when this process came to it: nobody knows whether it was
+/// told by the one before.
+pub(super) struct Found(BTreeMap<(Measure, Arc<str>), f64>);
+
+impl Found {
+    /// What is kept that this process had not added before it asked.
+    pub(super) fn new(before_asking: &Snapshot, told: &Snapshot) -> Self {
+        let kinds = [
+            (Measure::QuarantineKept, Measure::QuarantineAdded, Measure::QuarantineFound),
+            (Measure::DeadLettersKept, Measure::DeadLetters, Measure::DeadLettersFound),
+        ];
+        let found = kinds.into_iter().flat_map(|(kept, added, found)| {
+            let kept = told.values.iter().filter(move |((measure, _), _)| *measure == kept);
+            kept.map(move |((_, subject), kept)| {
+                let own = before_asking.get(added, subject).unwrap_or_default();
+                ((found, Arc::clone(subject)), (kept - own).max(0.0))
+            })
+        });
+        Self(found.collect())
     }
 }
 
@@ -215,6 +252,23 @@ mod tests {
             kept.keep(now, snapshot.with(Measure::DeadLetters, "erp", letters));
             assert!(kept.0.len() <= 22, "at {second}");
         }
+    }
+
+    #[test]
+    fn what_was_kept_before_is_what_this_process_has_not_added() {
+        let empty = || Snapshot::empty(Timestamp::UNIX_EPOCH);
+        let before = empty().with(Measure::QuarantineAdded, "pe", 2.0).with(Measure::DeadLetters, "erp", 9.0);
+        let told = empty()
+            .with(Measure::QuarantineKept, "pe", 5.0)
+            .with(Measure::QuarantineKept, "culqi", 1.0)
+            // Some of its own were redriven.
+            .with(Measure::DeadLettersKept, "erp", 7.0);
+        let mut snapshot = empty();
+        snapshot.add_found(&Found::new(&before, &told));
+        let found = |measure, subject: &str| snapshot.get(measure, subject).unwrap();
+        assert_eq!(found(Measure::QuarantineFound, "pe"), 3.0);
+        assert_eq!(found(Measure::QuarantineFound, "culqi"), 1.0);
+        assert_eq!(found(Measure::DeadLettersFound, "erp"), 0.0);
     }
 
     #[test]

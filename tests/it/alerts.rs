@@ -319,3 +319,30 @@ fn a_mail_arrives_and_a_password_is_never_said_in_clear_text() {
     assert!(clear.mails().is_empty());
     assert!(!clear.commands().iter().any(|command| command.starts_with("AUTH")), "{:?}", clear.commands());
 }
+
+#[test]
+fn what_a_killed_process_had_not_told_is_told_by_the_next_as_long_as_it_is_kept() {
+    let orders = Receiver::scripted(|_| Reply::status(410));
+    let webhook = Receiver::start();
+    let mut layout = Layout::to([Destination::new("orders", &orders)]);
+    layout.more = receivers(&[("hook", "webhook")]).replace("200ms", "10m");
+    let site = Site::new(&layout).with_env("HOOK_URL", &webhook.url());
+    let gateway = site.start();
+    gateway.accept(&payment(1));
+    let conflict = payment(1).body.replace("1001.00", "1002.00");
+    assert_eq!(gateway.send(&Callback::of(conflict)).outcome(), "quarantined");
+    eventually("the dead letter", || {
+        (gateway.count("chaski_dlq_added_total", &["destination=\"orders\""]) == 1).then_some(())
+    });
+    gateway.kill();
+    assert_eq!(webhook.arrivals(), 0);
+    layout.more = receivers(&[("hook", "webhook")]);
+    site.rewrite(&layout);
+    let gateway = site.start();
+    let mut first = eventually("both", || Some(told(&webhook)).filter(|told| told.len() >= 2));
+    first.sort();
+    assert_eq!(first, ["dead-letter firing", "quarantine firing"]);
+    let text = String::from_utf8(webhook.taken()[0].body.to_vec()).unwrap();
+    assert!(text.contains("kept since before this start"), "{text}");
+    gateway.stop();
+}
