@@ -105,8 +105,10 @@ struct Inner {
     dialer: Dialer,
     /// Only ever held to look or to swap, never over an await.
     couriers: Mutex<BTreeMap<Arc<str>, courier::Handle>>,
-    /// What changes the set of couriers or of replays goes one after another.
+    /// What changes the set of couriers goes one after another.
     changing: tokio::sync::Mutex<()>,
+    /// So do the beginnings of replays, or there would be more than [`REPLAYS_MAX`]; they wait for no reload that drains.
+    beginning: tokio::sync::Mutex<()>,
     /// From then on no courier is set off.
     ending: watch::Sender<bool>,
 }
@@ -139,6 +141,7 @@ impl Dispatcher {
             dialer,
             couriers: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
+            beginning: tokio::sync::Mutex::default(),
             ending: watch::Sender::default(),
         };
         let openings = if inner.config.patient {
@@ -204,7 +207,7 @@ impl Dispatcher {
     ) -> Result<ReplayStarted, Error> {
         let (inner, destination) = (self.0.clone(), destination.to_owned());
         to_its_end(async move {
-            let _one_at_a_time = inner.changing.lock().await;
+            let _one_at_a_time = inner.beginning.lock().await;
             if inner.handle(&destination)?.replays() >= REPLAYS_MAX {
                 return Err(Error::TooManyReplays { destination, max: REPLAYS_MAX });
             }

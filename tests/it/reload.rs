@@ -86,6 +86,8 @@ fn what_a_reload_takes_out_is_not_measured_any_more() {
     site.rewrite(&both);
     site.command(&["reload"]).ok();
     assert_eq!(of("destination=\"erp\""), measured);
+    let disabled = gateway.count("chaski_dispatch_disabled", &["destination=\"erp\""]);
+    assert_eq!(disabled, 0, "its receiver may be another");
     gateway.stop();
 }
 

@@ -128,7 +128,10 @@ pub(super) struct Shown {
 }
 
 impl View {
+    /// The receiver may be another one than before: what that answered is not told of this.
     pub(super) fn new(metrics: DestinationMetrics) -> Self {
+        metrics.consecutive_failures.set(0);
+        metrics.disabled.set(0);
         Self {
             metrics,
             breaker: AtomicU8::new(0),

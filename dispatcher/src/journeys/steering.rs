@@ -185,6 +185,8 @@ async fn a_changed_destination_that_drains_keeps_no_other_one_waiting() {
     let reload = tokio::spawn(async move { dispatcher.reload(specs).await });
     bench.settled("a", bench.append(event(2)).await).await;
     assert_eq!((old.got().len(), new.got().len()), (1, 1));
+    let (from, to) = (Timestamp::UNIX_EPOCH, Clock::system().now());
+    bench.dispatcher.replay("a", from, to).await.unwrap();
     assert!(!reload.is_finished(), "the slow one drains");
     bench.dispatcher.shutdown(Duration::ZERO).await;
     assert!(reload.await.unwrap().is_err());
