@@ -106,9 +106,14 @@ async fn change(
     yes: bool,
     json: bool,
 ) -> anyhow::Result<()> {
+    let says_which = selection.conditions.quarantined || selection.conditions.destination.is_some();
+    let only = selection.id.filter(|_| !says_which);
     let letters = select(access, selection).await?;
     if letters.is_empty() {
         bail!("no dead letter matches");
+    }
+    if let Some(id) = only {
+        one_kind(id, &letters)?;
     }
     let mut by_place = BTreeMap::<(&str, &str), u64>::new();
     for letter in &letters {
@@ -149,6 +154,17 @@ async fn change(
         return output::json(&serde_json::json!({ told: done }));
     }
     output::line(format_args!("{told}: {done}"));
+    Ok(())
+}
+
+/// A conflict is kept under the id of the payment that it is not: whoever names that id may mean the one or the other.
+fn one_kind(id: EventId, letters: &[DeadView]) -> anyhow::Result<()> {
+    let is_mixed = letters.iter().any(|letter| letter.destination.is_none())
+        && letters.iter().any(|letter| letter.destination.is_some());
+    if is_mixed {
+        let ways = "say --quarantined, or --destination NAME";
+        return Err(usage(format!("{id} has quarantined letters and some of destinations: {ways}")));
+    }
     Ok(())
 }
 

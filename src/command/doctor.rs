@@ -98,7 +98,10 @@ fn checks(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Check> {
     if let StorageKind::Kafka { options, rate_per_second } = &storage.kind {
         add("kafka", Box::pin(kafka::check(options.clone())));
         match options.redis.clone() {
-            Some(settings) => add("redis", Box::pin(redis::check(settings, *rate_per_second))),
+            Some(settings) => {
+                let prefix = options.topic_prefix.clone();
+                add("redis", Box::pin(redis::check(settings, prefix, *rate_per_second)));
+            }
             None => add("redis", Box::pin(skip("redis", "none is configured ([storage.dedup] redis)"))),
         }
     }

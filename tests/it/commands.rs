@@ -217,6 +217,16 @@ fn dead_letters_are_redriven_and_dropped() {
     );
     assert_eq!(shop.gone.receipts().len(), 3);
 
+    // A conflict is kept under the id of the payment that it is not.
+    let conflict = Callback::of(payment(0).body.replace("1001.00", "1002.00"));
+    assert_eq!(shop.gateway.as_ref().unwrap().send(&conflict).outcome(), "quarantined");
+    for change in ["redrive", "drop"] {
+        let told = shop.site.command(&["dead", change, &first, "--yes"]);
+        assert!(told.exits(2).stderr.contains("--quarantined"), "{told:?}");
+    }
+    assert_eq!(shop.ids_of(&["dead"]).len(), 4);
+    shop.site.command(&["dead", "drop", &first, "--quarantined", "--yes"]).ok();
+
     shop.gone.becomes(|_| Reply::status(200));
     shop.site.command(&["dead", "redrive", &first, "--yes"]).ok();
     shop.gone.wait_for(&first);

@@ -98,7 +98,7 @@ fn what_a_running_process_suffers_from_is_told() {
     let gateway = site.start();
     gateway.accept(&payment(1));
     eventually("the dead letter", || (gateway.count("chaski_dlq_events", &[]) == 1).then_some(()));
-    Report::of(&site).exits(0).says("delivery orders", "warning", "1 dead");
+    Report::of(&site).exits(0).says("delivery orders", "warning", "its receiver answers 410");
 
     let good = site.toml(&layout);
     site.write(&good.replace("provider = \"pagoefectivo\"", "provider = \"nobody\""));

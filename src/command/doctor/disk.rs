@@ -1,7 +1,7 @@
 //! The folder that holds events: whose it is, how long its disk takes to sync, and how much room it has.
 
 use std::fs::Metadata;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -47,12 +47,12 @@ fn look(folder: &Path) -> Vec<Finding> {
     match measure(&existing) {
         Ok(mut times) => findings.push(speed(&mut times)),
         Err(error) => {
-            let advice = format!(
-                "let the user of chaski write there: chown, or mount {} writable",
-                existing.display()
-            );
-            findings[0] =
-                Finding::bad("folder", format!("{} cannot be written: {error}", existing.display()), advice);
+            let place = existing.display();
+            let advice = match error.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room there".to_owned(),
+                _ => format!("let the user of chaski write there: chown, or mount {place} writable"),
+            };
+            findings[0] = Finding::bad("folder", format!("{place} cannot be written: {error}"), advice);
         }
     }
     findings.push(match rustix::fs::statvfs(&existing) {
@@ -71,7 +71,7 @@ fn nearest(folder: &Path) -> std::io::Result<PathBuf> {
         match std::fs::metadata(candidate) {
             Ok(found) if found.is_dir() => return Ok(candidate.to_owned()),
             Ok(_) => return Err(std::io::Error::other(format!("{} is not a folder", candidate.display()))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }

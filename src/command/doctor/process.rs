@@ -16,6 +16,8 @@ use crate::config::{AccessConfig, Config};
 
 /// Money that has waited this long is at risk; the alert on the backlog pages at the same age.
 const OLDEST_BAD: SignedDuration = SignedDuration::from_secs(300);
+/// So many failures in a row are no accident; the alert's default is the same.
+const FAILURES_BAD: u64 = 5;
 /// A secret that nobody has used for so long is used by nobody: senders repeat for three days at most.
 const UNUSED_FOR: SignedDuration = SignedDuration::from_hours(72);
 /// A secret that is still used is told of this long before its end.
@@ -195,8 +197,16 @@ fn standing(metrics: &Metrics) -> Vec<Finding> {
     if is("chaski_spool_poisoned", 1.0) {
         findings.push(Finding::bad(
             "store",
-            "a sync failed: nothing is written any more, or the log grows",
-            "look after the disk, then restart",
+            "a sync failed, so that nothing is written any more or the log grows; or the spool could not be opened",
+            "see its log, look after the disk, then restart",
+        ));
+    }
+    let quarantined = metrics.value("chaski_quarantine_events").unwrap_or_default();
+    if quarantined > 0.0 {
+        findings.push(Finding::warning(
+            "quarantine",
+            format!("{quarantined} signed callbacks could not be used and are kept"),
+            "chaski dead --quarantined",
         ));
     }
     if is("chaski_dedup_degraded", 1.0) {
@@ -218,8 +228,11 @@ fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
     if let Some(age) = age {
         found.push_str(&format!("; the oldest has waited {} s", age.as_secs()));
     }
-    let breaker = view.running.as_ref().map_or("closed", |running| &running.breaker);
     let name = &progress.destination;
+    let running = view.running.as_ref();
+    let breaker = running.map_or("closed", |running| &running.breaker);
+    let failure = running.and_then(|running| running.last_failure.as_deref()).unwrap_or("see its log");
+    let failures = running.map_or(0, |running| running.consecutive_failures);
     let (verdict, advice) = if !view.configured && progress.lag + progress.parked > 0 {
         found.push_str("; not in the file");
         (Verdict::Warning, "nothing attempts these: put it back into the file, or let them go".to_owned())
@@ -228,8 +241,14 @@ fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
         (Verdict::Warning, format!("chaski destinations resume {name}"))
     } else if breaker != "closed" {
         found.push_str(&format!("; breaker {breaker}"));
-        let failure = view.running.as_ref().and_then(|running| running.last_failure.as_deref());
-        (Verdict::Bad, format!("its receiver fails: {}", failure.unwrap_or("see its log")))
+        (Verdict::Bad, format!("its receiver fails: {failure}"))
+    } else if failures >= FAILURES_BAD {
+        found.push_str(&format!("; {failures} attempts in a row failed"));
+        (Verdict::Bad, format!("its receiver fails: {failure}"))
+    } else if running.is_some_and(|running| running.disabled) {
+        found.push_str("; its receiver answers 410");
+        let advice = "it wants no more: take it out, or mend it and redrive what is dead";
+        (Verdict::Warning, advice.to_owned())
     } else if age.is_some_and(|age| age > OLDEST_BAD) {
         (Verdict::Bad, format!("chaski destinations, chaski parked --destination {name}"))
     } else if progress.dead > 0 {
@@ -301,6 +320,10 @@ mod tests {
             one("spool", Verdict::Warning)
         );
         assert_eq!(verdicts("chaski_spool_poisoned 1\n")[1..], one("store", Verdict::Bad));
+        let quarantine =
+            |events: u8| verdicts(&format!("chaski_quarantine_events{{source=\"pe\"}} {events}\n"));
+        assert_eq!(quarantine(0).len(), 1);
+        assert_eq!(quarantine(2)[1..], one("quarantine", Verdict::Warning));
         assert_eq!(verdicts("chaski_dedup_degraded 1\n")[1..], one("dedup", Verdict::Warning));
         let metrics = Metrics("# HELP a b\na{x=\"1\"} 2\na{x=\"2\"} 3\nab 9\n".to_owned());
         assert_eq!((metrics.value("a"), metrics.value("b")), (Some(5.0), None));
@@ -344,5 +367,16 @@ mod tests {
             view.running.iter_mut().for_each(|running| running.breaker = "open".to_owned());
         };
         assert_eq!(verdict(&open), Verdict::Bad);
+        let fails = |times| {
+            move |view: &mut DestinationView| {
+                view.running.iter_mut().for_each(|running| running.consecutive_failures = times);
+            }
+        };
+        assert_eq!(verdict(&fails(4)), Verdict::Good);
+        assert_eq!(verdict(&fails(5)), Verdict::Bad);
+        let gone = |view: &mut DestinationView| {
+            view.running.iter_mut().for_each(|running| running.disabled = true);
+        };
+        assert_eq!(verdict(&gone), Verdict::Warning);
     }
 }

@@ -10,13 +10,20 @@ use super::finding::Finding;
 const CHECK: &str = "redis";
 const MAJOR_MIN: u32 = 7;
 
-pub(super) async fn check(settings: Redis, rate_per_second: f64) -> Vec<Finding> {
+pub(super) async fn check(settings: Redis, topic_prefix: String, rate_per_second: f64) -> Vec<Finding> {
     let address = kafka::redis_address(&settings.url).map(|address| address.shown).unwrap_or_default();
     match kafka::redis_state(&settings).await {
         Ok(states) => {
             // A cluster shares the ids out evenly.
             let ids = settings.window.as_secs_f64() * rate_per_second / states.len() as f64;
-            states.iter().flat_map(|state| judge(state, ids)).collect()
+            let mut findings: Vec<_> = states.iter().flat_map(|state| judge(state, ids)).collect();
+            if let Ok(Some(refusal)) = kafka::redis_refusal(&settings, &topic_prefix).await {
+                let advice = format!(
+                    "let this user do SET, GET, DEL and EVAL on {topic_prefix}:*; until then duplicates may come through"
+                );
+                findings.push(Finding::bad("redis user", format!("{address}: {refusal}"), advice));
+            }
+            findings
         }
         Err(error) => {
             let found = format!("{address}: {}", crate::chain(&error));
