@@ -10,6 +10,9 @@ HELM_VERSION := v3.19.2
 HELM := target/go-$(HELM_VERSION)/helm
 KAFKA_VERSION := $(shell sed -n 's:.*<version>\(.*\)</version>.*:\1:p' tests/kafka/pom.xml | head -1)
 KAFKA_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/chaski/kafka-$(KAFKA_VERSION)
+# What brokers of tests, which live for seconds, start with: to compile them well costs more than it brings.
+KAFKA_ARCHIVE := $(KAFKA_CACHE)/classes.jsa
+test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:SharedArchiveFile=$(KAFKA_ARCHIVE)
 
 # What checks the files under deploy/; by name, so that it changes with the list.
 DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.txt tests/deploy/requirements.txt | cksum | cut -d' ' -f1)
@@ -104,6 +107,7 @@ tools-test: $(TESTS_PYTHON)/.requirements.txt
 		mvn --batch-mode --quiet --file tests/kafka/pom.xml dependency:copy-dependencies \
 			-DincludeScope=runtime -DoutputDirectory=$(KAFKA_CACHE)/fetched && \
 		rm -rf $(KAFKA_CACHE)/libs && mv $(KAFKA_CACHE)/fetched $(KAFKA_CACHE)/libs; }
+	@test -n "$${CHASKI_TEST_KAFKA:-}$${KAFKA_HOME:-}" || test -e $(KAFKA_ARCHIVE) || tests/kafka/archive $(KAFKA_CACHE)/libs $(KAFKA_ARCHIVE)
 
 $(DEPLOY_PYTHON):
 	@tests/tools/need python3:python3 pip3:python3-pip
