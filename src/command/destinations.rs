@@ -66,7 +66,12 @@ fn state(view: &DestinationView) -> String {
 }
 
 async fn pause(access: &Access, destination: String, paused: bool, json: bool) -> anyhow::Result<()> {
-    let done = format!("{destination} is {}", if paused { "paused" } else { "delivered to again" });
+    let is = match access {
+        _ if paused => "paused",
+        Access::Remote(_) => "delivered to again",
+        Access::Local(_) => "not paused any more",
+    };
+    let done = format!("{destination} is {is}");
     access.call(SetPaused { destination: destination.clone(), paused }).await?;
     if json {
         return output::json(&serde_json::json!({ "destination": destination, "paused": paused }));

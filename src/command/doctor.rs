@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 pub(super) use self::canary::{Canary, run as canary};
 use self::finding::{Finding, Verdict};
-use crate::config::{AccessConfig, Config, ConfigErrors, StorageConfig, StorageKind};
+use crate::config::{AccessConfig, Config, ConfigErrors, StorageKind};
 use crate::output;
 
 /// How long one check may take.
@@ -92,8 +92,8 @@ fn checks(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Check> {
     let storage = config.as_ref().map_or_else(|| access.storage.clone(), |config| config.storage.clone());
     add("process", Box::pin(process::check(config.clone(), access)));
     add("clock", Box::pin(clock::check()));
-    if let Some(folder) = folder(&storage) {
-        add("folder", Box::pin(disk::check(folder)));
+    if let Some(folder) = storage.folder() {
+        add("folder", Box::pin(disk::check(folder.to_owned())));
     }
     if let StorageKind::Kafka { options, rate_per_second } = &storage.kind {
         add("kafka", Box::pin(kafka::check(options.clone())));
@@ -125,13 +125,6 @@ async fn skip(check: &'static str, why: &'static str) -> Vec<Finding> {
 }
 
 /// The folder that holds events: the store's or the spool's.
-fn folder(storage: &StorageConfig) -> Option<std::path::PathBuf> {
-    match &storage.kind {
-        StorageKind::Embedded { path } => Some(path.clone()),
-        StorageKind::Kafka { options, .. } => options.spool.clone(),
-    }
-}
-
 /// Runs all checks at once; what they found, in their order. Each has a task of its own, so that one that blocks
 /// holds up no other.
 async fn look(checks: Vec<Check>, within: Duration) -> Vec<Finding> {

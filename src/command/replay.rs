@@ -60,7 +60,7 @@ async fn replay(
         output::json(&begun)?;
     } else {
         output::line(format_args!(
-            "replay {} of {} to {destination} has begun",
+            "replay {} to {destination} has begun: of {}, those that are for it",
             begun.number,
             output::count(begun.events, "event")
         ));
@@ -80,7 +80,7 @@ async fn watch(access: &Access, destination: &str, events: u64) -> anyhow::Resul
     let spinner =
         ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
     let events = output::count(events, "event");
-    spinner.set_message(format!("delivering {events} to {destination} (Ctrl-C leaves it running)"));
+    spinner.set_message(format!("going through {events} for {destination} (Ctrl-C leaves it running)"));
     let mut period = tokio::time::interval(PERIOD);
     loop {
         period.tick().await;

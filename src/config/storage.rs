@@ -3,7 +3,7 @@
 //! Settings of the Kafka client go through as they are written, except those that promises rest on: these are
 //! chaski's, and refused here. Passwords among them are secrets like all others and never stand in the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chaski_common::secret::Secret;
@@ -68,6 +68,15 @@ impl StorageConfig {
         match &self.kind {
             StorageKind::Embedded { path } => embedded::holder(path),
             StorageKind::Kafka { options, .. } => Ok(Some(format!("kafka {}", options.topic_prefix))),
+        }
+    }
+
+    /// Where the embedded store is, or the spool if there is one.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.kind {
+            StorageKind::Embedded { path } => Some(path),
+            StorageKind::Kafka { options, .. } => options.spool.as_deref(),
         }
     }
 

@@ -156,6 +156,18 @@ fn an_address_that_a_stranger_has_is_bad() {
 }
 
 #[test]
+fn a_process_that_has_the_store_and_answers_elsewhere_is_told() {
+    let layout = Layout::default();
+    let site = Site::on(Storage::File, &layout);
+    let gateway = site.start();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    site.write(&site.toml(&layout).replace(&site.admin.to_string(), &free.to_string()));
+    Report::of(&site).exits(1).says("process", "bad", "has the store");
+    gateway.stop();
+    assert_eq!(Report::of(&site).verdicts("process"), ["skipped"]);
+}
+
+#[test]
 fn another_stores_process_is_told_from_ours() {
     let [ours, other, new] = [(); 3].map(|()| Site::on(Storage::File, &Layout::default()));
     let gateway = ours.start();

@@ -207,6 +207,23 @@ pub fn holder(folder: &Path) -> std::io::Result<Option<String>> {
     }
 }
 
+/// Whether a process has the store in this folder now. One that is starting just then waits for the moment of the look.
+///
+/// # Errors
+/// As [`holder`].
+pub fn is_held(folder: &Path) -> std::io::Result<bool> {
+    let file = match File::open(folder.join(LOCK_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 fn private() -> OpenOptions {
     let mut options = File::options();
     options.create(true).truncate(false).write(true).mode(0o600);

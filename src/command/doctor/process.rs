@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use chaski_common::clock::Clock;
+use chaski_common::storage::embedded;
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::TcpSocket;
@@ -36,7 +37,7 @@ pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> 
     let Some(remote) = remote else {
         let mut findings = vec![address("admin address", admin, bind(admin), false)];
         findings.extend(edge.map(|edge| address("edge address", edge, bind(edge), false)));
-        findings.push(Finding::skipped("process", format!("nothing answers at {}", access.admin)));
+        findings.push(silent(&access));
         return findings;
     };
     let mut findings =
@@ -64,6 +65,23 @@ pub(super) async fn check(config: Option<Arc<Config>>, access: AccessConfig) -> 
         Err(error) => findings.push(Finding::bad("deliveries", format!("{error:#}"), "see [admin] token")),
     }
     findings
+}
+
+/// Nobody answers where a process should, which is nothing wrong unless one has the store.
+fn silent(access: &AccessConfig) -> Finding {
+    let nothing = format!("nothing answers at {}", access.admin);
+    match access.storage.folder().map(|folder| (folder, embedded::is_held(folder))) {
+        Some((folder, Ok(true))) => Finding::bad(
+            "process",
+            format!("{nothing}, and a process has the store in {}", folder.display()),
+            "it hangs, or was started with another [admin] listen: see its log",
+        ),
+        Some((folder, Err(error))) => {
+            let found = format!("{nothing}; {} cannot be looked into: {error}", folder.display());
+            Finding::bad("process", found, "run this as the user that chaski runs as")
+        }
+        _ => Finding::skipped("process", nothing),
+    }
 }
 
 /// Takes an address as a server would, and gives it back before anybody could connect.

@@ -131,7 +131,9 @@ async fn payloads_are_for_this_user_only_and_the_lock_tells_processes_apart() {
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} is open to others", file.display());
     }
+    assert!(super::is_held(&path).unwrap());
     storage.events.close().await;
+    assert!(!super::is_held(&path).unwrap() && !super::is_held(&path.join("nowhere")).unwrap());
     open(&Options { path: path.clone() }, &Registry::new()).unwrap().events.close().await;
     assert!(first.is_some() && holder() != first);
     assert_eq!(super::holder(&path.join("nowhere")).unwrap(), None);
