@@ -38,7 +38,7 @@ build: tools-build ## the release binary, target/release/chaski
 
 test: tools-build tools-test ## every test: units, properties, storage conformance, faults; the journeys on both storages
 	cargo test --workspace --all-targets
-	CHASKI_TEST_STORAGE=kafka cargo test --test it -- --skip disk:: --skip upgrade:: --skip kafka:: --skip corpus::destination:: --skip corpus::configuration:: --skip series::
+	CHASKI_TEST_STORAGE=kafka cargo test --workspace --test it -- --skip disk:: --skip upgrade:: --skip kafka:: --skip corpus::destination:: --skip corpus::configuration:: --skip series::
 	cargo test --workspace --doc
 	tests/deploy/expressions.py "$${CARGO_TARGET_DIR:-target}/debug/chaski"
 
