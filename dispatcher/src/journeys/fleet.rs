@@ -145,6 +145,27 @@ async fn parked_and_dead_deliveries_are_steered_from_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redriven_letter_that_dies_anew_at_once_is_a_letter_again() {
+    let (receiver, _) = Receiver::answering(410).await;
+    let options = topics().await;
+    let edge = edge(&options).await;
+    let process = Process::start(&options, &spec("erp", &receiver.url())).await;
+    append(&edge, 0..1).await;
+    let letters = async || edge.deliveries.dead(DeadFilter::default()).await.unwrap();
+    for times in 1..=20 {
+        receiver.has(times).await;
+        until("a letter", async || letters().await.len() == 1).await;
+        let number = letters().await[0].number;
+        assert_eq!(edge.deliveries.redrive(&[number], Clock::system().now()).await.unwrap(), 1);
+    }
+    receiver.has(21).await;
+    let parked = async || edge.deliveries.parked(ParkedFilter::default()).await.unwrap();
+    until("a letter in the end", async || letters().await.len() == 1 && parked().await.is_empty()).await;
+    process.stop().await;
+    edge.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_traffic_dispatchers_come_and_go_one_after_another() {
     let receiver = Receiver::start(|_| Answer::Status(200)).await;
     let spec = spec("erp", &receiver.url());

@@ -2,9 +2,11 @@
 //! questions are answered from the view of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Kafka;
 use super::append::QUARANTINING;
@@ -17,6 +19,13 @@ use crate::storage::{
     Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Quarantined,
     StorageError,
 };
+
+/// How long a redriven delivery is not due, until its letter is gone: it could die anew before that, and the two letters
+/// have one key. Should this process end in between, that is how long it waits.
+const REDRIVE_HOLD: Duration = Duration::from_secs(60);
+/// How long it is waited for the end of a burial, which is two records; and how often it is looked for.
+const BURIED_WITHIN: Duration = Duration::from_secs(2);
+const BURIED_LOOK: Duration = Duration::from_millis(5);
 
 /// See [`Deliveries`].
 pub(super) struct Ends(pub(super) Arc<Kafka>);
@@ -93,24 +102,37 @@ impl Kafka {
 
     /// Its new state first: should this process end in between, the letter is still there.
     async fn redrive(self: &Arc<Self>, letter: DeadLetter, now: Timestamp) -> Result<(), StorageError> {
-        let gone = Outgoing::no_letter(&self.topics.dead, &letter);
-        match letter.destination {
-            Some(destination) => {
-                let parked = Parked {
-                    destination,
-                    position: letter.position.unwrap_or(*self.head.borrow()),
-                    event: letter.event,
-                    due: now,
-                    attempts: 0,
-                    first_attempt: None,
-                    history: letter.history,
-                };
-                self.park_by_hand(&parked).await?;
-            }
+        let gone = self.to_dead("ending a dead letter", Outgoing::no_letter(&self.topics.dead, &letter));
+        let Some(destination) = letter.destination else {
             // Who asked may go away, and must not leave a reservation behind.
-            None => ToItsEnd::new(Arc::clone(self).admit(letter.event, now)).await?,
+            ToItsEnd::new(Arc::clone(self).admit(letter.event, now)).await?;
+            return gone.await;
+        };
+        // The end of what was parked of it would end what is parked here.
+        let begun = Instant::now();
+        while !self.parked_of(letter.event.id, Some(&destination)).await?.is_empty()
+            && begun.elapsed() < BURIED_WITHIN
+        {
+            tokio::time::sleep(BURIED_LOOK).await;
         }
-        self.to_dead("ending a dead letter", gone).await
+        let mut parked = Parked {
+            destination,
+            position: letter.position.unwrap_or(*self.head.borrow()),
+            event: letter.event,
+            due: now + REDRIVE_HOLD,
+            attempts: 0,
+            first_attempt: None,
+            history: letter.history,
+        };
+        self.park_by_hand(&parked).await?;
+        gone.await?;
+        // Nobody has attempted it, unless an operator wanted that: then it is not to come back.
+        let held = self.parked_of(parked.event.id, Some(&parked.destination)).await?;
+        if held.iter().any(|held| held.attempts == 0 && held.due > now) {
+            parked.due = now;
+            self.park_by_hand(&parked).await?;
+        }
+        Ok(())
     }
 
     /// Puts a quarantined event into the log, under an id of its own where its id belongs to other content.
