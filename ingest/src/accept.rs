@@ -84,6 +84,11 @@ impl Acceptor {
         self.in_flight.is_tight()
     }
 
+    /// As [`InFlight::place_given_back`].
+    pub(crate) async fn place_given_back(&self, until: tokio::time::Instant) {
+        self.in_flight.place_given_back(until).await;
+    }
+
     /// The whole way of a request whose source is known, begun at `begun`. What it takes out of `parts` does not come
     /// back; the room for headers does, once the body is read.
     pub(crate) async fn accept(

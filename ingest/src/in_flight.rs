@@ -6,9 +6,12 @@
 //! the bytes any more: an event that waits to be written counts, whether or not anybody waits for its answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use prometheus::IntGauge;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::metrics::EdgeMetrics;
 use crate::server::Limits;
@@ -22,6 +25,9 @@ pub(crate) struct InFlight(Arc<Bounds>);
 struct Bounds {
     requests: Bound,
     bytes: Bound,
+    /// Who waits for a place, in the order they came; and how many, so that nobody is told where nobody waits.
+    given_back: Notify,
+    waiting: AtomicUsize,
 }
 
 /// So many of something and no more. The gauge is the count: what is shown is what is held to.
@@ -31,7 +37,10 @@ struct Bound {
 }
 
 /// A request's place; given back when dropped.
-pub(crate) struct Place<'a>(&'a Bound);
+pub(crate) struct Place<'a>(&'a Bounds);
+
+/// One that waits, and counts for as long as it does.
+struct Waiting<'a>(&'a AtomicUsize);
 
 /// The bytes charged for a body; given back when dropped.
 pub(crate) struct Charge {
@@ -71,17 +80,27 @@ impl InFlight {
         Self(Arc::new(Bounds {
             requests: Bound::new(limits.inflight_requests_max, &metrics.inflight_requests),
             bytes: Bound::new(limits.inflight_bytes_max, &metrics.inflight_bytes),
+            given_back: Notify::new(),
+            waiting: AtomicUsize::new(0),
         }))
     }
 
-    /// Whether there is still, or again, more taken than free.
+    /// Whether more is taken than free, or somebody waits.
     pub(crate) fn is_tight(&self) -> bool {
-        self.0.requests.is_half_taken() || self.0.bytes.is_half_taken()
+        let Bounds { requests, bytes, waiting, .. } = &*self.0;
+        requests.is_half_taken() || bytes.is_half_taken() || waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits until a place is given back and nobody has waited longer, or `until`. That is when to look and no promise:
+    /// somebody new may be there first. Cancel safe; of who is told and gone, the next is told.
+    pub(crate) async fn place_given_back(&self, until: Instant) {
+        let _waiting = Waiting::begin(&self.0.waiting);
+        _ = timeout_at(until, self.0.given_back.notified()).await;
     }
 
     /// A place for a request with a body of at most so many bytes; none when that would be too much.
     pub(crate) fn enter(&self, bytes_max: usize) -> Option<(Place<'_>, Charge)> {
-        let place = self.0.requests.take(1).then(|| Place(&self.0.requests))?;
+        let place = self.0.requests.take(1).then(|| Place(&self.0))?;
         let mut charge = Charge { of: self.0.clone(), bytes: 0, bytes_max };
         charge.covers(bytes_max.min(CHARGE_FIRST_BYTES)).then_some((place, charge))
     }
@@ -89,7 +108,25 @@ impl InFlight {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.give_back(1);
+        let Self(bounds) = self;
+        bounds.requests.give_back(1);
+        // One that begins to wait in this moment may be passed over; each wait has an end of its own.
+        if bounds.waiting.load(Ordering::Relaxed) > 0 {
+            bounds.given_back.notify_one();
+        }
+    }
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -143,6 +180,10 @@ impl AsRef<[u8]> for Held {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Waker};
+    use std::time::Duration;
+
     use chaski_common::storage::Labels;
     use prometheus::Registry;
 
@@ -175,5 +216,30 @@ mod tests {
         assert_eq!(now(), (0, 0));
         assert!(in_flight.enter(100_000).is_some_and(|(_, mut charge)| charge.covers(100_000)));
         assert_eq!(now(), (0, 0));
+    }
+    #[tokio::test]
+    async fn who_waits_is_told_of_one_place_each_in_the_order_they_came() {
+        let metrics =
+            EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" }, 1);
+        let limits = Limits { inflight_requests_max: 2, ..Limits::default() };
+        let in_flight = InFlight::new(&limits, &metrics);
+        let mut taken = vec![in_flight.enter(0).unwrap(), in_flight.enter(0).unwrap()];
+        let until = Instant::now() + Duration::from_hours(1);
+        let waits = |wait: Pin<&mut dyn Future<Output = ()>>| {
+            wait.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+        };
+        let mut first = Box::pin(in_flight.place_given_back(until));
+        let mut second = pin!(in_flight.place_given_back(until));
+        let mut third = pin!(in_flight.place_given_back(until));
+        assert!(waits(first.as_mut()) && waits(second.as_mut()) && waits(third.as_mut()));
+        taken.pop();
+        drop(first);
+        assert!(waits(third.as_mut()), "the one who is gone was told, and then the next");
+        assert!(!waits(second.as_mut()));
+        assert!(in_flight.is_tight(), "one place is taken and one is free, but somebody waits");
+        in_flight.place_given_back(Instant::now()).await;
+        drop(taken);
+        third.await;
+        assert!(!in_flight.is_tight());
     }
 }

@@ -33,7 +33,7 @@ use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -421,10 +421,9 @@ impl Shared {
         async move {
             phase.begin_request();
             let begun = Instant::now();
-            if self.acceptor.is_tight()
-                && let Some(turn) = phase.take_turn()
-            {
-                sleep_until(turn).await;
+            if phase.is_turned_away() {
+                // Boxed, it does not make every request's future longer.
+                Box::pin(self.wait_for_turn(begun, phase)).await;
             }
             let is_http2 = parts.version == Version::HTTP_2;
             let peer = self.sender(peer, &parts.headers);
@@ -440,7 +439,7 @@ impl Shared {
                     }
                     is_unread = outcome == Outcome::Unavailable(Unavailable::Overloaded);
                     if is_unread {
-                        phase.set_turn(self.turns.next(Instant::now().into()));
+                        phase.set_turned_away(true);
                     }
                     outcome.response(&source.reply, parts.headers)
                 }
@@ -455,6 +454,15 @@ impl Shared {
             }
             phase.end_request(is_unread || response.headers().contains_key(http::header::CONNECTION));
             Ok(response)
+        }
+    }
+
+    /// Where places are rare still: until one is given back, or the turn to be refused has come.
+    async fn wait_for_turn(&self, now: Instant, phase: &Phase) {
+        if self.acceptor.is_tight() {
+            self.acceptor.place_given_back(self.turns.next(now.into())).await;
+        } else {
+            phase.set_turned_away(false);
         }
     }
 

@@ -1,9 +1,9 @@
-//! When a connection that was refused for want of a place is listened to again.
+//! When a connection that was refused for want of a place may be refused again.
 //!
 //! A refusal costs less than an event, but it costs: a read, a head, a write. Who is refused and comes again at once,
-//! a thousand times over, takes the processors from what has a place. So those connections take turns, and what they
-//! send meanwhile waits in the kernel, where it costs nothing. Who comes later than that, as `Retry-After` asks for,
-//! never notices.
+//! a thousand times over, takes the processors from what has a place. So those connections queue for the places that
+//! are given back, and only so many in a second are refused once more: who has queued until its turn to be.
+//! Who comes later than that, as `Retry-After` asks for, never notices.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

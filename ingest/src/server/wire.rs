@@ -13,8 +13,8 @@ use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ pub(crate) struct Phase {
     closing: AtomicBool,
     /// Nothing is missing of the request that is the last.
     whole: AtomicBool,
-    /// Before that, the next request is not looked at.
-    turn: Mutex<Option<Instant>>,
+    /// A request was refused for want of a place.
+    turned_away: AtomicBool,
 }
 
 impl Phase {
@@ -76,13 +76,13 @@ impl Phase {
         self.enter(IDLE);
     }
 
-    /// The next request has to wait until then.
-    pub(super) fn set_turn(&self, turn: Instant) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
+    pub(super) fn set_turned_away(&self, is_turned_away: bool) {
+        self.turned_away.store(is_turned_away, Ordering::Relaxed);
     }
 
-    pub(super) fn take_turn(&self) -> Option<Instant> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Whether there was no place for a request, and places have been rare since.
+    pub(super) fn is_turned_away(&self) -> bool {
+        self.turned_away.load(Ordering::Relaxed)
     }
 
     /// Only the connection's own task does this, so nothing comes in between.
