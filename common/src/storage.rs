@@ -772,7 +772,8 @@ pub trait Deliveries: Send + Sync {
 
     /// Sends dead letters on their way again: a delivery is parked, due now, with its attempts counted from
     /// the start; a quarantined event enters the log as if it had been accepted (under an id of its own if
-    /// its id is taken). Each letter is gone when its new state is durable. Returns how many were found.
+    /// its id is taken). Each letter is gone when its new state is durable. Returns how many that were: one that
+    /// somebody else was faster with is none any more, and one of an event that is parked at its destination may stay.
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError>;
 
     /// Deletes dead letters for good. Returns how many were found.

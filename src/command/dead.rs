@@ -151,9 +151,16 @@ async fn change(
         Change::Drop => "deleted",
     };
     if json {
-        return output::json(&serde_json::json!({ told: done }));
+        output::json(&serde_json::json!({ told: done }))?;
+    } else {
+        output::line(format_args!("{told}: {done}"));
     }
-    output::line(format_args!("{told}: {done}"));
+    if done < numbers.len() {
+        let left = output::count((numbers.len() - done) as u64, "letter");
+        bail!(
+            "not {told}: {left}: gone meanwhile, or its event is parked at its destination (`chaski parked`)"
+        );
+    }
     Ok(())
 }
 

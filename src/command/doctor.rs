@@ -124,7 +124,6 @@ async fn skip(check: &'static str, why: &'static str) -> Vec<Finding> {
     vec![Finding::skipped(check, why)]
 }
 
-/// The folder that holds events: the store's or the spool's.
 /// Runs all checks at once; what they found, in their order. Each has a task of its own, so that one that blocks
 /// holds up no other.
 async fn look(checks: Vec<Check>, within: Duration) -> Vec<Finding> {

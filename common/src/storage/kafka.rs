@@ -230,6 +230,7 @@ async fn connect(
         oldest: Mutex::default(),
         seen: Mutex::default(),
         quarantining: Default::default(),
+        redriving: tokio::sync::Mutex::default(),
         reached: CancellationToken::new(),
         is_sound,
         closing: CancellationToken::new(),
@@ -270,6 +271,8 @@ struct Kafka {
     seen: Mutex<HashMap<(Arc<str>, u32), u64>>,
     /// The turns of quarantined events, by their content: the same bytes wait for each other and are kept once.
     quarantining: [Arc<tokio::sync::Mutex<()>>; QUARANTINING_MAX],
+    /// Letters are redriven by one call at a time, or two would send the same on its way.
+    redriving: tokio::sync::Mutex<()>,
     /// Cancelled when `opened` is there: then the spool is drained.
     reached: CancellationToken,
     /// False once a thread has panicked.

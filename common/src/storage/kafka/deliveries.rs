@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::Kafka;
@@ -16,14 +17,15 @@ use super::view::{DEAD, PARKED};
 use crate::event::{Event, EventId};
 use crate::storage::tables::deliveries::{self, dropped, letter, parked_of};
 use crate::storage::{
-    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter, Quarantined,
-    StorageError,
+    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, FateState, OnConflict, Parked, ParkedFilter,
+    Position, Quarantined, StorageError,
 };
 
 /// How long a redriven delivery is not due, until its letter is gone: it could die anew before that, and the two letters
-/// have one key. Should this process end in between, that is how long it waits.
-const REDRIVE_HOLD: Duration = Duration::from_secs(60);
-/// How long it is waited for the end of a burial, which is two records; and how often it is looked for.
+/// have one key. Longer than the producer tries to write the letter's end (`delivery.timeout.ms`, two minutes). Should
+/// this process end in between, that is how long it waits.
+const REDRIVE_HOLD: Duration = Duration::from_secs(150);
+/// How long a call waits for the ends of burials, which are two records each; and how often it looks.
 const BURIED_WITHIN: Duration = Duration::from_secs(2);
 const BURIED_LOOK: Duration = Duration::from_millis(5);
 
@@ -53,11 +55,13 @@ impl Kafka {
         self.to_dead("keeping a dead letter", Outgoing::letter(&self.topics.dead, letter)).await
     }
 
-    /// The letter first: should this process end in between, the delivery is attempted once more.
+    /// The letter first: should this process end in between, the delivery is attempted once more. What was not due has
+    /// not been attempted, and is not what is buried: a letter of the same event that is redriven.
     async fn bury(&self, letter: &DeadLetter) -> Result<(), StorageError> {
         self.keep_letter(letter).await?;
         let Some(destination) = &letter.destination else { return Ok(()) };
-        if self.parked_of(letter.event.id, Some(destination)).await?.is_empty() {
+        let parked = self.parked_of(letter.event.id, Some(destination)).await?;
+        if !parked.iter().any(|parked| parked.due <= letter.at) {
             return Ok(());
         }
         let gone = Outgoing::unparked(&self.topics.parked, destination, letter.event.id, None);
@@ -70,6 +74,12 @@ impl Kafka {
             .readers
             .read("looking up a parked delivery", move |connection| parked_of(connection, id, name))
             .await
+    }
+
+    async fn is_parked(&self, id: EventId, destination: &Arc<str>) -> Result<bool, StorageError> {
+        let name = Arc::clone(destination);
+        let is_parked = move |connection: &Connection| deliveries::is_parked(connection, &name, id);
+        self.view()?.readers.read("looking up a parked delivery", is_parked).await
     }
 
     async fn letter(&self, number: u64) -> Result<Option<DeadLetter>, StorageError> {
@@ -100,39 +110,93 @@ impl Kafka {
         Ok(true)
     }
 
-    /// Its new state first: should this process end in between, the letter is still there.
-    async fn redrive(self: &Arc<Self>, letter: DeadLetter, now: Timestamp) -> Result<(), StorageError> {
-        let gone = self.to_dead("ending a dead letter", Outgoing::no_letter(&self.topics.dead, &letter));
-        let Some(destination) = letter.destination else {
+    async fn end_letter(&self, letter: &DeadLetter) -> Result<(), StorageError> {
+        self.to_dead("ending a dead letter", Outgoing::no_letter(&self.topics.dead, letter)).await
+    }
+
+    /// Its new state first: should this process end in between, the letter is still there. Whether there was such a
+    /// letter, and none of what is parked.
+    async fn redrive(
+        self: &Arc<Self>,
+        number: u64,
+        now: Timestamp,
+        begun: Instant,
+    ) -> Result<bool, StorageError> {
+        let Some(letter) = self.letter(number).await? else { return Ok(false) };
+        let Some(destination) = letter.destination.clone() else {
             // Who asked may go away, and must not leave a reservation behind.
-            ToItsEnd::new(Arc::clone(self).admit(letter.event, now)).await?;
-            return gone.await;
+            ToItsEnd::new(Arc::clone(self).admit(letter.event.clone(), now)).await?;
+            return self.end_letter(&letter).await.map(|()| true);
         };
         // The end of what was parked of it would end what is parked here.
-        let begun = Instant::now();
-        while !self.parked_of(letter.event.id, Some(&destination)).await?.is_empty()
-            && begun.elapsed() < BURIED_WITHIN
-        {
+        while self.is_parked(letter.event.id, &destination).await? {
+            if begun.elapsed() > BURIED_WITHIN {
+                return Ok(false);
+            }
             tokio::time::sleep(BURIED_LOOK).await;
         }
+        // Meanwhile somebody else may have redriven it.
+        if self.letter(number).await?.is_none() {
+            return Ok(false);
+        }
+        self.redeliver(letter, destination, now, begun).await.map(|()| true)
+    }
+
+    /// Parks it for later, ends its letter, and makes it due: three records, which others write between.
+    async fn redeliver(
+        &self,
+        letter: DeadLetter,
+        destination: Arc<str>,
+        now: Timestamp,
+        begun: Instant,
+    ) -> Result<(), StorageError> {
+        let (id, position) = (letter.event.id, letter.position.unwrap_or(*self.head.borrow()));
         let mut parked = Parked {
             destination,
-            position: letter.position.unwrap_or(*self.head.borrow()),
-            event: letter.event,
-            due: now + REDRIVE_HOLD,
+            position,
+            event: letter.event.clone(),
+            due: now + begun.elapsed() + REDRIVE_HOLD,
             attempts: 0,
             first_attempt: None,
-            history: letter.history,
+            history: letter.history.clone(),
         };
         self.park_by_hand(&parked).await?;
-        gone.await?;
+        self.end_letter(&letter).await?;
+        let destination = Arc::clone(&parked.destination);
+        let held = self.parked_of(id, Some(&destination)).await?;
         // Nobody has attempted it, unless an operator wanted that: then it is not to come back.
-        let held = self.parked_of(parked.event.id, Some(&parked.destination)).await?;
-        if held.iter().any(|held| held.attempts == 0 && held.due > now) {
+        if held
+            .iter()
+            .any(|held| held.attempts == 0 && held.due.as_millisecond() == parked.due.as_millisecond())
+        {
             parked.due = now;
-            self.park_by_hand(&parked).await?;
+            return self.park_by_hand(&parked).await;
+        }
+        if held.is_empty() && !self.has_ended(&destination, position, &letter).await? {
+            return self.keep_letter(&letter).await;
         }
         Ok(())
+    }
+
+    /// Whether a redriven delivery that is not parked any more was delivered, or is a letter once more. Neither, its end
+    /// and what it was redriven with have met: the end of a burial, or of the older letter, has ended the newer one.
+    async fn has_ended(
+        &self,
+        destination: &Arc<str>,
+        position: Position,
+        letter: &DeadLetter,
+    ) -> Result<bool, StorageError> {
+        let delivered = self.delivered(destination, position).await?;
+        if matches!(delivered, Some(FateState::Delivered { at, .. }) if at >= letter.at) {
+            return Ok(true);
+        }
+        let of_it = DeadFilter {
+            destination: Some(destination.to_string()),
+            id: Some(letter.event.id),
+            limit: 1,
+            ..DeadFilter::default()
+        };
+        Ok(!self.view()?.readers.dead(of_it).await?.is_empty())
     }
 
     /// Puts a quarantined event into the log, under an id of its own where its id belongs to other content.
@@ -156,11 +220,7 @@ impl Deliveries for Ends {
     }
 
     async fn park_again(&self, parked: Parked) -> Result<bool, StorageError> {
-        let (name, id) = (Arc::clone(&parked.destination), parked.event.id);
-        let asked = self.0.view()?.readers.read("looking up a parked delivery", move |connection| {
-            deliveries::is_parked(connection, &name, id)
-        });
-        let is_parked = asked.await?;
+        let is_parked = self.0.is_parked(parked.event.id, &parked.destination).await?;
         if is_parked {
             self.park(parked).await?;
         }
@@ -246,12 +306,11 @@ impl Deliveries for Ends {
     }
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
+        let begun = Instant::now();
+        let _alone = self.0.redriving.lock().await;
         let mut found = 0;
         for number in numbers {
-            if let Some(letter) = self.0.letter(*number).await? {
-                self.0.redrive(letter, now).await?;
-                found += 1;
-            }
+            found += usize::from(self.0.redrive(*number, now, begun).await?);
         }
         Ok(found)
     }
@@ -260,8 +319,7 @@ impl Deliveries for Ends {
         let mut found = 0;
         for number in numbers {
             if let Some(letter) = self.0.letter(*number).await? {
-                let gone = Outgoing::no_letter(&self.0.topics.dead, &letter);
-                self.0.to_dead("dropping a dead letter", gone).await?;
+                self.0.end_letter(&letter).await?;
                 found += 1;
             }
         }

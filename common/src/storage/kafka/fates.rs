@@ -153,7 +153,7 @@ impl Kafka {
     }
 
     /// That it was delivered, as far as this process has seen it.
-    async fn delivered(
+    pub(super) async fn delivered(
         &self,
         destination: &Arc<str>,
         position: Position,

@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
 
 use super::append::HEDGE_AFTER;
 use super::events::Events;
@@ -10,8 +12,9 @@ use super::{Options, Step, apply, connect, open, plan, testing};
 use crate::event::{Event, Fingerprint};
 use crate::storage::conformance::{Backend, event};
 use crate::storage::{
-    Appended, BatchLimit, Change, Cursor, EventFilter, EventLog as _, Left, OnConflict, Parked, Position,
-    Pruned, Start, Storage, StorageError, Subscription, Track,
+    Appended, BatchLimit, Change, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter, EventLog as _,
+    Left, OnConflict, Parked, ParkedFilter, Position, Pruned, Start, Storage, StorageError, Subscription,
+    Track,
 };
 
 mod redis;
@@ -304,6 +307,82 @@ async fn replays_that_several_processes_begin_at_once_are_several() {
     for storage in storages {
         storage.events.close().await;
     }
+}
+
+/// A letter of `event(1)` for `erp`, and its number.
+async fn bury(storage: &Storage) -> u64 {
+    let letter = DeadLetter {
+        number: 0,
+        destination: Some("erp".into()),
+        position: Some(Position(0)),
+        event: event(1),
+        reason: "gone".into(),
+        detail: "410 Gone".into(),
+        at: Timestamp::from_second(100).unwrap(),
+        attempts: 1,
+        history: Vec::new(),
+    };
+    storage.deliveries.bury(letter).await.unwrap();
+    storage.deliveries.dead(DeadFilter::default()).await.unwrap()[0].number
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_of_what_is_parked_stays_a_letter_and_what_is_not_due_stays_parked() {
+    let storage = OnBroker::new().await.open().await;
+    let deliveries = &storage.deliveries;
+    let later = Timestamp::from_second(200).unwrap();
+    let parked = Parked {
+        destination: "erp".into(),
+        position: Position(0),
+        event: event(1),
+        due: later,
+        attempts: 0,
+        first_attempt: None,
+        history: Vec::new(),
+    };
+    deliveries.park(parked.clone()).await.unwrap();
+    let number = bury(&storage).await;
+    let kept = async || deliveries.parked(ParkedFilter::default()).await.unwrap();
+    assert_eq!(kept().await, [parked], "a burial ends what was attempted, which this was not");
+    assert_eq!(deliveries.redrive(&[number], later).await.unwrap(), 0);
+    assert_eq!(deliveries.dead(DeadFilter::default()).await.unwrap()[0].number, number);
+    let delivered = Delivered { position: Position(0), at: later, attempts: 1 };
+    deliveries.complete("erp", event(1).id, delivered).await.unwrap();
+    assert_eq!(deliveries.redrive(&[number], later).await.unwrap(), 1);
+    assert_eq!(kept().await[0].due, later);
+    assert!(deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_two_redrive_at_once_goes_on_its_way_once() {
+    let storage = OnBroker::new().await.open().await;
+    let numbers = [bury(&storage).await];
+    let now = Timestamp::from_second(200).unwrap();
+    let (deliveries, end) = (&storage.deliveries, CancellationToken::new());
+    // Whatever is due is taken at once, as a dispatcher would.
+    let taking = async {
+        let mut taken = 0;
+        while !end.is_cancelled() {
+            for parked in deliveries.due("erp", now, false, 10).await.unwrap() {
+                taken += 1;
+                let delivered = Delivered { position: parked.position, at: now, attempts: 1 };
+                deliveries.complete("erp", parked.event.id, delivered).await.unwrap();
+            }
+        }
+        taken
+    };
+    let redriving = async {
+        let (one, other) = tokio::join!(deliveries.redrive(&numbers, now), deliveries.redrive(&numbers, now));
+        while !deliveries.parked(ParkedFilter::default()).await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        end.cancel();
+        one.unwrap() + other.unwrap()
+    };
+    assert_eq!(tokio::join!(redriving, taking), (1, 1));
+    assert!(deliveries.dead(DeadFilter::default()).await.unwrap().is_empty());
+    storage.events.close().await;
 }
 
 /// What another Kafka tool reads of the events, each written by this format.
