@@ -100,9 +100,10 @@ impl InFlight {
 
     /// A place for a request with a body of at most so many bytes; none when that would be too much.
     pub(crate) fn enter(&self, bytes_max: usize) -> Option<(Place<'_>, Charge)> {
-        let place = self.0.requests.take(1).then(|| Place(&self.0))?;
         let mut charge = Charge { of: self.0.clone(), bytes: 0, bytes_max };
-        charge.covers(bytes_max.min(CHARGE_FIRST_BYTES)).then_some((place, charge))
+        // The place last: one that was never anybody's wakes nobody.
+        let has_place = charge.covers(bytes_max.min(CHARGE_FIRST_BYTES)) && self.0.requests.take(1);
+        has_place.then(|| (Place(&self.0), charge))
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
     async fn who_waits_is_told_of_one_place_each_in_the_order_they_came() {
         let metrics =
             EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" }, 1);
-        let limits = Limits { inflight_requests_max: 2, ..Limits::default() };
+        let limits = Limits { inflight_bytes_max: 100, inflight_requests_max: 2, ..Limits::default() };
         let in_flight = InFlight::new(&limits, &metrics);
         let mut taken = vec![in_flight.enter(0).unwrap(), in_flight.enter(0).unwrap()];
         let until = Instant::now() + Duration::from_hours(1);
@@ -238,6 +239,8 @@ mod tests {
         assert!(!waits(second.as_mut()));
         assert!(in_flight.is_tight(), "one place is taken and one is free, but somebody waits");
         in_flight.place_given_back(Instant::now()).await;
+        assert!(in_flight.enter(101).is_none(), "too many bytes");
+        assert!(waits(third.as_mut()), "who was refused gave nothing back");
         drop(taken);
         third.await;
         assert!(!in_flight.is_tight());
