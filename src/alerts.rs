@@ -131,8 +131,12 @@ impl Watch {
     }
 
     async fn ask(&mut self) {
+        if self.found.is_some() {
+            self.instruments.refresh().await;
+            return;
+        }
         let before = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
-        if self.instruments.refresh().await && self.found.is_none() {
+        if self.instruments.refresh().await {
             let told = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
             self.found = Some(Found::new(&before, &told));
         }

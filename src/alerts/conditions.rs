@@ -205,6 +205,8 @@ pub(super) struct Finding {
     pub(super) summary: String,
     /// How long it must last before anybody is told.
     pub(super) hold: Duration,
+    /// Nothing of it has happened in the life of this process.
+    pub(super) is_old: bool,
 }
 
 /// What is wrong now, by `new` and by what was added since `old`.
@@ -230,7 +232,8 @@ struct Look<'a> {
 impl Look<'_> {
     fn found(&mut self, condition: Condition, subject: &Arc<str>, hold: Duration, summary: String) {
         if !self.rules.ignored.contains(&condition) {
-            self.found.push(Finding { key: (condition, Arc::clone(subject)), summary, hold });
+            let key = (condition, Arc::clone(subject));
+            self.found.push(Finding { key, summary, hold, is_old: false });
         }
     }
 
@@ -323,7 +326,9 @@ impl Look<'_> {
         }
         if !parts.is_empty() {
             let summary = format!("{name}: {}", parts.join("; "));
+            let told = self.found.len();
             self.found(condition, name, Duration::ZERO, summary);
+            self.found[told..].iter_mut().for_each(|finding| finding.is_old = added == 0.0);
         }
     }
 

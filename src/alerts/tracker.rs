@@ -21,6 +21,8 @@ struct Tracked {
     began: Instant,
     /// When it was last told, if it has lasted long enough for that.
     told: Option<Instant>,
+    /// What was told is older than this process.
+    is_old: bool,
 }
 
 impl Tracker {
@@ -34,19 +36,20 @@ impl Tracker {
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
         let mut before = std::mem::take(&mut self.0);
-        for Finding { key, summary, hold } in findings {
+        for Finding { key, summary, hold, is_old } in findings {
             let known = before.remove(&key);
+            let was_old = known.as_ref().is_none_or(|known| known.is_old);
             let (since, began, told) =
                 known.map_or((time, now, None), |known| (known.since, known.began, known.told));
             let is_due = match told {
                 None => now.duration_since(began) >= hold,
-                Some(told) => now.duration_since(told) >= repeat,
+                Some(told) => now.duration_since(told) >= repeat || (was_old && !is_old),
             };
             if is_due {
                 notices.push(Notice::new(&key, State::Firing, since, summary.clone()));
             }
-            self.0
-                .insert(key, Tracked { summary, since, began, told: if is_due { Some(now) } else { told } });
+            let told = if is_due { Some(now) } else { told };
+            self.0.insert(key, Tracked { summary, since, began, told, is_old: was_old && is_old });
         }
         let over = before.into_iter().filter(|(_, tracked)| tracked.told.is_some());
         notices.extend(over.map(|(key, tracked)| {
@@ -71,7 +74,17 @@ mod tests {
 
     fn finding(hold: u64) -> Finding {
         let key = (Condition::DestinationFailing, "erp".into());
-        Finding { key, summary: "erp: failing".to_owned(), hold: Duration::from_secs(hold) }
+        Finding { key, summary: "erp: failing".to_owned(), hold: Duration::from_secs(hold), is_old: false }
+    }
+
+    #[test]
+    fn what_happens_is_told_though_something_older_was() {
+        let (mut tracker, now) = (Tracker::default(), Instant::now());
+        let told = [true, true, false, true, false].map(|is_old| {
+            let findings = vec![Finding { is_old, ..finding(0) }];
+            tracker.step(findings, now, Timestamp::UNIX_EPOCH, Duration::from_secs(100)).len()
+        });
+        assert_eq!(told, [1, 0, 1, 0, 0]);
     }
 
     #[test]
