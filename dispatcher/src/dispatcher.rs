@@ -336,6 +336,7 @@ impl Inner {
             }
             None => {
                 old.stop(until).await;
+                old.forget_failures();
                 self.couriers().remove(&old.name());
             }
         }

@@ -62,7 +62,7 @@ fn what_a_reload_takes_out_is_not_measured_any_more() {
     let (orders, erp) = (Receiver::start(), Receiver::scripted(|_| Reply::status(410)));
     let (one, two) = (Destination::new("orders", &orders), Destination::new("erp", &erp));
     let other = "[sources.other]\nprovider = \"github\"\nsecrets = [\"env:OTHER_SECRET\"]\n".to_owned();
-    let both = Layout { more: other, ..Layout::to([one.clone(), two]) };
+    let both = Layout { more: other, ..Layout::to([one.clone(), two.clone()]) };
     let site = Site::new(&both).with_env("OTHER_SECRET", NEW_SECRET);
     let gateway = site.start();
     let id = gateway.accept(&payment(1));
@@ -76,6 +76,14 @@ fn what_a_reload_takes_out_is_not_measured_any_more() {
     };
     let (measured, kept) = (of("destination=\"erp\""), of("destination=\"orders\""));
     assert_eq!(measured, kept);
+    let slower = Layout { destinations: vec![one.clone(), two.with("concurrency = 2")], ..both.clone() };
+    site.rewrite(&slower);
+    site.command(&["reload"]).ok();
+    assert_eq!(
+        gateway.count("chaski_dispatch_disabled", &["destination=\"erp\""]),
+        1,
+        "it has the same receiver"
+    );
     assert_eq!(of("source=\"other\""), of("source=\"pagoefectivo\"") - 1, "one type of event more");
 
     site.rewrite(&Layout::to([one]));

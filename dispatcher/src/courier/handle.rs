@@ -40,7 +40,15 @@ impl Handle {
     /// What the next courier is to have: this one may not have been opened yet, and then the next begins where it would
     /// have begun.
     pub(crate) fn succeeded_by(&self, next: Fixed) -> Fixed {
+        if self.fixed.spec.url != next.spec.url {
+            self.forget_failures();
+        }
         Fixed { start: self.fixed.start, ..next }
+    }
+
+    /// What its receiver answered is not told of one that has its name later.
+    pub(crate) fn forget_failures(&self) {
+        self.fixed.view.forget_failures();
     }
 
     pub(crate) fn spec(&self) -> &DestinationSpec {
@@ -128,10 +136,7 @@ pub(super) struct Shown {
 }
 
 impl View {
-    /// The receiver may be another one than before: what that answered is not told of this.
-    pub(super) fn new(metrics: DestinationMetrics) -> Self {
-        metrics.consecutive_failures.set(0);
-        metrics.disabled.set(0);
+    pub(super) const fn new(metrics: DestinationMetrics) -> Self {
         Self {
             metrics,
             breaker: AtomicU8::new(0),
@@ -139,6 +144,11 @@ impl View {
             last_success_ms: AtomicI64::new(0),
             last_failure: Mutex::new(None),
         }
+    }
+
+    fn forget_failures(&self) {
+        self.metrics.consecutive_failures.set(0);
+        self.metrics.disabled.set(0);
     }
 
     pub(super) fn show(&self, shown: Shown) {
@@ -156,8 +166,7 @@ impl View {
     /// An attempt has ended.
     pub(super) fn attempted(&self, name: &str, outcome: &Outcome, now: Timestamp) {
         if outcome.is_success() {
-            self.metrics.consecutive_failures.set(0);
-            self.metrics.disabled.set(0);
+            self.forget_failures();
             self.last_success_ms.store(now.as_millisecond(), Relaxed);
             return;
         }

@@ -260,13 +260,13 @@ fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
     } else if breaker != "closed" {
         found.push_str(&format!("; breaker {breaker}"));
         (Verdict::Bad, format!("its receiver fails: {failure}"))
-    } else if failures >= FAILURES_BAD {
-        found.push_str(&format!("; {failures} attempts in a row failed"));
-        (Verdict::Bad, format!("its receiver fails: {failure}"))
     } else if running.is_some_and(|running| running.disabled) {
         found.push_str("; its receiver answers 410");
         let advice = "it wants no more: take it out, or mend it and redrive what is dead";
         (Verdict::Warning, advice.to_owned())
+    } else if failures >= FAILURES_BAD {
+        found.push_str(&format!("; {failures} attempts in a row failed"));
+        (Verdict::Bad, format!("its receiver fails: {failure}"))
     } else if age.is_some_and(|age| age > OLDEST_BAD) {
         (Verdict::Bad, format!("chaski destinations, chaski parked --destination {name}"))
     } else if progress.dead > 0 {

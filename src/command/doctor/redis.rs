@@ -17,12 +17,20 @@ pub(super) async fn check(settings: Redis, topic_prefix: String, rate_per_second
             // A cluster shares the ids out evenly.
             let ids = settings.window.as_secs_f64() * rate_per_second / states.len() as f64;
             let mut findings: Vec<_> = states.iter().flat_map(|state| judge(state, ids)).collect();
-            if let Ok(Some(refusal)) = kafka::redis_refusal(&settings, &topic_prefix).await {
-                let advice = format!(
-                    "let this user do SET, GET, DEL and EVAL on {topic_prefix}:*; until then duplicates may come through"
-                );
-                findings.push(Finding::bad("redis user", format!("{address}: {refusal}"), advice));
-            }
+            let refused = match kafka::redis_refusal(&settings, &topic_prefix).await {
+                Ok(None) => return findings,
+                Ok(Some(refusal)) => refusal,
+                Err(error) => crate::chain(&error),
+            };
+            // From inside of a script as well, where older servers have another code for it.
+            let is_barred = refused.contains("NOPERM") || refused.contains("can't run this command");
+            let (check, advice) = if is_barred {
+                ("redis user", format!("let this user do SET, GET, DEL and EVAL on {topic_prefix}:*"))
+            } else {
+                (CHECK, "mend what it says".to_owned())
+            };
+            let advice = format!("{advice}; until then duplicates may come through");
+            findings.push(Finding::bad(check, format!("{address}: {refused}"), advice));
             findings
         }
         Err(error) => {

@@ -43,7 +43,7 @@ pub async fn redis_state(settings: &Redis) -> Result<Vec<RedisState>, StorageErr
     ask(&address).await.map_err(failed)
 }
 
-/// What Redis does not let this user do of all that deduplication does, in its own words; nothing if it lets it do all.
+/// What Redis refuses this user of all that deduplication does, in its own words; nothing if it does all.
 /// Nothing is changed by asking: the key is never there. Connects on its own; whoever asks bounds the time.
 ///
 /// # Errors
@@ -60,7 +60,9 @@ pub async fn redis_refusal(settings: &Redis, topic_prefix: &str) -> Result<Optio
     set.arg(&key).arg("").arg("XX").arg("GET").arg("PX").arg(1);
     let mut release = redis::cmd("EVAL");
     release.arg(RELEASE).arg(1).arg(&key).arg("");
-    for command in [set, release] {
+    let mut delete = redis::cmd("DEL");
+    delete.arg(&key);
+    for command in [set, release, delete] {
         let answer: RedisResult<Value> = match &mut connection {
             Connection::Server(server) => command.query_async(server).await,
             Connection::Cluster(cluster) => command.query_async(cluster).await,
