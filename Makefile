@@ -14,6 +14,9 @@ KAFKA_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/chaski/kafka-$(KAFKA_VERSI
 KAFKA_ARCHIVE := $(KAFKA_CACHE)/classes.jsa
 test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:SharedArchiveFile=$(KAFKA_ARCHIVE)
 
+# Tests wait more than they compute: for brokers, for timeouts, and for processes that they start.
+test: export RUST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) + 1 )))
+
 # What checks the files under deploy/; by name, so that it changes with the list.
 DEPLOY_PYTHON := target/deploy-python-$(shell cat deploy/grafana/requirements.txt tests/deploy/requirements.txt | cksum | cut -d' ' -f1)
 

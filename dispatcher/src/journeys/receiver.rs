@@ -103,7 +103,7 @@ impl Receiver {
     pub(crate) async fn has(&self, requests: usize) -> Vec<Got> {
         let mut count = self.count.clone();
         let waited =
-            tokio::time::timeout(Duration::from_secs(20), count.wait_for(|count| *count >= requests)).await;
+            tokio::time::timeout(Duration::from_mins(1), count.wait_for(|count| *count >= requests)).await;
         assert!(waited.is_ok(), "{requests} requests wanted, these came: {:#?}", self.got());
         self.got()
     }

@@ -12,7 +12,7 @@ fn a_rolling_upgrade_loses_nothing_and_refuses_nobody_while_another_edge_is_up()
     let town = Town::at_leisure("upgrade", seed());
     let topics = Topics::shared();
     // As long as the balancer takes to notice, and some more.
-    let mut layout = Layout { ingest: "stop_delay = \"500ms\"".to_owned(), ..town.layout() };
+    let mut layout = Layout { ingest: "stop_delay = \"1s\"".to_owned(), ..town.layout() };
     for destination in &mut layout.destinations {
         // A dispatcher that stops waits for its attempts.
         destination.settings = destination.settings.replace("timeout = \"2s\"", "timeout = \"1s\"");
