@@ -71,6 +71,8 @@ pub(crate) struct Watch {
     tracker: Tracker,
     /// Snapshots of the last [`WINDOW`].
     kept: Kept,
+    /// When this process began, before anything of it could become a letter.
+    began: Timestamp,
     /// Known once the store has told.
     found: Option<Found>,
     /// Since when each source is watched: before that nobody can say that it was silent.
@@ -84,6 +86,7 @@ impl Watch {
         instruments: Arc<Instruments>,
         registry: &Registry,
         clock: Clock,
+        began: Timestamp,
     ) -> (Self, Steering) {
         let (steering, config) = watch::channel(Arc::new(config));
         let kept = Kept::since(Instant::now(), clock.now());
@@ -94,6 +97,7 @@ impl Watch {
             clock,
             tracker: Tracker::default(),
             kept,
+            began,
             found: None,
             watched: BTreeMap::new(),
         };
@@ -131,14 +135,9 @@ impl Watch {
     }
 
     async fn ask(&mut self) {
-        if self.found.is_some() {
-            self.instruments.refresh().await;
-            return;
-        }
-        let before = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
-        if self.instruments.refresh().await {
-            let told = Snapshot::read(self.clock.now(), &self.instruments.gather().await);
-            self.found = Some(Found::new(&before, &told));
+        self.instruments.refresh().await;
+        if self.found.is_none() {
+            self.found = self.instruments.letters_before(self.began).await.map(Found::new);
         }
     }
 

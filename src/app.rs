@@ -129,6 +129,7 @@ impl App {
         registry: Registry,
     ) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let began = clock.now();
         let telemetry = config.telemetry.as_ref().map(|telemetry| Export::new(telemetry, &registry));
         let (tracer, export) = telemetry.unzip();
         let tracer = tracer.unwrap_or_default();
@@ -193,7 +194,7 @@ impl App {
         let measured = Arc::clone(&gauges.configured);
         let instruments = Arc::new(Instruments::new(registry.clone(), gauges, operations.clone()));
         let (watch, alerts) =
-            Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone());
+            Watch::new(role.alerts(&config), Arc::clone(&instruments), &registry, clock.clone(), began);
         let control = Control(Arc::new(Running {
             file: file.to_owned(),
             edge: edge.as_ref().map(Edge::handle),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chaski_common::metrics::Metrics;
+use chaski_common::storage::{KeptLetters, StorageError};
 use chaski_dispatcher::Dispatcher;
 use jiff::Timestamp;
 use prometheus::process_collector::ProcessCollector;
@@ -31,16 +32,15 @@ impl Instruments {
         Self { registry, gauges: tokio::sync::Mutex::new(gauges), operations }
     }
 
-    /// Asks the store for what only it knows, and says whether it has told.
-    pub(crate) async fn refresh(&self) -> bool {
+    /// Asks the store for what only it knows.
+    pub(crate) async fn refresh(&self) {
         let gauges = self.gauges.lock().await;
-        let told = tokio::time::timeout(ASK_WITHIN, gauges.ask(&self.operations)).await;
-        match &told {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the store could not be asked for its metrics"),
-            Err(_) => tracing::warn!(within = ?ASK_WITHIN, "the store did not tell its metrics in time"),
-        }
-        matches!(told, Ok(Ok(())))
+        told(gauges.ask(&self.operations)).await;
+    }
+
+    /// The letters that were there at this time, if the store tells.
+    pub(crate) async fn letters_before(&self, at: Timestamp) -> Option<Vec<KeptLetters>> {
+        told(self.operations.storage.deliveries.letters_before(at)).await
     }
 
     /// All families as they stand, never in the middle of a refresh. What is measured of a source or a destination
@@ -52,6 +52,21 @@ impl Instruments {
         only(&mut families, "source", &configured.sources);
         only(&mut families, "destination", &configured.destinations);
         families
+    }
+}
+
+/// An answer of the store, if there is one in time.
+async fn told<T>(answer: impl Future<Output = Result<T, StorageError>>) -> Option<T> {
+    match tokio::time::timeout(ASK_WITHIN, answer).await {
+        Ok(Ok(told)) => Some(told),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the store could not be asked for its metrics");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(within = ?ASK_WITHIN, "the store did not tell its metrics in time");
+            None
+        }
     }
 }
 
@@ -223,7 +238,7 @@ impl Gauges {
     }
 
     /// Asks the store. What it cannot tell stays as it was.
-    async fn ask(&self, operations: &Operations) -> Result<(), chaski_common::storage::StorageError> {
+    async fn ask(&self, operations: &Operations) -> Result<(), StorageError> {
         if let Some(dispatcher) = &operations.dispatcher {
             self.look_at_certificates(dispatcher);
         }

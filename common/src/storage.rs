@@ -701,6 +701,19 @@ pub struct Quarantined {
     pub oldest: Timestamp,
 }
 
+/// Letters of one destination, or quarantined events of one source, that were kept at a time and have one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLetters {
+    /// Where they could not be delivered; nothing of quarantined events.
+    pub destination: Option<Arc<str>>,
+    /// The source's name.
+    pub source: Arc<str>,
+    /// Why they are letters.
+    pub reason: Arc<str>,
+    /// How many.
+    pub letters: u64,
+}
+
 /// Keeps deliveries that are not finished, and those that ended badly. Every `Ok` means durable.
 #[async_trait]
 pub trait Deliveries: Send + Sync {
@@ -769,6 +782,9 @@ pub trait Deliveries: Send + Sync {
 
     /// How much is quarantined, by source; sources without are missing.
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError>;
+
+    /// How many letters there are that died, or were quarantined, before `at`, to the millisecond.
+    async fn letters_before(&self, at: Timestamp) -> Result<Vec<KeptLetters>, StorageError>;
 
     /// Sends dead letters on their way again: a delivery is parked, due now, with its attempts counted from
     /// the start; a quarantined event enters the log as if it had been accepted (under an id of its own if

@@ -276,11 +276,8 @@ impl Look<'_> {
         }
         let measures = [Measure::Quarantined, Measure::QuarantineFound];
         self.letters(Condition::Quarantine, name, measures, "quarantined");
-        let conflicts = self.added(Measure::Conflicts, name);
-        if conflicts > 0.0 {
-            let summary = format!("{name}: {conflicts} known in 5 minutes came again with other content");
-            self.found(Condition::Conflict, name, AT_ONCE, summary);
-        }
+        let measures = [Measure::Conflicts, Measure::ConflictsFound];
+        self.letters(Condition::Conflict, name, measures, "known events with other content");
     }
 
     fn destination(&mut self, name: &Arc<str>) {

@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chaski_common::storage::KeptLetters;
 use jiff::Timestamp;
 use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 use tokio::time::Instant;
+
+/// Why an event is quarantined whose id is known with other content.
+const CONFLICT: &str = "dedup_conflict";
 
 /// Between two snapshots that are kept, to say what a window of time added.
 const KEEP_PERIOD: Duration = Duration::from_secs(15);
@@ -19,14 +23,13 @@ pub(super) enum Measure {
     RefusedSignatures,
     LastAccepted,
     Quarantined,
-    QuarantineAdded,
-    QuarantineKept,
-    /// Of what the store keeps, what was there before this process added any; see [`Found`].
+    /// What was kept when this process began, see [`Found`].
     QuarantineFound,
     Conflicts,
+    /// As [`Measure::QuarantineFound`].
+    ConflictsFound,
     DestinationFailures,
     DeadLetters,
-    DeadLettersKept,
     /// As [`Measure::QuarantineFound`].
     DeadLettersFound,
     CircuitOpen,
@@ -47,12 +50,9 @@ const MEASURES: &[(Measure, &str, &str)] = &[
     (Measure::RefusedSignatures, "chaski_edge_refused_total", "source"),
     (Measure::LastAccepted, "chaski_edge_last_accepted_timestamp_seconds", "source"),
     (Measure::Quarantined, "chaski_quarantine_added_total", "source"),
-    (Measure::QuarantineAdded, "chaski_quarantine_added_total", "source"),
-    (Measure::QuarantineKept, "chaski_quarantine_events", "source"),
     (Measure::Conflicts, "chaski_dedup_conflicts_total", "source"),
     (Measure::DestinationFailures, "chaski_dispatch_consecutive_failures", "destination"),
     (Measure::DeadLetters, "chaski_dlq_added_total", "destination"),
-    (Measure::DeadLettersKept, "chaski_dlq_events", "destination"),
     (Measure::CircuitOpen, "chaski_dispatch_circuit_open", "destination"),
     (Measure::OldestUnsettled, "chaski_kafka_oldest_unsettled_timestamp_seconds", "destination"),
     (Measure::LostToRetention, "chaski_events_lost_to_retention_total", "destination"),
@@ -74,7 +74,7 @@ impl Measure {
                     || ["unknown_key", "duplicate_header", "rate_limited"].contains(&reason())
             }
             // A conflict has an alert of its own.
-            Self::Quarantined => reason() != "dedup_conflict",
+            Self::Quarantined => reason() != CONFLICT,
             _ => true,
         }
     }
@@ -146,25 +146,21 @@ impl Snapshot {
     }
 }
 
-/// What the store kept of dead letters and quarantined events when this process came to it: nobody knows whether it was
-/// told by the one before.
+/// Letters that are older than this process: nobody knows whether the one before has told them.
 pub(super) struct Found(BTreeMap<(Measure, Arc<str>), f64>);
 
 impl Found {
-    /// What is kept that this process had not added before it asked.
-    pub(super) fn new(before_asking: &Snapshot, told: &Snapshot) -> Self {
-        let kinds = [
-            (Measure::QuarantineKept, Measure::QuarantineAdded, Measure::QuarantineFound),
-            (Measure::DeadLettersKept, Measure::DeadLetters, Measure::DeadLettersFound),
-        ];
-        let found = kinds.into_iter().flat_map(|(kept, added, found)| {
-            let kept = told.values.iter().filter(move |((measure, _), _)| *measure == kept);
-            kept.map(move |((_, subject), kept)| {
-                let own = before_asking.get(added, subject).unwrap_or_default();
-                ((found, Arc::clone(subject)), (kept - own).max(0.0))
-            })
-        });
-        Self(found.collect())
+    pub(super) fn new(kept: Vec<KeptLetters>) -> Self {
+        let mut found = BTreeMap::new();
+        for KeptLetters { destination, source, reason, letters } in kept {
+            let key = match destination {
+                Some(destination) => (Measure::DeadLettersFound, destination),
+                None if *reason == *CONFLICT => (Measure::ConflictsFound, source),
+                None => (Measure::QuarantineFound, source),
+            };
+            *found.entry(key).or_default() += letters as f64;
+        }
+        Self(found)
     }
 }
 
@@ -255,20 +251,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_before_is_what_this_process_has_not_added() {
-        let empty = || Snapshot::empty(Timestamp::UNIX_EPOCH);
-        let before = empty().with(Measure::QuarantineAdded, "pe", 2.0).with(Measure::DeadLetters, "erp", 9.0);
-        let told = empty()
-            .with(Measure::QuarantineKept, "pe", 5.0)
-            .with(Measure::QuarantineKept, "culqi", 1.0)
-            // Some of its own were redriven.
-            .with(Measure::DeadLettersKept, "erp", 7.0);
-        let mut snapshot = empty();
-        snapshot.add_found(&Found::new(&before, &told));
-        let found = |measure, subject: &str| snapshot.get(measure, subject).unwrap();
-        assert_eq!(found(Measure::QuarantineFound, "pe"), 3.0);
-        assert_eq!(found(Measure::QuarantineFound, "culqi"), 1.0);
-        assert_eq!(found(Measure::DeadLettersFound, "erp"), 0.0);
+    fn what_was_kept_before_is_counted_where_it_is_told() {
+        let kept = |destination: Option<&str>, source: &str, reason: &str, letters| KeptLetters {
+            destination: destination.map(Arc::from),
+            source: source.into(),
+            reason: reason.into(),
+            letters,
+        };
+        let mut snapshot = Snapshot::empty(Timestamp::UNIX_EPOCH);
+        snapshot.add_found(&Found::new(vec![
+            kept(Some("erp"), "pe", "gone", 1),
+            kept(Some("erp"), "culqi", "exhausted", 2),
+            kept(None, "pe", "json_syntax", 4),
+            kept(None, "pe", "schema_amount", 8),
+            kept(None, "pe", "dedup_conflict", 16),
+        ]));
+        let found = |measure, subject: &str| snapshot.get(measure, subject);
+        assert_eq!(found(Measure::DeadLettersFound, "erp"), Some(3.0));
+        assert_eq!(found(Measure::QuarantineFound, "pe"), Some(12.0));
+        assert_eq!(found(Measure::ConflictsFound, "pe"), Some(16.0));
+        assert_eq!(found(Measure::QuarantineFound, "culqi"), None);
     }
 
     #[test]

@@ -341,7 +341,7 @@ fn what_a_killed_process_had_not_told_is_told_by_the_next_as_long_as_it_is_kept(
     let gateway = site.start();
     let mut first = eventually("both", || Some(told(&webhook)).filter(|told| told.len() >= 2));
     first.sort();
-    assert_eq!(first, ["dead-letter firing", "quarantine firing"]);
+    assert_eq!(first, ["conflict firing", "dead-letter firing"]);
     let text = String::from_utf8(webhook.taken()[0].body.to_vec()).unwrap();
     assert!(text.contains("kept since before this start"), "{text}");
     gateway.stop();

@@ -23,8 +23,8 @@ use tokio::sync::watch;
 
 use super::{
     Appended, BatchLimit, Change, Control, Controls, Cursor, DeadFilter, DeadLetter, Delivered, EventFilter,
-    Failure, Fate, FateState, Left, OnConflict, PASSED_MAX, Parked, ParkedFilter, Position, Progress, Pruned,
-    Quarantined, Record, Start, Storage, StorageError, Subscription, Track,
+    Failure, Fate, FateState, KeptLetters, Left, OnConflict, PASSED_MAX, Parked, ParkedFilter, Position,
+    Progress, Pruned, Quarantined, Record, Start, Storage, StorageError, Subscription, Track,
 };
 use crate::event::{Environment, Event, EventId, Fingerprint};
 
@@ -559,6 +559,23 @@ pub async fn dead_letters_are_found_by_what_they_are(backend: &impl Backend) {
         found(DeadFilter { until: Some(at(150)), since: Some(at(50)), ..DeadFilter::default() }).await,
         2
     );
+    let before = async |time: Timestamp| {
+        let mut kept = deliveries.letters_before(time).await.unwrap();
+        kept.sort_by(|one, other| (&one.destination, &one.reason).cmp(&(&other.destination, &other.reason)));
+        kept
+    };
+    let kept = |destination: Option<&str>, reason: &str| KeptLetters {
+        destination: destination.map(Arc::from),
+        source: "suite".into(),
+        reason: reason.into(),
+        letters: 1,
+    };
+    let [quarantined, at_once, late] =
+        [kept(None, "json_syntax"), kept(Some("erp"), "exhausted"), kept(Some("erp"), "gone")];
+    let of_orders = kept(Some("orders"), "gone");
+    assert_eq!(before(at(200)).await, [&quarantined, &at_once, &late].map(Clone::clone));
+    let a_moment_later = at(200) + Duration::from_millis(1);
+    assert_eq!(before(a_moment_later).await, [quarantined, at_once, late, of_orders]);
     let first = deliveries.dead(DeadFilter { limit: 1, ..DeadFilter::default() }).await.unwrap()[0].number;
     assert_eq!(found(DeadFilter { after: Some(first), ..DeadFilter::default() }).await, 3);
     let numbers: Vec<u64> =

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use async_trait::async_trait;
 use chaski_common::event::EventId;
-use chaski_common::storage::{Delivered, Deliveries, Quarantined, StorageError};
+use chaski_common::storage::{Delivered, Deliveries, KeptLetters, Quarantined, StorageError};
 
 use super::*;
 
@@ -115,6 +115,9 @@ impl Deliveries for Refusing {
     }
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
         self.real.quarantined().await
+    }
+    async fn letters_before(&self, at: Timestamp) -> Result<Vec<KeptLetters>, StorageError> {
+        self.real.letters_before(at).await
     }
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {
         self.real.redrive(numbers, now).await

@@ -59,6 +59,7 @@ fn each_condition_fires_at_its_bound_and_not_below() {
         (&[(DeadLettersFound, "erp", 0.0, 1.0)], &["dead-letter erp"]),
         (&[(DeadLettersFound, "erp", 1.0, 1.0)], &[]),
         (&[(QuarantineFound, "pe", 0.0, 1.0)], &["quarantine pe"]),
+        (&[(ConflictsFound, "pe", 0.0, 1.0)], &["conflict pe"]),
         (&[(LostToRetention, "erp", 0.0, 1.0)], &["events-lost erp"]),
         (&[(Quarantined, "pe", 1.0, 2.0)], &["quarantine pe"]),
         (&[(Conflicts, "culqi", 0.0, 1.0)], &["conflict culqi"]),

@@ -16,8 +16,8 @@ use crate::storage::tables::deliveries::{
 };
 use crate::storage::tables::rows::millis;
 use crate::storage::{
-    Appended, Controls, DeadFilter, DeadLetter, Delivered, Deliveries, OnConflict, Parked, ParkedFilter,
-    Position, Quarantined, StorageError,
+    Appended, Controls, DeadFilter, DeadLetter, Delivered, Deliveries, KeptLetters, OnConflict, Parked,
+    ParkedFilter, Position, Quarantined, StorageError,
 };
 
 #[async_trait]
@@ -122,6 +122,10 @@ impl Deliveries for Embedded {
 
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
         self.readers.quarantined().await
+    }
+
+    async fn letters_before(&self, at: Timestamp) -> Result<Vec<KeptLetters>, StorageError> {
+        self.readers.letters_before(at).await
     }
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {

@@ -17,8 +17,8 @@ use super::view::{DEAD, PARKED};
 use crate::event::{Event, EventId};
 use crate::storage::tables::deliveries::{self, dropped, letter, parked_of};
 use crate::storage::{
-    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, FateState, OnConflict, Parked, ParkedFilter,
-    Position, Quarantined, StorageError,
+    Appended, DeadFilter, DeadLetter, Delivered, Deliveries, FateState, KeptLetters, OnConflict, Parked,
+    ParkedFilter, Position, Quarantined, StorageError,
 };
 
 /// How long a redriven delivery is not due, until its letter is gone: it could die anew before that, and the two letters
@@ -303,6 +303,10 @@ impl Deliveries for Ends {
 
     async fn quarantined(&self) -> Result<Vec<Quarantined>, StorageError> {
         self.0.view()?.readers.quarantined().await
+    }
+
+    async fn letters_before(&self, at: Timestamp) -> Result<Vec<KeptLetters>, StorageError> {
+        self.0.view()?.readers.letters_before(at).await
     }
 
     async fn redrive(&self, numbers: &[u64], now: Timestamp) -> Result<usize, StorageError> {

@@ -11,7 +11,7 @@ use super::readers::Readers;
 use super::rows::{self, event_columns, event_values, history_text, millis, seq};
 use crate::event::EventId;
 use crate::storage::{
-    DeadFilter, DeadLetter, Delivered, Parked, ParkedFilter, Position, Quarantined, StorageError,
+    DeadFilter, DeadLetter, Delivered, KeptLetters, Parked, ParkedFilter, Position, Quarantined, StorageError,
 };
 
 /// Deliveries recorded by one statement: what a statement costs is shared by its rows.
@@ -319,6 +319,26 @@ impl Readers {
                 })
             })
             .await
+    }
+
+    pub(in crate::storage) async fn letters_before(
+        &self,
+        at: Timestamp,
+    ) -> Result<Vec<KeptLetters>, StorageError> {
+        self.read("counting letters", move |connection| {
+            let sql = "SELECT destination.name, source, reason, COUNT(*) \
+                       FROM dead LEFT JOIN destination ON destination.number = dead.destination \
+                       WHERE at < ? GROUP BY destination.name, source, reason";
+            rows::all(connection, sql, [millis(at)], |row| {
+                Ok(KeptLetters {
+                    destination: row.get(0)?,
+                    source: row.get(1)?,
+                    reason: row.get(2)?,
+                    letters: rows::unsigned(row, 3)?,
+                })
+            })
+        })
+        .await
     }
 }
 
