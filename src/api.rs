@@ -487,6 +487,38 @@ pub struct DestinationView {
     pub running: Option<RunningView>,
 }
 
+/// What keeps a destination from being delivered to; the first of these that holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing<'a> {
+    /// The configuration does not have it.
+    NotConfigured,
+    /// Somebody has paused it.
+    Paused,
+    /// The process that was asked does not deliver to it, or none runs.
+    NotRunning,
+    /// Its receiver wants no more.
+    Disabled,
+    /// Its breaker is not closed, but this.
+    Breaker(&'a str),
+    /// Nothing.
+    Up,
+}
+
+impl DestinationView {
+    /// What keeps it from being delivered to.
+    #[must_use]
+    pub fn standing(&self) -> Standing<'_> {
+        match &self.running {
+            _ if !self.configured => Standing::NotConfigured,
+            _ if self.progress.paused => Standing::Paused,
+            None => Standing::NotRunning,
+            Some(running) if running.disabled => Standing::Disabled,
+            Some(running) if running.breaker != "closed" => Standing::Breaker(&running.breaker),
+            Some(_) => Standing::Up,
+        }
+    }
+}
+
 /// A process that does not say so is an earlier version.
 const fn unless_said_otherwise() -> bool {
     true

@@ -1,7 +1,7 @@
 //! `chaski destinations`: how each stands, pause and resume.
 
 use crate::access::Access;
-use crate::api::{DestinationView, ListDestinations, SetPaused};
+use crate::api::{DestinationView, ListDestinations, SetPaused, Standing};
 use crate::cli::DestinationsCommand;
 use crate::config::AccessConfig;
 use crate::output;
@@ -51,13 +51,13 @@ async fn list(access: &Access, json: bool) -> anyhow::Result<()> {
 }
 
 fn state(view: &DestinationView) -> String {
-    let mut state = match &view.running {
-        _ if !view.configured => "not in the file".to_owned(),
-        _ if view.progress.paused => "paused".to_owned(),
-        None => "not running here".to_owned(),
-        Some(running) if running.disabled => "disabled (410)".to_owned(),
-        Some(running) if running.breaker == "closed" => "up".to_owned(),
-        Some(running) => format!("breaker {}", running.breaker),
+    let mut state = match view.standing() {
+        Standing::NotConfigured => "not in the file".to_owned(),
+        Standing::Paused => "paused".to_owned(),
+        Standing::NotRunning => "not running here".to_owned(),
+        Standing::Disabled => "disabled (410)".to_owned(),
+        Standing::Breaker(breaker) => format!("breaker {breaker}"),
+        Standing::Up => "up".to_owned(),
     };
     if view.replays > 0 {
         state.push_str(", replaying");

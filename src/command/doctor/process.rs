@@ -12,7 +12,7 @@ use tokio::net::TcpSocket;
 
 use super::finding::{Finding, Verdict};
 use crate::access::Remote;
-use crate::api::{DestinationView, ListDestinations};
+use crate::api::{DestinationView, ListDestinations, Standing};
 use crate::config::{AccessConfig, Config};
 
 /// Money that has waited this long is at risk; the alert on the backlog pages at the same age.
@@ -248,31 +248,35 @@ fn delivery(view: &DestinationView, now: Timestamp) -> Finding {
     }
     let name = &progress.destination;
     let running = view.running.as_ref();
-    let breaker = running.map_or("closed", |running| &running.breaker);
     let failure = running.and_then(|running| running.last_failure.as_deref()).unwrap_or("see its log");
     let failures = running.map_or(0, |running| running.consecutive_failures);
-    let (verdict, advice) = if !view.configured && progress.lag + progress.parked > 0 {
-        found.push_str("; not in the file");
-        (Verdict::Warning, "nothing attempts these: put it back into the file, or let them go".to_owned())
-    } else if progress.paused {
-        found.push_str("; paused");
-        (Verdict::Warning, format!("chaski destinations resume {name}"))
-    } else if breaker != "closed" {
-        found.push_str(&format!("; breaker {breaker}"));
-        (Verdict::Bad, format!("its receiver fails: {failure}"))
-    } else if running.is_some_and(|running| running.disabled) {
-        found.push_str("; its receiver answers 410");
-        let advice = "it wants no more: take it out, or mend it and redrive what is dead";
-        (Verdict::Warning, advice.to_owned())
-    } else if failures >= FAILURES_BAD {
-        found.push_str(&format!("; {failures} attempts in a row failed"));
-        (Verdict::Bad, format!("its receiver fails: {failure}"))
-    } else if age.is_some_and(|age| age > OLDEST_BAD) {
-        (Verdict::Bad, format!("chaski destinations, chaski parked --destination {name}"))
-    } else if progress.dead > 0 {
-        (Verdict::Warning, format!("chaski dead --destination {name}"))
-    } else {
-        (Verdict::Good, String::new())
+    let (verdict, advice) = match view.standing() {
+        Standing::NotConfigured if progress.lag + progress.parked > 0 => {
+            found.push_str("; not in the file");
+            (Verdict::Warning, "nothing attempts these: put it back into the file, or let them go".to_owned())
+        }
+        Standing::Paused => {
+            found.push_str("; paused");
+            (Verdict::Warning, format!("chaski destinations resume {name}"))
+        }
+        Standing::Disabled => {
+            found.push_str("; its receiver answers 410");
+            let advice = "it wants no more: take it out, or mend it and redrive what is dead";
+            (Verdict::Warning, advice.to_owned())
+        }
+        Standing::Breaker(breaker) => {
+            found.push_str(&format!("; breaker {breaker}"));
+            (Verdict::Bad, format!("its receiver fails: {failure}"))
+        }
+        _ if failures >= FAILURES_BAD => {
+            found.push_str(&format!("; {failures} attempts in a row failed"));
+            (Verdict::Bad, format!("its receiver fails: {failure}"))
+        }
+        _ if age.is_some_and(|age| age > OLDEST_BAD) => {
+            (Verdict::Bad, format!("chaski destinations, chaski parked --destination {name}"))
+        }
+        _ if progress.dead > 0 => (Verdict::Warning, format!("chaski dead --destination {name}")),
+        _ => (Verdict::Good, String::new()),
     };
     Finding::new(check, verdict, found, advice)
 }
@@ -396,5 +400,10 @@ mod tests {
             view.running.iter_mut().for_each(|running| running.disabled = true);
         };
         assert_eq!(verdict(&gone), Verdict::Warning);
+        let gone_and_open = |view: &mut DestinationView| {
+            gone(view);
+            open(view);
+        };
+        assert_eq!(verdict(&gone_and_open), Verdict::Warning, "what `chaski destinations` says");
     }
 }
