@@ -28,7 +28,7 @@ TARGET ?= json
 SECONDS ?= 60
 FUZZER := $${CARGO_TARGET_DIR:-target}/debug/examples/chaski-fuzz
 
-.PHONY: help demo build test check check-deploy check-chart pictures bench campaign fuzz fuzz-all fuzz-build forgery series constant-time fmt tools-build tools-test
+.PHONY: help demo build build-test test check check-deploy check-chart pictures bench campaign fuzz fuzz-all fuzz-build forgery series constant-time fmt tools-build tools-test
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ test: tools-build tools-test ## every test: units, properties, storage conforman
 	CHASKI_TEST_STORAGE=kafka cargo test --workspace --test it -- --skip disk:: --skip upgrade:: --skip kafka:: --skip corpus::destination:: --skip corpus::configuration:: --skip series::
 	cargo test --workspace --doc
 	tests/deploy/expressions.py "$${CARGO_TARGET_DIR:-target}/debug/chaski"
+
+build-test: tools-build # what `make test` runs, without running it
+	cargo test --workspace --all-targets --no-run
 
 check: tools-build $(DENY) check-deploy ## format, lints, documentation, dependencies, what is under deploy/
 	cargo fmt --all --check
