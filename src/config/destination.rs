@@ -279,6 +279,9 @@ impl Checker<'_> {
     }
 
     fn retry(&mut self, node: &Node, retention: Duration) -> Option<Schedule> {
+        if node.has_wrong() {
+            return None;
+        }
         let give_up_after = node.duration("give_up_after");
         let mut refuse = |at: Place, message: String, hint: &str| {
             self.report.refuse(&at, Reason::Range, message, hint);

@@ -269,6 +269,12 @@ impl Node {
         self.sections.get(name)
     }
 
+    /// Whether the file sets any key here to a value of the wrong kind, which is reported already: to hold the
+    /// others against its default would report what nobody wrote.
+    pub(super) fn has_wrong(&self) -> bool {
+        self.written.iter().any(|key| self.section.setting(key).is_some() && !self.has(key))
+    }
+
     /// Whether the file writes this key or table, be it right or wrong.
     pub(super) fn writes(&self, name: &str) -> bool {
         self.written.contains(name)

@@ -421,7 +421,7 @@ fn every_wrong_entry_of_a_list_is_told_by_its_name_or_number() {
         errors.0.iter().map(|problem| (problem.line, problem.message.clone())).collect::<Vec<_>>()
     };
     let literal = "a secret is never written in the file";
-    let cases: [(String, &[(usize, &str)]); 11] = [
+    let cases: [(String, &[(usize, &str)]); 13] = [
         (
             source("secrets = ['hunter2hunter2hunter2', 'env:GOOD',\n'hunter3hunter3hunter3', 7]"),
             &[
@@ -456,6 +456,8 @@ fn every_wrong_entry_of_a_list_is_told_by_its_name_or_number() {
             destination("retry = { schedule = ['5x', '1m', 5] }"),
             &[(3, "\"5x\": not a duration"), (3, "entry 3: a duration without a unit")],
         ),
+        (destination("retry = { first = 5, cap = '1s' }"), &[(3, "a duration without a unit")]),
+        (destination("retry = { schedule = ['80h'], give_up_after = 'x' }"), &[(3, "not a duration")]),
         (
             destination("retry = { schedule = ['5s'], first = '5s', factor = 2, cap = '1m' }"),
             &[(3, "given beside a schedule"); 3],
