@@ -14,7 +14,7 @@ use chaski_common::storage::{
     DeadFilter, DeadLetter, EventFilter, Failure, Fate, FateState, Parked, ParkedFilter, Position, Progress,
     Record, Storage, StorageError,
 };
-use chaski_dispatcher::Dispatcher;
+use chaski_dispatcher::{Dispatcher, REPLAYS_MAX};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -458,11 +458,18 @@ impl Call for BeginReplay {
         if self.from >= self.to {
             return Err(ApiError::Refused("--from must be earlier than --to".to_owned()));
         }
-        if let Some(dispatcher) = &on.dispatcher {
+        if let Some(dispatcher) = on.dispatcher.as_ref().filter(|found| found.has(&self.destination)) {
             let started = dispatcher.replay(&self.destination, self.from, self.to).await?;
             return Ok(ReplayBegun { number: started.number, events: started.events });
         }
+        // Another process delivers there, or none does yet.
         on.known(&self.destination).await?;
+        let replays = on.storage.events.replays().await?;
+        let under_way = replays.iter().filter(|replay| *replay.cursor.destination == *self.destination);
+        if under_way.count() >= REPLAYS_MAX {
+            let destination = self.destination;
+            return Err(chaski_dispatcher::Error::TooManyReplays { destination, max: REPLAYS_MAX }.into());
+        }
         let (cursor, events) = on.storage.events.begin_replay(&self.destination, self.from, self.to).await?;
         Ok(ReplayBegun { number: cursor.replay, events })
     }
@@ -580,15 +587,9 @@ impl Call for SetPaused {
     type Answer = ();
 
     async fn run(self, on: &Operations) -> Result<(), ApiError> {
-        match (&on.dispatcher, self.paused) {
-            (Some(dispatcher), true) => dispatcher.pause(&self.destination).await.map(|_| ())?,
-            (Some(dispatcher), false) => dispatcher.resume(&self.destination).await.map(|_| ())?,
-            (None, paused) => {
-                on.known(&self.destination).await?;
-                on.storage.events.set_paused(&self.destination, paused).await?;
-            }
-        }
-        Ok(())
+        on.known(&self.destination).await?;
+        // Whoever delivers there hears it from the storage.
+        Ok(on.storage.events.set_paused(&self.destination, self.paused).await?)
     }
 }
 
@@ -633,7 +634,9 @@ impl Operations {
         if progress.iter().any(|progress| &*progress.destination == destination) {
             return Ok(());
         }
-        Err(ApiError::Refused(format!("there is no destination named {destination}")))
+        Err(ApiError::Refused(format!(
+            "the store does not have {destination} yet: start chaski once with it in the file"
+        )))
     }
 
     fn running(&self) -> std::collections::BTreeMap<Arc<str>, RunningView> {

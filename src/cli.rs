@@ -137,7 +137,7 @@ pub enum Command {
         #[command(subcommand)]
         command: AlertsCommand,
     },
-    /// Make a running process read its configuration again
+    /// Make the running process read its configuration again; of several, each has to be asked, or sent SIGHUP
     Reload,
     /// Print the annotated configuration, or its JSON Schema
     Config {

@@ -22,7 +22,7 @@ use chaski_common::storage::PAGE_MAX;
 use serde::Serialize;
 
 use crate::access::Access;
-use crate::api::{DestinationView, ListDestinations};
+use crate::api::{DestinationView, ListDestinations, Standing};
 use crate::app::Role;
 use crate::cli::{AlertsCommand, Cli, Command, ConfigCommand, Doctor};
 use crate::config::{AccessConfig, Config, ConfigErrors};
@@ -136,21 +136,21 @@ async fn known_destination(access: &Access, name: Option<&str>) -> anyhow::Resul
     anyhow::bail!("there is no destination named {name} (--destination); there are: {}", names.join(", "))
 }
 
-/// Says of which of these destinations nothing is attempted, because the configuration does not have them.
-async fn warn_of_unconfigured<'n>(
-    access: &Access,
-    names: impl Iterator<Item = &'n str>,
-) -> anyhow::Result<()> {
+/// Says of which of these destinations nothing is attempted for now, and why.
+async fn warn_of_resting<'n>(access: &Access, names: impl Iterator<Item = &'n str>) -> anyhow::Result<()> {
     let names: BTreeSet<&str> = names.collect();
     let views = access.call(ListDestinations {}).await?;
-    let attempted = |name: &&str| {
+    for name in &names {
         let of_it = |view: &&DestinationView| &*view.progress.destination == *name;
-        views.iter().find(of_it).is_some_and(|view| view.configured)
-    };
-    for name in names.into_iter().filter(|name| !attempted(name)) {
-        output::say(format_args!(
-            "{name} is not in the configuration: nothing is attempted there until it is"
-        ));
+        let why = match views.iter().find(of_it).map(DestinationView::standing) {
+            None | Some(Standing::NotConfigured) => "not in the configuration",
+            Some(Standing::Paused) => "paused",
+            Some(Standing::NotRunning | Standing::Disabled | Standing::Breaker(_) | Standing::Up) => continue,
+        };
+        output::say(format_args!("{name} is {why}: nothing is attempted there while it is"));
+    }
+    if matches!(access, Access::Local(_)) && !names.is_empty() {
+        output::say("nothing is running: it will be attempted when chaski is started");
     }
     Ok(())
 }

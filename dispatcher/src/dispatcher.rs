@@ -155,6 +155,12 @@ impl Dispatcher {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Whether this process delivers to it.
+    #[must_use]
+    pub fn has(&self, destination: &str) -> bool {
+        self.0.couriers().contains_key(destination)
+    }
+
     /// How each destination stands, by name.
     #[must_use]
     pub fn status(&self) -> Vec<DestinationStatus> {

@@ -8,7 +8,7 @@ use chaski_common::storage::{DeadFilter, PAGE_MAX};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::events::body;
-use super::{asked, known_destination, listed, usage, warn_of_unconfigured};
+use super::{asked, known_destination, listed, usage, warn_of_resting};
 use crate::access::Access;
 use crate::api::{DeadView, DropDead, RedriveDead, ShowDead};
 use crate::cli::{DeadCommand, DeadConditions, DeadList, DeadSelection};
@@ -129,7 +129,7 @@ async fn change(
     }
     if matches!(change, Change::Redrive) {
         let places = letters.iter().filter_map(|letter| letter.destination.as_deref());
-        warn_of_unconfigured(access, places).await?;
+        warn_of_resting(access, places).await?;
     }
     if !yes && !output::confirm(question)? {
         bail!("nothing was done");

@@ -4,7 +4,7 @@ use anyhow::bail;
 use chaski_common::event::EventId;
 use chaski_common::storage::ParkedFilter;
 
-use super::{asked, known_destination, listed, warn_of_unconfigured};
+use super::{asked, known_destination, listed, warn_of_resting};
 use crate::access::Access;
 use crate::api::{DropParked, HurryParked, ParkedView};
 use crate::cli::{ParkedCommand, ParkedList};
@@ -58,10 +58,11 @@ fn tell(parked: &[ParkedView]) {
 }
 
 async fn hurry(access: &Access, id: EventId, destination: Option<String>, json: bool) -> anyhow::Result<()> {
+    known_destination(access, destination.as_deref()).await?;
     let touched = access
         .call(ParkedFilter { id: Some(id), destination: destination.clone(), ..ParkedFilter::default() })
         .await?;
-    warn_of_unconfigured(access, touched.iter().map(|delivery| &*delivery.destination)).await?;
+    warn_of_resting(access, touched.iter().map(|delivery| &*delivery.destination)).await?;
     match access.call(HurryParked { id, destination }).await? {
         0 => bail!("nothing is parked of event {id}"),
         hurried if json => output::json(&serde_json::json!({ "due_now": hurried }))?,
@@ -77,6 +78,7 @@ async fn drop_parked(
     yes: bool,
     json: bool,
 ) -> anyhow::Result<()> {
+    known_destination(access, destination.as_deref()).await?;
     let mut touched = access
         .call(ParkedFilter { id: Some(id), destination: destination.clone(), ..ParkedFilter::default() })
         .await?;

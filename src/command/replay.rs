@@ -65,6 +65,9 @@ async fn replay(
             output::count(begun.events, "event")
         ));
     }
+    if begun.events == 0 {
+        bail!("no event was received from {} to {}: there is nothing to replay", span.start, span.end);
+    }
     if matches!(access, Access::Local(_)) {
         output::say("nothing is running: it will be delivered when chaski is started");
         return Ok(());

@@ -245,6 +245,24 @@ fn a_canary_is_followed_to_every_destination() {
     let told = site.command(&canary);
     assert!(told.exits(1).stdout.contains("erp: dead"), "{told:?}");
 
+    // A destination of other types is not asked for it; nobody is who takes it.
+    let of_others = |name, receiver| in_sandbox(name, receiver).with("events = [\"order.*\"]");
+    let mut other = Layout {
+        source: SANDBOX.to_owned(),
+        ..Layout::to([in_sandbox("orders", &orders), of_others("erp", &erp)])
+    };
+    site.rewrite(&other);
+    site.command(&["reload"]).ok();
+    let told = site.command(&canary);
+    assert!(told.ok().stdout.contains("erp: not for this destination"), "{told:?}");
+    other.destinations[0] = of_others("orders", &orders);
+    site.rewrite(&other);
+    site.command(&["reload"]).ok();
+    let told = site.command(&canary);
+    assert!(told.exits(1).stdout.contains("not taken: no destination"), "{told:?}");
+    site.rewrite(&layout);
+    site.command(&["reload"]).ok();
+
     // Nobody else answers for the edge.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     site.command(&[&canary[..], &["--url", &format!("http://{nobody}/in/x")]].concat()).exits(1);

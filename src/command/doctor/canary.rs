@@ -97,11 +97,10 @@ pub(in crate::command) async fn run(
 
     let mut journey = Journey { begun: Instant::now(), json, steps: Vec::new() };
     let posted = post(config, source, &canary, &remote, &mut journey).await?;
-    let open = match posted {
+    let is_delivered = match posted {
         Some(id) => follow(&remote, id, expected, canary.timeout, &mut journey).await?,
-        None => expected,
+        None => false,
     };
-    let is_delivered = posted.is_some() && open.is_empty();
     if json {
         let id = posted.map(|id| id.to_string());
         output::json(&serde_json::json!({ "id": id, "delivered": is_delivered, "steps": journey.steps }))?;
@@ -169,16 +168,25 @@ async fn search(
     )
 }
 
-/// Looks at the event until it has ended everywhere, or time is up; the destinations that do not have it.
+/// How the event has ended at a destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Taken,
+    Lost,
+    /// It takes other types.
+    NotForIt,
+}
+
+/// Looks at the event until it has ended everywhere, or time is up. Whether all that take such events have it, and
+/// there is one.
 async fn follow(
     remote: &Remote,
     id: EventId,
     expected: Vec<Arc<str>>,
     within: Duration,
     journey: &mut Journey,
-) -> anyhow::Result<Vec<Arc<str>>> {
-    // Where it has ended, and whether the destination has what it takes.
-    let mut ended = BTreeMap::<Arc<str>, bool>::new();
+) -> anyhow::Result<bool> {
+    let mut ended = BTreeMap::<Arc<str>, End>::new();
     let is_open = |ended: &BTreeMap<_, _>| expected.iter().any(|name| !ended.contains_key(name));
     while is_open(&ended) && journey.begun.elapsed() < within {
         let fates =
@@ -188,8 +196,12 @@ async fn follow(
                 continue;
             }
             journey.tell(&fate.destination, api::tell(&fate.state));
-            let lost = matches!(fate.state, FateState::Parked { .. } | FateState::Dead { .. });
-            ended.insert(fate.destination, !lost);
+            let end = match fate.state {
+                FateState::Parked { .. } | FateState::Dead { .. } => End::Lost,
+                FateState::Skipped => End::NotForIt,
+                FateState::Delivered { .. } | FateState::Settled | FateState::Waiting => End::Taken,
+            };
+            ended.insert(fate.destination, end);
         }
         if is_open(&ended) {
             tokio::time::sleep(PERIOD).await;
@@ -198,5 +210,10 @@ async fn follow(
     for name in expected.iter().filter(|name| !ended.contains_key(*name)) {
         journey.tell(name, format!("not there within {} s (--timeout)", within.as_secs()));
     }
-    Ok(expected.into_iter().filter(|name| ended.get(name) != Some(&true)).collect())
+    let mut ends = expected.iter().map(|name| ended.get(name).copied().unwrap_or(End::Lost));
+    let is_anywhere = ends.clone().any(|end| end == End::Taken);
+    if ends.clone().all(|end| end == End::NotForIt) {
+        journey.tell("not taken", "no destination takes events of its type".to_owned());
+    }
+    Ok(is_anywhere && ends.all(|end| end != End::Lost))
 }

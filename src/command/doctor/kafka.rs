@@ -30,7 +30,9 @@ fn judge(options: &Options, Cluster { brokers, steps }: &Cluster) -> Vec<Finding
     let mut findings = vec![if *brokers < copies {
         Finding::bad(CHECK, found, "start more brokers, or write a smaller [storage] replication")
     } else if copies == 1 {
-        Finding::warning(CHECK, found, "one disk has it all: set [storage] replication to 3")
+        let advice = "one disk has it all: start three brokers, give the topics three copies \
+                      (kafka-reassign-partitions.sh), and then set [storage] replication to 3";
+        Finding::warning(CHECK, found, advice)
     } else if *brokers == copies {
         // With min.insync.replicas at 2 events are still taken when one of three is gone; its copies are not made
         // anew until it is back.
@@ -47,9 +49,10 @@ fn judge(options: &Options, Cluster { brokers, steps }: &Cluster) -> Vec<Finding
         for step in of_this {
             let found = step.to_string();
             findings.push(match step {
-                Step::Create { .. } => Finding::bad(&check, found, "chaski topics apply"),
-                // Fewer lanes than asked for, and nothing lost.
-                Step::Grow { .. } => Finding::warning(&check, found, "chaski topics apply"),
+                // Nothing starts on such topics.
+                Step::Create { .. } | Step::Grow { .. } => {
+                    Finding::bad(&check, found, "chaski topics apply; until then no process starts")
+                }
                 Step::Refuse { .. } => Finding::bad(
                     &check,
                     found,
@@ -79,11 +82,11 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_is_missing_or_wrong_is_bad_and_one_that_is_small_is_told() {
+    fn a_topic_that_no_process_starts_on_is_bad() {
         let topic = || "chaski.events".to_owned();
         let create = Step::Create { topic: topic(), partitions: 1, replication: 3, settings: Vec::new() };
         assert_eq!(verdicts(3, 4, vec![create])[1], Verdict::Bad);
-        assert_eq!(verdicts(3, 4, vec![Step::Grow { topic: topic(), from: 1, to: 2 }])[1], Verdict::Warning);
+        assert_eq!(verdicts(3, 4, vec![Step::Grow { topic: topic(), from: 1, to: 2 }])[1], Verdict::Bad);
         let why = "cleanup.policy is wrong".to_owned();
         assert_eq!(verdicts(3, 4, vec![Step::Refuse { topic: topic(), why }])[1], Verdict::Bad);
     }

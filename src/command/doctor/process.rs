@@ -171,10 +171,10 @@ fn key_uses(metrics: &Metrics, now: Timestamp) -> Vec<Finding> {
         let unused = now.duration_since(unused_since);
         let found = match moment(used) {
             Some(at) => format!("last used at {at}"),
-            None => format!("not used since the process began at {since}"),
+            None => format!("not used since {since}"),
         };
         if unused >= UNUSED_FOR {
-            Finding::good(check, format!("{found}: nobody uses it any more, take it out"))
+            Finding::good(check, format!("{found} by this process: if no other edge says otherwise, nobody uses it any more, and it can go"))
         } else if end.is_some_and(|end| end.duration_since(now) < ENDS_SOON) && moment(used).is_some() {
             let advice = "its sender has not changed over; give it more time (not_after)";
             Finding::warning(check, format!("{found}, and soon no longer good"), advice)
@@ -315,7 +315,7 @@ mod tests {
             let found = key_uses(&Metrics(text), now);
             assert_eq!(found.len(), 1, "{found:?}");
             assert_eq!(found[0].check, "secret pe previous");
-            (found[0].verdict, found[0].found.contains("take it out"))
+            (found[0].verdict, found[0].found.contains("it can go"))
         };
         let just_now = 1_799_999_990;
         assert_eq!(told(1, 0, 0), (Verdict::Good, false), "not watched for long enough");

@@ -14,10 +14,6 @@ pub(super) fn judge(spec: &SourceSpec, now: Timestamp) -> Finding {
     let check = format!("source {}", spec.name);
     let environment = spec.environment.name();
     let secrets = spec.secrets.named();
-    if let Some(weakness) = secrets.iter().find_map(|(_, dated)| weakness(&dated.secret)) {
-        let advice = "ask the provider for a better one: whoever guesses it can make up payments";
-        return Finding::warning(check, format!("{environment}, {weakness}"), advice);
-    }
     let mut found = match secrets.len() {
         1 => format!("{environment}, 1 secret"),
         count => format!("{environment}, {count} secrets"),
@@ -26,6 +22,11 @@ pub(super) fn judge(spec: &SourceSpec, now: Timestamp) -> Finding {
     if good().next().is_none() {
         found.push_str(", none of which is good now: callbacks are answered 401");
         return Finding::bad(check, found, "mend not_before and not_after, or list the secret in use");
+    }
+    if let Some(weakness) = secrets.iter().find_map(|(_, dated)| weakness(&dated.secret)) {
+        found.push_str(&format!("; {weakness}"));
+        let advice = "ask the provider for a better one: whoever guesses it can make up payments";
+        return Finding::warning(check, found, advice);
     }
     // The end of the last of them; there is none if one of them has none.
     let ends = good().map(|validity| validity.not_after).collect::<Option<Vec<_>>>();
@@ -67,6 +68,13 @@ mod tests {
         };
         let config = Config::parse(&text, Path::new("chaski.toml"), &env).unwrap();
         judge(&config.sources[0], "2026-11-22T00:00:00Z".parse().unwrap())
+    }
+
+    #[test]
+    fn a_weak_secret_hides_not_that_none_is_good() {
+        let over = "not_after = 2026-11-01T00:00:00Z";
+        let found = found(&format!("[{{ secret = 'env:WEAK', {over} }}]"));
+        assert_eq!(found.verdict, Verdict::Bad, "{found:?}");
     }
 
     #[test]
