@@ -20,15 +20,16 @@ use chaski_common::post::by_post;
 use chaski_common::storage::{Appended, Storage, StorageError};
 use chaski_common::trace::{TRACEPARENT_BYTES, TraceContext, Tracer};
 use http::Version;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use http::header::{CONTENT_TYPE, EXPECT, HeaderMap, HeaderName};
 use http::request::Parts;
 use hyper::body::{Body as _, Incoming};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use crate::budget::{Budget, Standing};
+use crate::budget::{Attempt, Budget, Standing};
 use crate::content::{Unusable, Usable};
 use crate::in_flight::{Charge, InFlight};
 use crate::metrics::{Dedup, EdgeMetrics};
@@ -111,20 +112,24 @@ impl Acceptor {
             return refused(source, Refusal::IpNotAllowed);
         }
         let standing = self.standing(peer, begun);
-        if standing == Standing::Over && source.allow_ips.is_empty() {
+        let is_known = standing.is_genuine || peer.is_shared || !source.allow_ips.is_empty();
+        if standing.is_over && !is_known {
             debug!(source = %source.name, peer = %address, "the peer is over its budget of wrong signatures");
             return Outcome::Refused(Refusal::RateLimited);
         }
         let body_bytes_max = declared.unwrap_or(body_bytes_max);
         // Pinned, it is made where it stays.
-        let outcome = pin!(self.admitted(source, address, parts, (body, body_bytes_max), phase)).await;
+        let attempt = self.budget.attempt((!is_known).then_some(address), begun);
+        let body = (body, body_bytes_max);
+        let outcome = pin!(self.admitted(source, address, attempt, parts, body, phase)).await;
         match outcome {
             Outcome::Refused(why) if why.is_of_signature() && !peer.is_shared => {
                 self.budget.failed(address, begun);
-                if standing == Standing::Within { outcome } else { Outcome::Refused(Refusal::RateLimited) }
+                if standing.is_over { Outcome::Refused(Refusal::RateLimited) } else { outcome }
             }
             outcome => {
-                if outcome.is_authenticated() && !peer.is_shared {
+                // Who repeats what it has recorded has shown nothing.
+                if matches!(outcome, Outcome::Accepted(_)) && !peer.is_shared {
                     self.budget.succeeded(address, begun);
                 }
                 outcome
@@ -134,7 +139,7 @@ impl Acceptor {
 
     /// How many wrong signatures have come from there; an address of many senders has no budget.
     fn standing(&self, peer: &Sender, now: Instant) -> Standing {
-        if peer.is_shared { Standing::Within } else { self.budget.standing(peer.address, now) }
+        if peer.is_shared { Standing::default() } else { self.budget.standing(peer.address, now) }
     }
 
     /// From a place in flight on.
@@ -142,14 +147,18 @@ impl Acceptor {
         &self,
         source: &Source,
         peer: IpAddr,
+        mut attempt: Attempt<'_>,
         parts: &mut Parts,
         (body, body_bytes_max): (Incoming, usize),
         phase: &Phase,
     ) -> Outcome {
-        let is_http2 = parts.version == Version::HTTP_2;
-        let Some((_place, charge)) = self.in_flight.enter(body_bytes_max) else {
+        let Some((_place, charge)) = self.in_flight.enter(body_bytes_max, attempt.stranger) else {
             return Outcome::Unavailable(Unavailable::Overloaded);
         };
+        if !charge.may_wait() && parts.headers.contains_key(EXPECT) {
+            // It would send its body only when asked.
+            return Outcome::Unavailable(Unavailable::Overloaded);
+        }
         let mut trail = Trail::begin(&self.tracer);
         let now = self.clock.now();
         let head = Head::take(parts, peer);
@@ -157,11 +166,9 @@ impl Acceptor {
             Ok(claim) => claim,
             Err(why) => return refused(source, why),
         };
-        let read = if is_http2 {
-            self.read_stream(body, body_bytes_max, charge).await
-        } else {
-            read_body(body, body_bytes_max, charge).await
-        };
+        attempt.is_awaited = true;
+        let read = self.read(parts.version, body, body_bytes_max, charge).await;
+        attempt.is_awaited = matches!(read, Err(Outcome::Refused(_)));
         phase.end_body(read.is_ok());
         let body = match read {
             Ok(body) => body,
@@ -184,6 +191,29 @@ impl Acceptor {
         self.watch(error.as_ref());
         trail.end(outcome);
         outcome
+    }
+
+    /// The body, if it may be waited for; else what is there of it must be all.
+    async fn read(
+        &self,
+        version: Version,
+        body: Incoming,
+        bytes_max: usize,
+        charge: Charge,
+    ) -> Result<Bytes, Outcome> {
+        let may_wait = charge.may_wait();
+        let read = async {
+            match version {
+                Version::HTTP_2 => self.read_stream(body, bytes_max, charge).await,
+                _ => read_body(body, bytes_max, charge).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            read = read => read,
+            // Once round, and the connection has handed over what it has.
+            () = yield_now(), if !may_wait => Err(Outcome::Unavailable(Unavailable::Overloaded)),
+        }
     }
 
     /// The body of a request that shares its connection, which therefore has no wait that is this body's.

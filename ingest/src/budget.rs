@@ -1,4 +1,5 @@
-//! How many wrong signatures an address may send, and what becomes of its requests when it has sent more.
+//! How many wrong signatures an address may send, and what becomes of its requests when it has sent more. What a
+//! stranger announces and does not send counts as well.
 //!
 //! An address that is over its budget is refused before its body is read, unless a genuine sender may be behind it,
 //! too: one that has shown a right signature of late. There each request is verified as ever, so that a right one is
@@ -28,15 +29,12 @@ const GENUINE_MINUTES: u64 = 24 * 60;
 /// A right signature is noted again when it would speak for less than this.
 const NOTED_AGAIN_MINUTES: u64 = GENUINE_MINUTES - 60;
 
-/// Where an address stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// Within its budget.
-    Within,
-    /// Over it, and a genuine sender was seen there.
-    OverAndGenuine,
-    /// Over it.
-    Over,
+/// Where an address stands; within its budget and of nobody in particular, if nothing is known of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) is_over: bool,
+    /// Whether a genuine sender was seen there.
+    pub(crate) is_genuine: bool,
 }
 
 /// The budgets of all addresses.
@@ -77,13 +75,8 @@ impl Known {
 
     /// With room for one more failure it is within.
     const fn standing(self, now_ms: u64, failure_ms: u64) -> Standing {
-        if self.full_ms + failure_ms <= now_ms + WINDOW_MS {
-            Standing::Within
-        } else if self.is_genuine(now_ms) {
-            Standing::OverAndGenuine
-        } else {
-            Standing::Over
-        }
+        let is_over = self.full_ms + failure_ms > now_ms + WINDOW_MS;
+        Standing { is_over, is_genuine: self.is_genuine(now_ms) }
     }
 
     const fn is_genuine(self, now_ms: u64) -> bool {
@@ -109,10 +102,15 @@ impl Budget {
 
     pub(crate) fn standing(&self, address: IpAddr, now: Instant) -> Standing {
         let standing = |slot: &Slot| Known::read(slot.load()).standing(self.ms(now), self.failure_ms);
-        self.look(address).map_or(Standing::Within, standing)
+        self.look(address).map_or_else(Standing::default, standing)
     }
 
-    /// Notes a wrong signature.
+    /// A request of a stranger, if it is one.
+    pub(crate) const fn attempt(&self, stranger: Option<IpAddr>, begun: Instant) -> Attempt<'_> {
+        Attempt { budget: self, stranger, begun, is_awaited: false }
+    }
+
+    /// Notes a wrong signature, or a body that did not come.
     pub(crate) fn failed(&self, address: IpAddr, now: Instant) {
         let now_ms = self.ms(now);
         self.change(address, now_ms, |known| {
@@ -167,6 +165,25 @@ impl Budget {
     }
 }
 
+/// A request, which has failed if it ends while its body is awaited; also where nobody waits for it any more.
+pub(crate) struct Attempt<'a> {
+    budget: &'a Budget,
+    /// Its sender, if what it does can be laid at its door and it has not shown who it is.
+    pub(crate) stranger: Option<IpAddr>,
+    begun: Instant,
+    pub(crate) is_awaited: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.is_awaited
+            && let Some(address) = self.stranger
+        {
+            self.budget.failed(address, self.begun);
+        }
+    }
+}
+
 impl Slot {
     fn load(&self) -> u64 {
         self.known.load(Ordering::Relaxed)
@@ -181,6 +198,9 @@ mod tests {
     use super::*;
 
     const PER_MINUTE: usize = 60;
+    const WITHIN: Standing = Standing { is_over: false, is_genuine: false };
+    const OVER: Standing = Standing { is_over: true, is_genuine: false };
+    const GENUINE: Standing = Standing { is_over: true, is_genuine: true };
 
     fn address(n: u32) -> IpAddr {
         std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).into()
@@ -197,17 +217,17 @@ mod tests {
     fn a_minutes_worth_of_failures_is_free_and_then_one_a_second() {
         let (budget, at) = budget();
         for _ in 0..PER_MINUTE {
-            assert_eq!(budget.standing(address(1), at(0)), Standing::Within);
+            assert_eq!(budget.standing(address(1), at(0)), WITHIN);
             budget.failed(address(1), at(0));
         }
-        assert_eq!(budget.standing(address(1), at(999)), Standing::Over);
-        assert_eq!(budget.standing(address(1), at(1000)), Standing::Within);
-        assert_eq!(budget.standing(address(2), at(0)), Standing::Within, "nobody else's affair");
+        assert_eq!(budget.standing(address(1), at(999)), OVER);
+        assert_eq!(budget.standing(address(1), at(1000)), WITHIN);
+        assert_eq!(budget.standing(address(2), at(0)), WITHIN, "nobody else's affair");
         for _ in 0..100_000 {
             budget.failed(address(1), at(1000));
         }
-        assert_eq!(budget.standing(address(1), at(1999)), Standing::Over);
-        assert_eq!(budget.standing(address(1), at(2000)), Standing::Within, "however many they were");
+        assert_eq!(budget.standing(address(1), at(1999)), OVER);
+        assert_eq!(budget.standing(address(1), at(2000)), WITHIN, "however many they were");
     }
 
     #[test]
@@ -216,14 +236,14 @@ mod tests {
         let fail = |ms| (0..=PER_MINUTE).for_each(|_| budget.failed(address(1), at(ms)));
         budget.succeeded(address(1), at(0));
         fail(0);
-        assert_eq!(budget.standing(address(1), at(0)), Standing::OverAndGenuine);
+        assert_eq!(budget.standing(address(1), at(0)), GENUINE);
         let almost = (GENUINE_MINUTES - 1) * 60_000;
         fail(almost);
-        assert_eq!(budget.standing(address(1), at(almost)), Standing::OverAndGenuine);
+        assert_eq!(budget.standing(address(1), at(almost)), GENUINE);
         fail(almost + 60_000);
-        assert_eq!(budget.standing(address(1), at(almost + 60_000)), Standing::Over);
+        assert_eq!(budget.standing(address(1), at(almost + 60_000)), OVER);
         budget.succeeded(address(1), at(almost + 60_000));
-        assert_eq!(budget.standing(address(1), at(almost + 60_000)), Standing::OverAndGenuine);
+        assert_eq!(budget.standing(address(1), at(almost + 60_000)), GENUINE);
     }
 
     #[test]
@@ -232,8 +252,8 @@ mod tests {
         for n in 0..=PER_MINUTE as u128 {
             budget.failed(std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) + n).into(), at(0));
         }
-        assert_eq!(budget.standing("2001:db8::ffff:0:1".parse().unwrap(), at(0)), Standing::Over);
-        assert_eq!(budget.standing("2001:db8:0:1::1".parse().unwrap(), at(0)), Standing::Within);
+        assert_eq!(budget.standing("2001:db8::ffff:0:1".parse().unwrap(), at(0)), OVER);
+        assert_eq!(budget.standing("2001:db8:0:1::1".parse().unwrap(), at(0)), WITHIN);
     }
 
     #[test]
@@ -248,13 +268,13 @@ mod tests {
         let now = 10_000;
         let known = genuine.iter().filter(|address| {
             (0..=PER_MINUTE).for_each(|_| budget.failed(**address, at(now)));
-            budget.standing(**address, at(now)) == Standing::OverAndGenuine
+            budget.standing(**address, at(now)) == GENUINE
         });
         assert!(known.count() >= 999);
         // An offender is not forgotten for those who fail once.
         (0..=PER_MINUTE).for_each(|_| budget.failed(address(5), at(now)));
         (0..100_000).for_each(|n| budget.failed(address(2_000_000 + n), at(now)));
-        assert_eq!(budget.standing(address(5), at(now)), Standing::Over);
+        assert_eq!(budget.standing(address(5), at(now)), OVER);
         assert_eq!(budget.slots.len(), SLOTS);
     }
 }

@@ -5,6 +5,7 @@
 //! that a promise of bytes takes no room from those that do come, and it stays charged until nobody holds
 //! the bytes any more: an event that waits to be written counts, whether or not anybody waits for its answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::metrics::EdgeMetrics;
 use crate::server::Limits;
+use crate::unfinished::{Part, Unfinished};
 
 /// Charged before the first byte of a longer body is there; then twice as much whenever it is used up.
 const CHARGE_FIRST_BYTES: usize = 16 * 1024;
@@ -25,6 +27,7 @@ pub(crate) struct InFlight(Arc<Bounds>);
 struct Bounds {
     requests: Bound,
     bytes: Bound,
+    unfinished: Unfinished,
     /// Who waits for a place, in the order they came; and how many, so that nobody is told where nobody waits.
     given_back: Notify,
     waiting: AtomicUsize,
@@ -47,6 +50,8 @@ pub(crate) struct Charge {
     of: Arc<Bounds>,
     bytes: usize,
     bytes_max: usize,
+    /// While it is not all there; none where it must be.
+    unfinished: Option<Part>,
 }
 
 impl Bound {
@@ -80,6 +85,7 @@ impl InFlight {
         Self(Arc::new(Bounds {
             requests: Bound::new(limits.inflight_requests_max, &metrics.inflight_requests),
             bytes: Bound::new(limits.inflight_bytes_max, &metrics.inflight_bytes),
+            unfinished: Unfinished::new(limits.inflight_requests_max, limits.inflight_bytes_max),
             given_back: Notify::new(),
             waiting: AtomicUsize::new(0),
         }))
@@ -98,12 +104,16 @@ impl InFlight {
         _ = timeout_at(until, self.0.given_back.notified()).await;
     }
 
-    /// A place for a request with a body of at most so many bytes; none when that would be too much.
-    pub(crate) fn enter(&self, bytes_max: usize) -> Option<(Place<'_>, Charge)> {
-        let mut charge = Charge { of: self.0.clone(), bytes: 0, bytes_max };
+    /// A place for a request with a body of at most so many bytes; none when that would be too much. `stranger` is its
+    /// sender, if what it does can be laid at its door and it has never shown who it is.
+    pub(crate) fn enter(&self, bytes_max: usize, stranger: Option<IpAddr>) -> Option<(Place<'_>, Charge)> {
+        let mut charge = Charge { of: self.0.clone(), bytes: 0, bytes_max, unfinished: None };
         // The place last: one that was never anybody's wakes nobody.
         let has_place = charge.covers(bytes_max.min(CHARGE_FIRST_BYTES)) && self.0.requests.take(1);
-        has_place.then(|| (Place(&self.0), charge))
+        has_place.then(|| {
+            charge.unfinished = self.0.unfinished.begin(stranger, charge.bytes);
+            (Place(&self.0), charge)
+        })
     }
 }
 
@@ -137,21 +147,34 @@ impl Charge {
         self.bytes
     }
 
+    /// Whether the rest of the body may be waited for.
+    pub(crate) const fn may_wait(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
     /// Whether so many bytes are charged, or can be.
     pub(crate) fn covers(&mut self, bytes: usize) -> bool {
         if bytes <= self.bytes {
             return true;
         }
-        let more = (self.bytes * 2).clamp(bytes, self.bytes_max.max(bytes)) - self.bytes;
-        let is_taken = self.of.bytes.take(more);
-        if is_taken {
-            self.bytes += more;
+        let all = (self.bytes * 2).clamp(bytes, self.bytes_max.max(bytes));
+        if !self.of.bytes.take(all - self.bytes) {
+            return false;
         }
-        is_taken
+        // Given back with the rest if there is no room for it beside others that are not all there.
+        self.bytes = all;
+        self.unfinished.as_mut().is_none_or(|part| self.of.unfinished.grow(part, all))
+    }
+
+    fn finish(&mut self) {
+        if let Some(part) = self.unfinished.take() {
+            self.of.unfinished.end(&part);
+        }
     }
 
     /// The body, charged exactly for as long as anybody has it.
     pub(crate) fn hold(mut self, body: Vec<u8>) -> Bytes {
+        self.finish();
         let rest = self.bytes.saturating_sub(body.len());
         if rest > 0 {
             self.of.bytes.give_back(rest);
@@ -163,6 +186,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
+        self.finish();
         self.of.bytes.give_back(self.bytes);
     }
 }
@@ -197,16 +221,16 @@ mod tests {
         let limits = Limits { inflight_bytes_max: 100_000, inflight_requests_max: 2, ..Limits::default() };
         let in_flight = InFlight::new(&limits, &metrics);
         let now = || (metrics.inflight_requests.get(), metrics.inflight_bytes.get());
-        let (place, mut charge) = in_flight.enter(262_144).unwrap();
+        let (place, mut charge) = in_flight.enter(262_144, None).unwrap();
         assert_eq!(now(), (1, 16_384), "however much may come");
         assert!(charge.covers(16_384) && charge.covers(20_000));
         assert_eq!(now(), (1, 32_768));
         assert!(!charge.covers(120_000), "more than the bound");
         let body = charge.hold(vec![0; 20_000]);
         assert_eq!(now(), (1, 20_000));
-        let (other, short) = in_flight.enter(10).unwrap();
+        let (other, short) = in_flight.enter(10, None).unwrap();
         assert_eq!(now(), (2, 20_010));
-        assert!(in_flight.enter(0).is_none(), "no place");
+        assert!(in_flight.enter(0, None).is_none(), "no place");
         assert!(in_flight.is_tight());
         drop((place, other, short));
         let kept = body.clone();
@@ -215,16 +239,17 @@ mod tests {
         assert!(!in_flight.is_tight(), "a fifth of the bytes, and no request");
         drop(kept);
         assert_eq!(now(), (0, 0));
-        assert!(in_flight.enter(100_000).is_some_and(|(_, mut charge)| charge.covers(100_000)));
+        assert!(in_flight.enter(100_000, None).is_some_and(|(_, mut charge)| charge.covers(100_000)));
         assert_eq!(now(), (0, 0));
     }
+
     #[tokio::test]
     async fn who_waits_is_told_of_one_place_each_in_the_order_they_came() {
         let metrics =
             EdgeMetrics::new(&Registry::new(), Labels { path: Labels::SPOOL, dedup: "embedded" }, 1);
         let limits = Limits { inflight_bytes_max: 100, inflight_requests_max: 2, ..Limits::default() };
         let in_flight = InFlight::new(&limits, &metrics);
-        let mut taken = vec![in_flight.enter(0).unwrap(), in_flight.enter(0).unwrap()];
+        let mut taken = vec![in_flight.enter(0, None).unwrap(), in_flight.enter(0, None).unwrap()];
         let until = Instant::now() + Duration::from_hours(1);
         let waits = |wait: Pin<&mut dyn Future<Output = ()>>| {
             wait.poll(&mut Context::from_waker(Waker::noop())).is_pending()
@@ -239,7 +264,7 @@ mod tests {
         assert!(!waits(second.as_mut()));
         assert!(in_flight.is_tight(), "one place is taken and one is free, but somebody waits");
         in_flight.place_given_back(Instant::now()).await;
-        assert!(in_flight.enter(101).is_none(), "too many bytes");
+        assert!(in_flight.enter(101, None).is_none(), "too many bytes");
         assert!(waits(third.as_mut()), "who was refused gave nothing back");
         drop(taken);
         third.await;

@@ -21,6 +21,7 @@ pub mod content;
 mod in_flight;
 mod budget;
 mod span;
+mod unfinished;
 mod accept;
 pub mod respond;
 mod metrics;

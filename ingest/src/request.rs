@@ -168,7 +168,7 @@ fn declared_length(headers: &HeaderMap) -> Result<u64, Refusal> {
 }
 
 /// Reads a body to its end, at most `bytes_max` of it, charged as it arrives. How long that may take is the
-/// wire's affair. It is copied: a piece is a slice of what the connection reads into, which would be kept for it.
+/// wire's affair, and [`Charge::may_wait`]'s. It is copied: a piece is a slice of what the connection reads into, which would be kept for it.
 pub(crate) async fn read_body<B>(mut body: B, bytes_max: usize, mut charge: Charge) -> Result<Bytes, Outcome>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,

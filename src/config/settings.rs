@@ -103,7 +103,7 @@ const INGEST: Section = section("ingest", "The edge: where senders post to.", &[
         .default("10000"),
     setting("connections_per_peer", Kind::Integer { min: 1, max: 1_000_000 }, "Connections open at once from one public address, or from the 64 bits of an IPv6 network; above it new ones are closed. Proxies and private addresses are not counted.")
         .default("2500"),
-    setting("requests_max", Kind::Integer { min: 1, max: 1_000_000 }, "Requests under way at once; above it the answer is 503, before the body is read.")
+    setting("requests_max", Kind::Integer { min: 1, max: 1_000_000 }, "Requests under way at once; above it the answer is 503, before the body is read. Those whose body is not there yet may have half of them, and of those a stranger's address an eighth.")
         .default("4096"),
     setting("bodies_max", Kind::Size { min: KIB, max: 64 * 1024 * MIB }, "Bytes of bodies that are being read or stored at once; above it the answer is 503. At least max_body.")
         .default("\"64MiB\""),

@@ -145,10 +145,10 @@ pub(super) struct Wire<S> {
     alarm: Option<Pin<Box<Sleep>>>,
     /// Whom it wakes.
     watched_by: Option<Waker>,
-    /// Something was waited for that is no silence; hyper does not ask again before there is something to read, so
-    /// the silence behind the answer has to be begun by the answer. A body likewise by its request: hyper has asked
-    /// for it before the request is looked at.
-    unwatched: bool,
+    /// Something was asked for and not there. hyper does not ask again before there is something to read, so the
+    /// silence behind the answer has to be begun by the answer, and the wait for a body by its request: hyper has
+    /// asked for it before the request is looked at.
+    is_asked: bool,
     /// Set while the peer takes nothing of what is written.
     stalled: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
@@ -167,7 +167,7 @@ impl<S> Wire<S> {
             wait: None,
             alarm: None,
             watched_by: None,
-            unwatched: false,
+            is_asked: false,
             stalled: None,
             linger: None,
             discarded: 0,
@@ -253,9 +253,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         if self.phase.now() == IDLE && buf.filled().len() > filled {
             self.phase.enter(HEAD);
         }
-        if read.is_pending() {
-            self.unwatched = self.phase.now() != IDLE;
-        }
+        self.is_asked = read.is_pending();
         if read.is_pending() && self.poll_late(cx).is_ready() {
             if self.phase.now() == IDLE {
                 // Nothing is owed to a peer that says nothing: it is as if it had closed.
@@ -290,8 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let state = self.phase.state.load(Ordering::Relaxed);
         let is_new = self.wait.is_none_or(|(waiting, _)| waiting != state);
-        if self.unwatched && is_new && matches!(state % NEXT, IDLE | BODY) {
-            self.unwatched = state % NEXT != IDLE;
+        if self.is_asked && is_new && matches!(state % NEXT, IDLE | BODY) {
             // It begins now, so it cannot be over.
             let _ = self.poll_late(cx);
         }

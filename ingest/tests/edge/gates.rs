@@ -273,6 +273,12 @@ async fn the_time_of_a_body_begins_with_its_head_and_not_with_its_first_byte() {
     let end = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
     let (_, answer) = tokio::time::timeout(Duration::from_secs(20), rig.raw(&request[..end])).await.unwrap();
     assert_eq!(status(answer.as_ref()), 408);
+    // Also of one that came right behind another request.
+    let two = [&valid(2, ""), &request[..end]].concat();
+    let (mut stream, answer) = rig.raw(&two).await;
+    assert_eq!(status(answer.as_ref()), 200);
+    let answer = tokio::time::timeout(Duration::from_secs(20), read_answer(&mut stream)).await.unwrap();
+    assert_eq!(status(answer.as_ref()), 408);
     rig.close().await;
 }
 
@@ -362,6 +368,54 @@ async fn a_genuine_sender_is_heard_beside_any_number_of_forgers_at_its_address()
         assert_eq!(rig.ask_from(SENDER, &valid(number, "")).await.status, 200, "{number}");
     }
     assert_eq!(rig.events().await, 50);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn who_repeats_what_it_has_recorded_is_no_genuine_sender() {
+    const STRANGER: &str = "198.51.100.7";
+    let rig = budgeted(1, Vec::new()).await;
+    assert_eq!(rig.ask_from(SENDER, &valid(0, "")).await.status, 200);
+    assert_eq!(rig.ask_from(STRANGER, &valid(0, "")).await.status, 200, "a duplicate");
+    assert_eq!(rig.ask_from(STRANGER, &forged(1)).await.status, 401);
+    assert_eq!(rig.ask_from(STRANGER, &valid(0, "")).await.status, 429);
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn a_stranger_that_sends_no_bodies_has_a_sixteenth_of_the_places_until_its_budget_is_used_up() {
+    const STRANGER: &str = "198.51.100.7";
+    let rig = rig(vec![preset("pagoefectivo")], |config| {
+        config.proxies.proxy_protocol_from = vec![net("127.0.0.0", 8)];
+        config.limits.inflight_requests_max = 64;
+        config.limits.failures_per_minute = 2;
+        config.limits.body_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let from = |address: &str| [&v1(&format!("PROXY TCP4 {address} 10.0.0.1 1 2")), &*forged_head()].concat();
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let (stream, answer) = rig.raw(&from(STRANGER)).await;
+        assert_eq!(status(answer.as_ref()), 100);
+        stalled.push(stream);
+    }
+    assert_eq!(status(rig.raw(&from(STRANGER)).await.1.as_ref()), 503, "it is not asked for its body");
+    assert_eq!(status(rig.raw(&from("198.51.100.8")).await.1.as_ref()), 100, "somebody else");
+    assert_eq!(rig.ask_from(SENDER, &valid(0, "")).await.status, 200);
+    // Who has shown that it is genuine has all that there is.
+    let mut genuine = Vec::new();
+    for _ in 0..8 {
+        let (stream, answer) = rig.raw(&from(SENDER)).await;
+        assert_eq!(status(answer.as_ref()), 100);
+        genuine.push(stream);
+    }
+    // One goes before its time is up, the others when it is.
+    stalled.pop();
+    for mut stream in stalled.into_iter().chain(genuine) {
+        assert_eq!(status(read_answer(&mut stream).await.as_ref()), 408);
+    }
+    assert_eq!(status(rig.raw(&from(STRANGER)).await.1.as_ref()), 429);
+    assert_eq!(status(rig.raw(&from(SENDER)).await.1.as_ref()), 100);
     rig.close().await;
 }
 

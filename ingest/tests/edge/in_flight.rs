@@ -40,6 +40,38 @@ async fn promised_bodies_take_no_room_from_those_that_come() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_whole_finds_room_beside_any_number_that_do_not() {
+    let pe = preset("pagoefectivo");
+    let rig = rig(vec![pe.clone()], |config| {
+        config.limits.inflight_requests_max = 16;
+        config.http2 = true;
+    })
+    .await;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let (stream, answer) = rig.raw(stalled_head().as_bytes()).await;
+        assert_eq!(answer.unwrap().status, 100);
+        stalled.push(stream);
+    }
+    for n in 0..20 {
+        let unasked = stalled_head().replace("expect: 100-continue\r\n", "");
+        for head in [stalled_head(), unasked] {
+            assert_eq!(rig.raw(head.as_bytes()).await.1.unwrap().status, 503, "half of the places");
+        }
+        let (headers, body) = signed(&pe, &callback("\"1\"", &format!("\"{n}\""), "3.00"));
+        assert_eq!(rig.post("/in/pagoefectivo", &headers, &body).await.status, 200);
+        let (request, body) = http2::valid(100 + n);
+        let (answer, mut sending) = rig.h2().await.send_request(request, false).unwrap();
+        sending.send_data(body, true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    drop(stalled);
+    rig.wait_for("chaski_edge_inflight_requests", 0.0).await;
+    assert_eq!(rig.raw(stalled_head().as_bytes()).await.1.unwrap().status, 100);
+    rig.close().await;
+}
+
+#[tokio::test]
 async fn bytes_over_the_bound_are_503_when_they_come() {
     let rig = rig(vec![preset("pagoefectivo")], |config| config.limits.inflight_bytes_max = 40_000).await;
     let (mut stream, answer) = rig.raw(stalled_head().as_bytes()).await;
