@@ -606,6 +606,9 @@ pub struct Reloaded {
     pub destinations: usize,
     /// Settings that differ and need a restart.
     pub needs_restart: Vec<String>,
+    /// What is allowed in the file and yet worth knowing.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 #[async_trait]

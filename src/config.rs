@@ -31,7 +31,7 @@ pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +179,8 @@ pub struct SourceRules {
     pub id_is_signed: bool,
     /// How long it may go without an accepted event before somebody is told.
     pub silence: Option<Duration>,
+    /// Whether a listed secret could not be fetched, and is gone on without.
+    pub lacks_secret: bool,
 }
 
 /// What a source's or a destination's section says; real money where it says nothing.
@@ -192,6 +194,8 @@ struct Checker<'a> {
     /// Where relative paths start.
     folder: &'a Path,
     env: &'a dyn Fn(&str) -> Option<String>,
+    /// The sources of which a listed secret could not be fetched.
+    short_of_secrets: BTreeSet<String>,
 }
 
 impl Config {
@@ -271,7 +275,12 @@ const TOO_LARGE_HINT: &str = "a configuration is never that large; is this the r
 
 impl<'a> Checker<'a> {
     fn new(file: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { report: Report::new(file.to_owned()), folder: file.parent().unwrap_or(Path::new("")), env }
+        Self {
+            report: Report::new(file.to_owned()),
+            folder: file.parent().unwrap_or(Path::new("")),
+            env,
+            short_of_secrets: BTreeSet::new(),
+        }
     }
 
     /// The text as a tree of known keys; `None` when it is none.
@@ -374,7 +383,9 @@ impl Checker<'_> {
                 Some(secret::Reference::Env(name)) if (self.env)(name).is_none() => {
                     Some(format!("the environment variable {name} is not set"))
                 }
-                Some(secret::Reference::File(path)) if !self.folder.join(path).exists() => {
+                Some(secret::Reference::File(path))
+                    if self.folder.join(path).try_exists().is_ok_and(|exists| !exists) =>
+                {
                     Some(format!("there is no file {}", path.display()))
                 }
                 _ => None,

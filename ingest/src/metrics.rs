@@ -431,7 +431,7 @@ impl SourceMetrics {
             Outcome::Quarantined(_, Quarantine::Conflict) => self.conflicts.inc(),
             Outcome::Refused(why) => self.refused[why as usize].here().inc(),
             Outcome::Unavailable(Unavailable::Overloaded) => self.overloaded.here().inc(),
-            Outcome::Unavailable(Unavailable::Storage) => {}
+            Outcome::Unavailable(Unavailable::Storage | Unavailable::Changing) => {}
         }
         match outcome {
             Outcome::Unavailable(Unavailable::Storage) => self.consecutive_non_200.inc(),

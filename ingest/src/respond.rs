@@ -61,6 +61,8 @@ pub enum Unavailable {
     Overloaded,
     /// The storage did not make it durable.
     Storage,
+    /// Its source is about to come into force.
+    Changing,
 }
 
 macro_rules! labelled {

@@ -296,12 +296,14 @@ impl Edge {
 }
 
 impl EdgeHandle {
-    /// Puts other sources in force, all of them or none. Requests under way finish under the old ones.
+    /// Puts other sources in force, all of them or none. Requests under way finish under the old ones. At the paths of
+    /// `changing` no source is in force now and one may be soon: requests there are answered 503.
     ///
     /// # Errors
     /// [`SpecError`] names the first source and field that is wrong; the old sources stay in force.
-    pub fn reload(&self, sources: Vec<SourceSpec>) -> Result<(), SpecError> {
-        let compiled = Sources::compile(&sources, &self.0.metrics, self.0.threads.count())?;
+    pub fn reload(&self, sources: &[SourceSpec], changing: &[Arc<str>]) -> Result<(), SpecError> {
+        let mut compiled = Sources::compile(sources, &self.0.metrics, self.0.threads.count())?;
+        compiled.iter_mut().for_each(|sources| sources.change(changing));
         // All at once: of two reloads that meet, one is in force on every thread.
         let in_force = self.0.sources.all().map(|own| own.write().unwrap_or_else(PoisonError::into_inner));
         let in_force: Vec<_> = in_force.collect();
@@ -443,9 +445,11 @@ impl Shared {
                     }
                     outcome.response(&source.reply, parts.headers)
                 }
-                Err(why) => {
-                    self.metrics.unrouted(why);
-                    Outcome::Refused(why).response(&Reply::default(), parts.headers)
+                Err(outcome) => {
+                    if let Outcome::Refused(why) = outcome {
+                        self.metrics.unrouted(why);
+                    }
+                    outcome.response(&Reply::default(), parts.headers)
                 }
             };
             if is_http2 {
@@ -471,13 +475,17 @@ impl Shared {
         Sender { address, is_shared: self.proxies.is_shared(address) }
     }
 
-    fn route(&self, parts: &http::request::Parts) -> Result<Arc<Source>, Refusal> {
+    fn route(&self, parts: &http::request::Parts) -> Result<Arc<Source>, Outcome> {
         // Of HTTP/1 hyper has counted them.
         if parts.version == Version::HTTP_2 && parts.headers.len() > self.limits.headers_max {
-            return Err(Refusal::HeadTooLarge);
+            return Err(Outcome::Refused(Refusal::HeadTooLarge));
         }
-        check_target(parts, self.limits.uri_bytes_max, &self.hosts)?;
+        check_target(parts, self.limits.uri_bytes_max, &self.hosts).map_err(Outcome::Refused)?;
         let sources = self.sources.here().read().unwrap_or_else(PoisonError::into_inner);
-        sources.at(parts.uri.path()).cloned().ok_or(Refusal::UnknownRoute)
+        let path = parts.uri.path();
+        sources.at(path).cloned().ok_or_else(|| match sources.is_changing(path) {
+            true => Outcome::Unavailable(Unavailable::Changing),
+            false => Outcome::Refused(Refusal::UnknownRoute),
+        })
     }
 }

@@ -141,7 +141,11 @@ impl Source {
 
 /// The sources in force, by path.
 #[derive(Default)]
-pub(crate) struct Sources(HashMap<Arc<str>, Arc<Source>, RandomState>);
+pub(crate) struct Sources {
+    by_path: HashMap<Arc<str>, Arc<Source>, RandomState>,
+    /// Paths whose source is about to come, or to come back.
+    changing: Vec<Arc<str>>,
+}
 
 impl Sources {
     /// Compiles all of them or none, once for each of so many threads: what a source counts of those who hold it, and of those
@@ -195,12 +199,20 @@ impl Sources {
                 )));
             }
         }
-        Ok(Self(sources))
+        Ok(Self { by_path: sources, changing: Vec::new() })
     }
 
     /// The source with exactly this path.
     pub(crate) fn at(&self, path: &str) -> Option<&Arc<Source>> {
-        self.0.get(path)
+        self.by_path.get(path)
+    }
+
+    pub(crate) fn change(&mut self, paths: &[Arc<str>]) {
+        self.changing = paths.to_vec();
+    }
+
+    pub(crate) fn is_changing(&self, path: &str) -> bool {
+        self.changing.iter().any(|changing| **changing == *path)
     }
 }
 

@@ -432,10 +432,16 @@ async fn a_reload_swaps_all_sources_or_none() {
     assert_eq!(rig.post("/in/github", &headers, &body).await.status, 404);
     let mut broken = github.clone();
     broken.scheme.signature.template = "{nothing}".into();
-    let error = rig.handle.reload(vec![preset("pagoefectivo"), broken]).unwrap_err();
+    let error = rig.handle.reload(&[preset("pagoefectivo"), broken], &[]).unwrap_err();
     assert_eq!(error.field, "sources.github.signature.template");
     assert_eq!(rig.post("/in/github", &headers, &body).await.status, 404);
-    rig.handle.reload(vec![github]).unwrap();
+    rig.handle.reload(&[preset("pagoefectivo")], std::slice::from_ref(&github.path)).unwrap();
+    let answer = rig.post("/in/github", &headers, &body).await;
+    assert!(
+        answer.status == 503 && answer.head.contains("retry-after: "),
+        "its source is about to come: {answer:?}"
+    );
+    rig.handle.reload(&[github], &[]).unwrap();
     assert_eq!(rig.post("/in/github", &headers, &body).await.status, 200);
     rig.handle.set_max_body(1);
     assert_eq!(rig.post("/in/github", &headers, &body).await.status, 413);

@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use chaski_common::clock::Clock;
 use chaski_common::storage::{EventFilter, Progress, Storage};
 use chaski_dispatcher::Dispatcher;
-use chaski_ingest::source::SourceSpec;
+use chaski_ingest::source::{DatedSecret, SourceSpec};
 use chaski_ingest::{EdgeHandle, Tls, TlsConfig};
+use tokio::time::timeout;
 
 use super::Role;
 use crate::alerts::Steering;
@@ -82,12 +83,20 @@ impl Running {
         .await
         .map_err(|_| "reading the configuration was interrupted".to_owned())??;
         let old = self.in_force();
+        for warning in &new.warnings {
+            tracing::warn!(%warning, "configuration");
+        }
+        refuse_lost_secrets(&old, &new)?;
         self.refuse_orphans(&old, &new).await?;
         self.put_in_force(&old, &new, tls).await?;
         self.alerts.send_replace(Arc::new(self.role.alerts(&new)));
         let needs_restart = needs_restart(&old, &new);
-        let reloaded =
-            Reloaded { sources: new.sources.len(), destinations: new.destinations.len(), needs_restart };
+        let reloaded = Reloaded {
+            sources: new.sources.len(),
+            destinations: new.destinations.len(),
+            needs_restart,
+            warnings: new.warnings.iter().map(ToString::to_string).collect(),
+        };
         let ingest = reloadable(&new.ingest, old.ingest);
         let in_force = Config {
             ingest,
@@ -102,26 +111,29 @@ impl Running {
     }
 
     /// A source that goes is taken from the edge before the destinations forget it, one that comes is known to
-    /// them before the edge takes its first event.
+    /// them before the edge takes its first event. Between the two callbacks at its path are told to come again.
     async fn put_in_force(&self, old: &Config, new: &Config, tls: Option<Tls>) -> Result<(), String> {
         let stays = |source: &&SourceSpec| new.sources.iter().any(|kept| kept.name == source.name);
-        let staying = old.sources.iter().filter(stays).cloned().collect();
-        let take = |sources| match &self.edge {
-            Some(edge) => edge.reload(sources).map_err(|error| crate::chain(&error)),
+        let staying: Vec<_> = old.sources.iter().filter(stays).cloned().collect();
+        let is_served = |path: &Arc<str>| staying.iter().any(|source| source.path == *path);
+        let paths = old.sources.iter().chain(&new.sources).map(|source| source.path.clone());
+        let changing: Vec<_> = paths.filter(|path| !is_served(path)).collect();
+        let take = |sources: &[SourceSpec], changing: &[Arc<str>]| match &self.edge {
+            Some(edge) => edge.reload(sources, changing).map_err(|error| crate::chain(&error)),
             None => Ok(()),
         };
-        take(staying)?;
+        take(&staying, &changing)?;
         if let Some(dispatcher) = &self.dispatcher
             && let Err(error) = dispatcher.reload(self.role.destinations(new)).await
         {
             // The old sources were in force a moment ago, so they are in order.
-            let _ = take(old.sources.clone());
+            let _ = take(&old.sources, &[]);
             return Err(crate::chain(&error));
         }
-        take(new.sources.clone())?;
+        take(&new.sources, &[])?;
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = self.role.measured(new);
         if let Some(edge) = &self.edge {
-            edge.set_max_body(new.ingest.body_bytes_max);
+            edge.set_max_body(reloadable(&new.ingest, old.ingest.clone()).body_bytes_max);
             tls.into_iter().for_each(|tls| edge.set_tls(tls));
         }
         Ok(())
@@ -134,14 +146,20 @@ impl Running {
     /// A source whose events are still on their way cannot be taken out: nobody would be routed to them.
     async fn refuse_orphans(&self, old: &Config, new: &Config) -> Result<(), String> {
         let failed = |error| crate::chain(&error);
-        let progress = self.storage.events.progress().await.map_err(failed)?;
-        for source in &old.sources {
-            if new.sources.iter().any(|kept| kept.name == source.name) {
-                continue;
+        let goes = |source: &&SourceSpec| !new.sources.iter().any(|kept| kept.name == source.name);
+        let going: Vec<_> = old.sources.iter().filter(goes).collect();
+        let is_ours = |progress: &&Progress| {
+            old.destinations.iter().any(|destination| destination.name == progress.destination)
+        };
+        // Only a source that goes has to be asked for: whatever else changes does so while the brokers are away, too.
+        if going.is_empty() {
+            if let Ok(Ok(progress)) = timeout(LOOK_WITHIN, self.storage.events.progress()).await {
+                warn_of_left(progress.iter().filter(is_ours), new);
             }
-            let is_ours = |progress: &&Progress| {
-                old.destinations.iter().any(|destination| destination.name == progress.destination)
-            };
+            return Ok(());
+        }
+        let progress = self.storage.events.progress().await.map_err(failed)?;
+        for source in going {
             for behind in progress.iter().filter(is_ours) {
                 let Some(since) = behind.oldest_unsettled else { continue };
                 let source_name = Some(source.name.to_string());
@@ -159,7 +177,6 @@ impl Running {
                 }
             }
         }
-        let is_ours = |left: &&Progress| old.destinations.iter().any(|had| had.name == left.destination);
         warn_of_left(progress.iter().filter(is_ours), new);
         Ok(())
     }
@@ -172,6 +189,25 @@ impl Running {
             self.certificate_until.set(certificate::expiry_seconds(shown.as_ref()));
         }
     }
+}
+
+/// A secret that is in force does not go because something listed could not be fetched: its callbacks would be refused.
+fn refuse_lost_secrets(old: &Config, new: &Config) -> Result<(), String> {
+    let is_short =
+        |source: &&SourceSpec| new.source_rules.get(&*source.name).is_some_and(|rules| rules.lacks_secret);
+    for source in new.sources.iter().filter(is_short) {
+        let Some(had) = old.sources.iter().find(|had| had.name == source.name) else { continue };
+        let kept = source.secrets.named();
+        let is_kept = |had: &DatedSecret| kept.iter().any(|(_, dated)| dated.secret == had.secret);
+        if !had.secrets.named().iter().all(|(_, had)| is_kept(had)) {
+            return Err(format!(
+                "sources.{}.secrets: one that is in force would go, and one that is listed cannot be fetched; \
+                 bring that back, or take it out of the list",
+                source.name
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Says which destinations have not taken everything and are not in the file, so that nothing attempts it.
@@ -189,15 +225,17 @@ fn warn_of_left<'p>(progress: impl Iterator<Item = &'p Progress>, config: &Confi
 
 /// The same of all that the storage knows, when a process begins. Brokers that are away are not waited for.
 pub(super) async fn warn_of_left_before(storage: &Storage, config: &Config) {
-    if let Ok(Ok(progress)) = tokio::time::timeout(LOOK_WITHIN, storage.events.progress()).await {
+    if let Ok(Ok(progress)) = timeout(LOOK_WITHIN, storage.events.progress()).await {
         warn_of_left(progress.iter(), config);
     }
 }
 
-/// What of `[ingest]` is in force after a reload: the listener stays as it was opened, in clear text or not.
+/// What of `[ingest]` is in force after a reload: the listener stays as it was opened, in clear text or not, and so do
+/// the bounds, within which a body has to fit.
 fn reloadable(new: &IngestConfig, old: IngestConfig) -> IngestConfig {
     let tls = old.tls.map(|old| new.tls.clone().unwrap_or(old));
-    IngestConfig { body_bytes_max: new.body_bytes_max, tls, ..old }
+    let body_bytes_max = new.body_bytes_max.min(old.limits.inflight_bytes_max);
+    IngestConfig { body_bytes_max, tls, ..old }
 }
 
 /// The settings a running process cannot change.

@@ -28,6 +28,7 @@ pub(super) async fn run(config: &AccessConfig, json: bool) -> anyhow::Result<Exi
         output::count(reloaded.sources as u64, "source"),
         output::count(reloaded.destinations as u64, "destination")
     ));
+    reloaded.warnings.iter().for_each(|warning| output::say(format_args!("warning: {warning}")));
     if !reloaded.needs_restart.is_empty() {
         output::say(format_args!(
             "changed, and in force after a restart only: {}",

@@ -99,7 +99,9 @@ impl Checker<'_> {
                 let (freshness, cover) = (scheme.freshness(), scheme.cover());
                 let id_is_signed = unsigned(&scheme, &spec.scheme.event.id).next().is_none();
                 let silence = node.has("silence").then(|| node.duration("silence"));
-                let rules = SourceRules { dedup_window, freshness, cover, id_is_signed, silence };
+                let lacks_secret = self.short_of_secrets.contains(name);
+                let rules =
+                    SourceRules { dedup_window, freshness, cover, id_is_signed, silence, lacks_secret };
                 sources.ready.push((spec, rules));
             }
         }
@@ -227,6 +229,9 @@ impl Checker<'_> {
                 }
                 let entries: Vec<_> = listed.iter().map(|dated| dated.entry.clone()).collect();
                 let found = self.rotating(&at, &entries);
+                if found.len() < entries.len() {
+                    self.short_of_secrets.insert(owner.name.to_owned());
+                }
                 let found = found.into_iter().map(|(index, secret)| (&listed[index], secret)).collect();
                 let secrets = self.good_secrets(owner, &at, found)?;
                 (!secrets.is_empty()).then_some(Secrets::Any(secrets))

@@ -192,9 +192,10 @@ fn a_signal_to_stop_is_heard_while_a_reload_takes_its_time() {
     eventually("the attempt", || (slow.arrivals() > 0).then_some(()));
     site.rewrite(&without);
     gateway.signal("HUP");
-    // It begins with the source that goes, and then waits for the destination that goes.
-    let is_gone = || post(gateway.edge, "/in/other", &[], b"{}").unwrap().status == 404;
-    eventually("the reload to begin", || is_gone().then_some(()));
+    // It begins with the source that goes, whose sender is told to come again until it is sure that it goes, and then
+    // waits for the destination that goes.
+    let is_going = || post(gateway.edge, "/in/other", &[], b"{}").unwrap().status == 503;
+    eventually("the reload to begin", || is_going().then_some(()));
     gateway.signal("TERM");
     eventually("the end to begin", || {
         gateway.logged("stopping: what is in flight is finished first").map(drop)
@@ -217,6 +218,51 @@ fn what_needs_a_restart_is_named() {
     let told = site.command(&["reload", "--json"]).json();
     assert_eq!(told["needs_restart"], serde_json::json!(["[ingest]", "[storage]"]), "{told}");
     receiver.wait_for(&gateway.accept(&payment(1)));
+    gateway.stop();
+}
+
+#[test]
+fn a_secret_in_force_does_not_go_because_a_listed_one_cannot_be_fetched() {
+    let receiver = Receiver::start();
+    let layout = Layout::to([Destination::new("orders", &receiver)]);
+    let site = Site::new(&layout).with_env("NEW_SECRET", NEW_SECRET);
+    let with = |secrets: &str| site.toml(&layout).replace("[\"env:PE_SECRET\"]", secrets);
+    site.write(&with("[\"env:NEW_SECRET\", \"env:PE_SECRET\"]"));
+    let gateway = site.start();
+    // A slip of the pen: only the old secret is in use still.
+    site.write(&with("[\"env:NEW_SECRET\", \"env:PE_SECRETE\"]"));
+    let told = site.command(&["reload"]);
+    assert!(told.exits(78).stderr.contains("sources.pagoefectivo.secrets: one that is in force"), "{told:?}");
+    gateway.accept(&payment(1));
+    // Nothing goes with it here.
+    site.write(&with("[\"env:NEW_SECRET\", \"env:PE_SECRET\", \"file:third\"]"));
+    let told = site.command(&["reload"]);
+    assert!(told.ok().stderr.contains("there is no file third; going on without"), "{told:?}");
+    assert!(gateway.log().iter().any(|line| line.contains("there is no file third")), "{:#?}", gateway.log());
+    site.write(&with("[\"env:NEW_SECRET\"]"));
+    site.command(&["reload"]).ok();
+    assert_eq!(gateway.send(&payment(2)).status, 401, "taken out, it is gone");
+    gateway.stop();
+}
+
+#[test]
+fn a_body_has_to_fit_into_what_is_in_force() {
+    let receiver = Receiver::start();
+    let layout = Layout {
+        ingest: "max_body = \"1KiB\"\nbodies_max = \"64KiB\"".to_owned(),
+        ..Layout::to([Destination::new("orders", &receiver)])
+    };
+    let site = Site::new(&layout);
+    let gateway = site.start();
+    site.write(&site.toml(&layout).replace("1KiB", "1MiB").replace("64KiB", "64MiB"));
+    let told = site.command(&["reload"]);
+    assert!(told.ok().stderr.contains("after a restart only: [ingest]"), "{told:?}");
+    let padded = |bytes: usize| {
+        let body = payment(bytes as u64).body;
+        Callback::of(format!("{body}{}", " ".repeat(bytes - body.len())))
+    };
+    gateway.accept(&padded(60 << 10));
+    assert_eq!(gateway.try_send(&padded(65 << 10)).unwrap().status, 413, "503 would be for ever");
     gateway.stop();
 }
 
