@@ -52,6 +52,7 @@ pub use problem::{ConfigErrors, Problem, Reason, Warning};
 pub use reference::{reference, settings};
 pub use schema::schema;
 pub(crate) use secret::weakness;
+pub(crate) use source::key_of;
 pub use storage::{StorageConfig, StorageKind};
 pub use units::{parse_duration, spell_duration, spell_rate, spell_size};
 
@@ -339,7 +340,7 @@ impl Checker<'_> {
         let token = node.text("token").and_then(|reference| {
             let at = node.at("token");
             let token = self.secret(&at, &reference)?;
-            self.strong(&at, &reference, &token, "").then(|| self.header_text(&at, &token)).flatten()
+            self.strong(&at, &reference, weakness(&token, &token).as_deref(), "").then(|| self.header_text(&at, &token)).flatten()
         });
         if !listen.ip().is_loopback() && !node.writes("token") {
             let hint = "set admin.token = \"env:NAME\", or listen on 127.0.0.1";
@@ -401,8 +402,7 @@ impl Checker<'_> {
     }
 
     /// Refuses a secret that can be guessed.
-    fn strong(&mut self, at: &Place, reference: &str, secret: &Secret, way_out: &str) -> bool {
-        let weakness = weakness(secret);
+    fn strong(&mut self, at: &Place, reference: &str, weakness: Option<&str>, way_out: &str) -> bool {
         if let Some(weakness) = weakness {
             let hint = format!("take {} random bytes or more{way_out}", secret::BYTES_MIN);
             self.report.refuse(at, Reason::SecretWeak, format!("{reference}: {weakness}"), hint);
@@ -412,10 +412,12 @@ impl Checker<'_> {
 
     /// Refuses a secret that can be guessed, and one that no receiver's library could read.
     fn signs(&mut self, at: &Place, reference: &str, secret: &Secret) -> bool {
-        if !self.strong(at, reference, secret, "") {
+        let key = standard_key(secret);
+        let weakness = weakness(secret, key.as_ref().unwrap_or(secret));
+        if !self.strong(at, reference, weakness.as_deref(), "") {
             return false;
         }
-        if standard_key(secret).is_some() {
+        if key.is_some() {
             return true;
         }
         let is_marked = secret.expose().starts_with(SECRET_PREFIX.as_bytes());

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use crate::request::Received;
 use crate::respond::labelled;
 
-pub use scheme::{Cover, Freshness, Scheme};
+pub use scheme::{Cover, Freshness, Scheme, key_bytes};
 pub(crate) use timestamp::{parse_rfc3339, parse_unix_auto};
 
 #[cfg(doc)]

@@ -10,7 +10,7 @@ use super::problem::{Place, Reason, nearest};
 use super::reader::Node;
 use super::url::check_url;
 use super::value::shown;
-use super::{Checker, Config, SourceRules};
+use super::{Checker, Config, SourceRules, weakness};
 use crate::alerts::{AlertsConfig, Condition, EmailSpec, Kind, ReceiverSpec, Rules, SmtpTls};
 
 /// Most receivers: each has a task and a queue of its own.
@@ -130,7 +130,7 @@ impl Checker<'_> {
         let is_fit = if kind == "webhook" {
             self.signs(&at, &reference, &secret)
         } else {
-            self.strong(&at, &reference, &secret, "")
+            self.strong(&at, &reference, weakness(&secret, &secret).as_deref(), "")
         };
         is_fit.then_some(secret)
     }

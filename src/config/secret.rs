@@ -137,8 +137,13 @@ fn strip_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Why a secret protects nothing, if so.
-pub(crate) fn weakness(secret: &Secret) -> Option<&'static str> {
+/// Why a secret protects nothing, if so: by its text, or by the key that stands in it, which for many is the text.
+pub(crate) fn weakness(secret: &Secret, key: &Secret) -> Option<String> {
+    let decoded = || weakness_of(key).map(|weakness| format!("decoded, {weakness}"));
+    weakness_of(secret).map(str::to_owned).or_else(decoded)
+}
+
+fn weakness_of(secret: &Secret) -> Option<&'static str> {
     let bytes = secret.expose();
     if bytes.is_empty() {
         return Some("the secret is empty");
@@ -240,7 +245,7 @@ mod tests {
             "whsec_changeme_changeme",
             "----------------",
         ] {
-            assert!(weakness(&Secret::new(weak)).is_some(), "{weak}");
+            assert!(weakness_of(&Secret::new(weak)).is_some(), "{weak}");
         }
         for strong in [
             "k3J9-example-0aX7qLmZ",
@@ -248,7 +253,7 @@ mod tests {
             "sixteen bytes ok!",
             "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         ] {
-            assert!(weakness(&Secret::new(strong)).is_none(), "{strong}");
+            assert!(weakness_of(&Secret::new(strong)).is_none(), "{strong}");
         }
     }
 

@@ -12,8 +12,8 @@ use chaski_common::event::Environment;
 use chaski_common::secret::Secret;
 use chaski_common::storage::OnConflict;
 use chaski_ingest::location::Location;
-use chaski_ingest::source::{DatedSecret, IpNet, SchemeSpec, Secrets, SourceSpec};
-use chaski_ingest::verify::Scheme;
+use chaski_ingest::source::{DatedSecret, IpNet, KeySpec, SchemeSpec, Secrets, SourceSpec};
+use chaski_ingest::verify::{Scheme, key_bytes};
 use jiff::Timestamp;
 
 use super::problem::{Place, Reason};
@@ -118,7 +118,8 @@ impl Checker<'_> {
     ) -> Option<(SourceSpec, Scheme)> {
         let allow_ips = self.allow_ips(node);
         let mut described = self.described(node);
-        let owner = Owner { node, name, environment, others };
+        let key = described.as_ref().map(|described| described.signature.key.clone());
+        let owner = Owner { node, name, environment, others, key };
         let secrets = self.source_secrets(&owner, described.as_mut());
         let described = described?;
         let scheme = self.compile(node, &described, secrets.as_ref());
@@ -281,10 +282,11 @@ impl Checker<'_> {
         let mut good = true;
         for (index, (dated, secret)) in found.iter().enumerate() {
             let at = Place { line: dated.entry.line, key: at.key.clone() };
-            let strong = self.strong_enough(owner.node, &at, &dated.entry.text, secret);
-            let before = found[..index].iter().find(|(_, earlier)| earlier == secret);
+            let key = owner.key_of(secret);
+            let strong = self.strong_enough(owner.node, &at, &dated.entry.text, secret, &key);
+            let before = found[..index].iter().find(|(_, earlier)| owner.key_of(earlier) == key);
             let before = before.map(|(earlier, _)| &*earlier.entry.text);
-            good &= strong && self.of_its_own(owner, &at, &dated.entry, secret, before);
+            good &= strong && self.of_its_own(owner, &at, &dated.entry, &key, before);
         }
         let secrets: Vec<_> = found
             .into_iter()
@@ -305,18 +307,25 @@ impl Checker<'_> {
     }
 
     /// Weak secrets may be allowed, an empty one never.
-    fn strong_enough(&mut self, node: &Node, at: &Place, reference: &str, secret: &Secret) -> bool {
+    fn strong_enough(
+        &mut self,
+        node: &Node,
+        at: &Place,
+        reference: &str,
+        secret: &Secret,
+        key: &Secret,
+    ) -> bool {
         let is_empty = secret.expose().is_empty();
-        match weakness(secret) {
+        match weakness(secret, key).as_deref() {
             Some(weakness) if may_be_weak(node) && !is_empty => {
                 self.report.warn(at, format!("{reference}: {weakness}, and taken: weak_secret = \"allow\""));
                 true
             }
-            _ if is_empty => self.strong(at, reference, secret, ""),
-            _ => self.strong(
+            weakness if is_empty => self.strong(at, reference, weakness, ""),
+            weakness => self.strong(
                 at,
                 reference,
-                secret,
+                weakness,
                 ", or set weak_secret = \"allow\" where the provider gave no better one",
             ),
         }
@@ -328,7 +337,7 @@ impl Checker<'_> {
         owner: &Owner<'_>,
         at: &Place,
         reference: &Entry,
-        secret: &Secret,
+        key: &Secret,
         before: Option<&str>,
     ) -> bool {
         let reference = &reference.text;
@@ -343,7 +352,8 @@ impl Checker<'_> {
             return false;
         }
         let uses = |(other, _): &&(SourceSpec, SourceRules)| {
-            each_secret(&other.secrets).any(|its| its.secret == *secret)
+            let how = &other.scheme.signature.key;
+            each_secret(&other.secrets).any(|its| key_of(how, &its.secret) == *key)
         };
         // That of the other environment first: no word of the file allows it.
         let mut sharing: Vec<_> = owner.others.ready.iter().filter(uses).map(|(other, _)| other).collect();
@@ -395,6 +405,19 @@ struct Owner<'a> {
     name: &'a str,
     environment: Environment,
     others: &'a Sources,
+    /// How a secret's text is read; none where the scheme is wrong.
+    key: Option<KeySpec>,
+}
+
+impl Owner<'_> {
+    fn key_of(&self, secret: &Secret) -> Secret {
+        self.key.as_ref().map_or_else(|| secret.clone(), |key| key_of(key, secret))
+    }
+}
+
+/// What a secret stands for, as two texts may be one key. One that stands for nothing is refused with its scheme.
+pub(crate) fn key_of(key: &KeySpec, secret: &Secret) -> Secret {
+    key_bytes(key, secret).unwrap_or_else(|_| secret.clone())
 }
 
 fn may_be_weak(node: &Node) -> bool {

@@ -609,6 +609,45 @@ fn a_reused_secret_is_named_and_may_be_allowed_within_one_environment() {
 }
 
 #[test]
+fn a_secret_is_judged_by_the_key_that_stands_in_it() {
+    let svix = |name: &str, secrets: &str| {
+        format!("[sources.{name}]\nprovider = 'svix'\nsecrets = {secrets}\n")
+    };
+    let check = |text: &str| {
+        let env = |name: &str| {
+            Some(match name {
+                "KEY" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(),
+                "KEY_BARE" => "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(),
+                // 24 bytes that are alike, and 12 bytes.
+                "ALIKE" => format!("whsec_{}", "t7e3".repeat(8)),
+                _ => "whsec_MfKQ9r8GKYqrTwjU".to_owned(),
+            })
+        };
+        let read = Config::parse(text, Path::new("chaski.toml"), &env);
+        let problems = read.err().map_or(Vec::new(), |errors| errors.0);
+        problems.iter().map(|problem| (problem.reason.label(), problem.message.clone())).collect::<Vec<_>>()
+    };
+    let weak = |weakness: &str| vec![("config_secret_weak", weakness.to_owned())];
+    assert_eq!(check(&svix("a", "['env:KEY']")), []);
+    let alike = weak("env:ALIKE: decoded, the secret is one pattern repeated");
+    assert_eq!(check(&svix("a", "['env:ALIKE']")), alike);
+    let short = weak("env:SHORT: decoded, the secret is shorter than 16 bytes");
+    assert_eq!(check(&svix("a", "['env:SHORT']")), short);
+    let signing = "[destinations.d]\nurl = 'https://erp.test/x'\nsecret = 'env:ALIKE'\n";
+    assert_eq!(check(signing), alike);
+    let reused = |message: &str| vec![("config_secret_reused", message.to_owned())];
+    assert_eq!(
+        check(&svix("a", "['env:KEY', 'env:KEY_BARE']")),
+        reused("env:KEY_BARE holds the same secret as env:KEY")
+    );
+    let [(reason, message)] = &check(&(svix("a", "['env:KEY']") + &svix("b", "['env:KEY_BARE']")))[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(*reason, "config_secret_reused");
+    assert!(message.starts_with("env:KEY_BARE holds a secret that sources.a uses"), "{message}");
+}
+
+#[test]
 fn a_secret_may_say_when_it_is_good() {
     let text = source(
         "secrets = [{ secret = 'env:GOOD', not_before = '2026-12-01T00:00:00-05:00' },\n\

@@ -22,7 +22,7 @@ use crate::json;
 use crate::location::{self, Location};
 use crate::request::{Head, Received};
 use crate::respond::Refusal;
-use crate::source::{EventSpec, Faults, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
+use crate::source::{EventSpec, Faults, KeySpec, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
 
 /// Secrets of one source.
 const SECRETS_MAX: usize = 16;
@@ -397,7 +397,7 @@ impl Keys {
             })
         });
         let select = select.and_then(|select| faults.keep(select));
-        let encoding = faults.keep(key_encoding(spec));
+        let encoding = faults.keep(key_encoding(&spec.key));
         let named = secrets.named();
         let count = named.len();
         if count == 0 || count > SECRETS_MAX {
@@ -434,20 +434,23 @@ impl Keys {
     }
 }
 
-fn key_encoding(spec: &SignatureSpec) -> Result<Encoding, SpecError> {
+fn key_encoding(key: &KeySpec) -> Result<Encoding, SpecError> {
     let allowed = [Encoding::Utf8, Encoding::Hex, Encoding::Base64];
-    Encoding::compile("signature.key.encoding", &spec.key.encoding, &allowed)
+    Encoding::compile("signature.key.encoding", &key.encoding, &allowed)
 }
 
-/// The bytes a secret stands for.
-pub(super) fn key_bytes(spec: &SignatureSpec, secret: &Secret) -> Result<Secret, SpecError> {
-    let encoding = key_encoding(spec)?;
+/// The bytes a secret stands for: two texts may be one key.
+///
+/// # Errors
+/// When the encoding is none, or the secret is not in it or stands for nothing.
+pub fn key_bytes(key: &KeySpec, secret: &Secret) -> Result<Secret, SpecError> {
+    let encoding = key_encoding(key)?;
     let text = secret.expose();
-    let text = text.strip_prefix(spec.key.strip_prefix.as_bytes()).unwrap_or(text);
+    let text = text.strip_prefix(key.strip_prefix.as_bytes()).unwrap_or(text);
     let bytes = encoding.decode(text).ok_or_else(|| {
         SpecError::new(
             "secrets",
-            format!("a secret is not {}", spec.key.encoding),
+            format!("a secret is not {}", key.encoding),
             "the secret as the provider shows it",
         )
     })?;
@@ -463,7 +466,7 @@ pub(super) fn key_bytes(spec: &SignatureSpec, secret: &Secret) -> Result<Secret,
 
 impl Key {
     fn compile(spec: &SignatureSpec, algorithm: Algorithm, secret: &Secret) -> Result<Self, SpecError> {
-        let bytes = key_bytes(spec, secret)?;
+        let bytes = key_bytes(&spec.key, secret)?;
         Ok(match algorithm {
             Algorithm::Hmac(hash) => Self::Mac(MacKey::new(hash, bytes.expose())),
             Algorithm::Ed25519 => {

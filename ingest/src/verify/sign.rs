@@ -54,7 +54,7 @@ pub fn sign(spec: &SchemeSpec, signer: Signer<'_>, body: &[u8], now: Timestamp) 
     let algorithm = Algorithm::compile(&spec.signature)?;
     let layout = Layout::compile(&spec.signature, algorithm)?;
     if algorithm == Algorithm::HttpBasic {
-        let mut credentials = key_bytes(&spec.signature, signer.secret)?.expose().to_vec();
+        let mut credentials = key_bytes(&spec.signature.key, signer.secret)?.expose().to_vec();
         if let (true, Some(last)) = (signer.forge, credentials.last_mut()) {
             *last ^= 1;
         }
@@ -118,7 +118,7 @@ fn tag(
 ) -> Result<Vec<u8>, SpecError> {
     match algorithm {
         Algorithm::Hmac(hash) => {
-            let key = key_bytes(&spec.signature, secret)?;
+            let key = key_bytes(&spec.signature.key, secret)?;
             Ok(MacKey::new(hash, key.expose()).tag(&[message]).as_bytes().to_vec())
         }
         Algorithm::Ed25519 => {

@@ -5,7 +5,7 @@ use chaski_ingest::source::{Secrets, SourceSpec};
 use jiff::{SignedDuration, Timestamp};
 
 use super::finding::Finding;
-use crate::config::weakness;
+use crate::config::{key_of, weakness};
 
 /// The last secret that is good is missed this long before it ends.
 const ENDS_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
@@ -23,6 +23,8 @@ pub(super) fn judge(spec: &SourceSpec, now: Timestamp) -> Finding {
         found.push_str(", none of which is good now: callbacks are answered 401");
         return Finding::bad(check, found, "mend not_before and not_after, or list the secret in use");
     }
+    let how = &spec.scheme.signature.key;
+    let weakness = |secret| weakness(secret, &key_of(how, secret));
     if let Some(weakness) = secrets.iter().find_map(|(_, dated)| weakness(&dated.secret)) {
         found.push_str(&format!("; {weakness}"));
         let advice = "ask the provider for a better one: whoever guesses it can make up payments";
