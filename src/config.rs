@@ -340,7 +340,9 @@ impl Checker<'_> {
         let token = node.text("token").and_then(|reference| {
             let at = node.at("token");
             let token = self.secret(&at, &reference)?;
-            self.strong(&at, &reference, weakness(&token, &token).as_deref(), "").then(|| self.header_text(&at, &token)).flatten()
+            self.strong(&at, &reference, weakness(&token, &token).as_deref(), "")
+                .then(|| self.header_text(&at, &token))
+                .flatten()
         });
         if !listen.ip().is_loopback() && !node.writes("token") {
             let hint = "set admin.token = \"env:NAME\", or listen on 127.0.0.1";

@@ -13,6 +13,7 @@ use chaski_ingest::verify::{Cover, Freshness};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::send::edge_url;
 use crate::config::{Config, SourceRules, StorageConfig, StorageKind, spell_duration, spell_size};
 
 /// Most times of a retry schedule that are listed.
@@ -275,7 +276,6 @@ fn explain_kafka(options: &kafka::Options, rate_per_second: f64) -> Kafka {
 
 fn explain_source(config: &Config, source: &SourceSpec) -> Source {
     let rules = &config.source_rules[&source.name];
-    let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
     let (freshness, freshness_rule) = explain_freshness(rules);
     let now = Clock::system().now();
     let key = |(name, dated): (Cow<'_, str>, &DatedSecret)| {
@@ -291,7 +291,7 @@ fn explain_source(config: &Config, source: &SourceSpec) -> Source {
     Source {
         name: source.name.to_string(),
         provider: source.provider.as_deref().map(str::to_owned),
-        url: format!("{scheme}://{}{}", config.ingest.listen, source.path),
+        url: edge_url(config, source),
         environment: source.environment.name(),
         secrets: keys.len(),
         keys,

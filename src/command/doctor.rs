@@ -93,7 +93,7 @@ fn checks(config: Option<Arc<Config>>, access: AccessConfig) -> Vec<Check> {
     add("process", Box::pin(process::check(config.clone(), access)));
     add("clock", Box::pin(clock::check()));
     if let Some(folder) = storage.folder() {
-        add("folder", Box::pin(disk::check(folder.to_owned())));
+        add("folder", Box::pin(disk::check(folder.to_owned(), storage.is_embedded())));
     }
     if let StorageKind::Kafka { options, rate_per_second } = &storage.kind {
         add("kafka", Box::pin(kafka::check(options.clone())));

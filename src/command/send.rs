@@ -25,6 +25,8 @@ use crate::post::Poster;
 const BODY_BYTES_MAX: u64 = 64 << 20;
 /// From here on answers are counted, not printed one by one.
 const PRINT_MAX: u64 = 20;
+/// The same for `--json`.
+const JSON_MAX: u64 = 10_000;
 
 /// What the edge said to one post.
 #[derive(Serialize)]
@@ -38,9 +40,8 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
     if send.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 100_000.0)) {
         return Err(usage("--rate must be a number from above 0 to 100000"));
     }
-    let url = send.url.clone().unwrap_or_else(|| edge_url(config, source));
+    let (url, poster) = edge(config, source, send.url.clone())?;
     let given = send.body.as_deref().map(read_body).transpose()?;
-    let poster = Poster::new();
     let mut pace = send.rate.map(|rate| tokio::time::interval(Duration::from_secs_f64(1.0 / rate)));
     let bar = if send.count > PRINT_MAX { ProgressBar::new(send.count) } else { ProgressBar::hidden() }
         .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}")?);
@@ -51,10 +52,18 @@ pub(super) async fn run(config: &Config, send: Send, json: bool) -> anyhow::Resu
         }
         let body = given.clone().unwrap_or_else(|| made_up(source, number));
         let at = send.at.unwrap_or_else(|| Clock::system().now());
-        let answer = poster.post(&url, signed(source, &body, at, send.forge)?).await?;
+        let answer = match poster.post(&url, signed(source, &body, at, send.forge)?).await {
+            Ok(answer) => answer,
+            // What was answered before may be stored.
+            Err(error) => {
+                bar.finish_and_clear();
+                report(&answers, &by_status, json)?;
+                return Err(error.context(format!("event {} of {}", number + 1, send.count)));
+            }
+        };
         *by_status.entry(answer.status.as_u16()).or_default() += 1;
         bar.inc(1);
-        if json || send.count <= PRINT_MAX {
+        if send.count <= if json { JSON_MAX } else { PRINT_MAX } {
             answers.push(Said { status: answer.status.as_u16(), body: answer.body });
         }
     }
@@ -97,6 +106,19 @@ fn report(answers: &[Said], by_status: &BTreeMap<u16, u64>, json: bool) -> anyho
     Ok(())
 }
 
+/// Where to post as this source, and by whom: at `url`, or where this configuration listens, under its first name.
+pub(super) fn edge(
+    config: &Config,
+    source: &SourceSpec,
+    url: Option<String>,
+) -> anyhow::Result<(String, Poster)> {
+    Ok(match (url, config.ingest.hosts.first()) {
+        (Some(url), _) => (url, Poster::new()),
+        (None, None) => (edge_url(config, source), Poster::new()),
+        (None, Some(host)) => (edge_url(config, source), Poster::under(host)?),
+    })
+}
+
 /// Where the source posts to, as the configuration has it.
 pub(super) fn edge_url(config: &Config, source: &SourceSpec) -> String {
     let scheme = if config.ingest.tls.is_some() { "https" } else { "http" };
@@ -119,11 +141,12 @@ fn current(secrets: &Secrets, at: Timestamp) -> anyhow::Result<(Option<&str>, &S
 fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut body = Vec::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(BODY_BYTES_MAX).read_to_end(&mut body)
+        std::io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body)
     } else {
-        std::fs::File::open(path).and_then(|file| file.take(BODY_BYTES_MAX).read_to_end(&mut body))
+        std::fs::File::open(path).and_then(|file| file.take(BODY_BYTES_MAX + 1).read_to_end(&mut body))
     };
-    read.with_context(|| format!("reading {} (--body)", path.display()))?;
+    let read = read.with_context(|| format!("reading {} (--body)", path.display()))?;
+    anyhow::ensure!(read as u64 <= BODY_BYTES_MAX, "{} (--body) is larger than 64 MiB", path.display());
     Ok(body)
 }
 

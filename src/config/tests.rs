@@ -610,9 +610,8 @@ fn a_reused_secret_is_named_and_may_be_allowed_within_one_environment() {
 
 #[test]
 fn a_secret_is_judged_by_the_key_that_stands_in_it() {
-    let svix = |name: &str, secrets: &str| {
-        format!("[sources.{name}]\nprovider = 'svix'\nsecrets = {secrets}\n")
-    };
+    let svix =
+        |name: &str, secrets: &str| format!("[sources.{name}]\nprovider = 'svix'\nsecrets = {secrets}\n");
     let check = |text: &str| {
         let env = |name: &str| {
             Some(match name {

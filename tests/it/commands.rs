@@ -375,6 +375,19 @@ fn send_signs_as_the_provider_would() {
 }
 
 #[test]
+fn send_posts_under_the_name_that_the_gateway_is_served_under() {
+    let layout = Layout { ingest: "hosts = ['pay.shop.test']".into(), ..Layout::default() };
+    let site = Site::on(Storage::File, &layout);
+    let _gateway = site.start();
+    let sent = site.command(&["send", "pagoefectivo", "--json"]).json();
+    assert_eq!(sent["answers"][0]["status"], 200, "{sent}");
+    // Under the address it is somebody else's.
+    let url = format!("http://{}/in/pagoefectivo", site.edge);
+    let told = site.command(&["send", "pagoefectivo", "--url", &url]);
+    assert!(told.code == Some(1) && told.stdout.contains("421"), "{told:?}");
+}
+
+#[test]
 fn a_command_leaves_the_store_of_another_configuration_alone() {
     let [ours, other] = [(); 2].map(|()| Site::on(Storage::File, &Layout::default()));
     let gateway = ours.start();

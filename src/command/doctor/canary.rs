@@ -23,7 +23,6 @@ use crate::api::{self, ShowEvent};
 use crate::command::{send, usage};
 use crate::config::{AccessConfig, Config};
 use crate::output;
-use crate::post::Poster;
 
 /// Between two looks at the event.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -116,11 +115,11 @@ async fn post(
     remote: &Remote,
     journey: &mut Journey,
 ) -> anyhow::Result<Option<EventId>> {
-    let url = canary.url.clone().unwrap_or_else(|| send::edge_url(config, source));
+    let (url, poster) = send::edge(config, source, canary.url.clone())?;
     let at = Clock::system().now();
     let signed = send::signed(source, &send::made_up(source, 0), at, false)?;
     let body = signed.body.clone();
-    let answer = match tokio::time::timeout(canary.timeout, Poster::new().post(&url, signed)).await {
+    let answer = match tokio::time::timeout(canary.timeout, poster.post(&url, signed)).await {
         Ok(answer) => answer?,
         Err(_) => bail!("no answer from {url} within {:?} (--timeout)", canary.timeout),
     };

@@ -21,13 +21,14 @@ const SYNC_BAD: Duration = Duration::from_millis(250);
 const SPACE_WARNING_BYTES: u64 = 1 << 30;
 const SPACE_BAD_BYTES: u64 = 64 << 20;
 
-pub(super) async fn check(folder: PathBuf) -> Vec<Finding> {
+/// The store's folder, or the spool's.
+pub(super) async fn check(folder: PathBuf, is_store: bool) -> Vec<Finding> {
     let shown = folder.display().to_string();
     let panicked = || vec![Finding::bad("folder", shown, "report this")];
-    on_thread(move || look(&folder)).await.unwrap_or_else(panicked)
+    on_thread(move || look(&folder, is_store)).await.unwrap_or_else(panicked)
 }
 
-fn look(folder: &Path) -> Vec<Finding> {
+fn look(folder: &Path, is_store: bool) -> Vec<Finding> {
     let shown = folder.display();
     let existing = match nearest(folder) {
         Ok(existing) => existing,
@@ -57,7 +58,8 @@ fn look(folder: &Path) -> Vec<Finding> {
     }
     findings.push(match rustix::fs::statvfs(&existing) {
         Ok(disk) => {
-            space(disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize))
+            let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+            space(bytes(disk.f_bavail), bytes(disk.f_blocks), is_store)
         }
         Err(error) => Finding::skipped("space", format!("cannot be asked: {error}")),
     });
@@ -156,17 +158,17 @@ fn speed(times: &mut [Duration]) -> Finding {
     Finding::new("fsync", verdict, found, advice)
 }
 
-fn space(free: u64, all: u64) -> Finding {
+fn space(free: u64, all: u64, is_store: bool) -> Finding {
     let found = format!("{} of {} free", round(free), round(all));
     let verdict = match free {
         free if free < SPACE_BAD_BYTES => Verdict::Bad,
         free if free < SPACE_WARNING_BYTES => Verdict::Warning,
         _ => Verdict::Good,
     };
-    let advice = if verdict == Verdict::Good {
-        ""
-    } else {
-        "a full disk answers 503: make room, or shorten storage.retention"
+    let advice = match verdict {
+        Verdict::Good => "",
+        _ if is_store => "a full disk answers 503: make room, or shorten storage.retention",
+        _ => "a full disk takes nothing while Kafka is away, and posts are answered 503 then: make room",
     };
     Finding::new("space", verdict, found, advice)
 }
@@ -197,9 +199,11 @@ mod tests {
 
     #[test]
     fn room_runs_out_in_steps() {
-        assert_eq!(space(5 << 30, 10 << 30).verdict, Verdict::Good);
-        assert_eq!(space(900 << 20, 10 << 30).verdict, Verdict::Warning);
-        assert_eq!(space(1 << 20, 10 << 30).verdict, Verdict::Bad);
+        let advice = |is_store| space(1 << 20, 10 << 30, is_store).advice;
+        assert!(advice(true).contains("retention") && !advice(false).contains("retention"));
+        assert_eq!(space(5 << 30, 10 << 30, true).verdict, Verdict::Good);
+        assert_eq!(space(900 << 20, 10 << 30, true).verdict, Verdict::Warning);
+        assert_eq!(space(1 << 20, 10 << 30, true).verdict, Verdict::Bad);
     }
 
     #[test]
