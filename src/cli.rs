@@ -218,6 +218,9 @@ pub struct EventsFilter {
     /// Received at this time or later: RFC 3339, or a time span back from now such as 24h
     #[arg(long, value_parser = moment)]
     pub since: Option<Timestamp>,
+    /// Received before this time: with more than a thousand, how to go further back
+    #[arg(long, value_parser = moment)]
+    pub until: Option<Timestamp>,
     /// At most so many, newest first
     #[arg(long, default_value_t = 50, value_parser = limit)]
     pub limit: usize,

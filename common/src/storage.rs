@@ -539,6 +539,8 @@ pub struct EventFilter {
     pub subject: Option<String>,
     /// Received at this time or later.
     pub since: Option<Timestamp>,
+    /// Received before this time.
+    pub until: Option<Timestamp>,
     /// Older than this position, for the next page.
     pub before: Option<Position>,
     /// At most so many; [`PAGE_MAX`] is the bound.

@@ -27,8 +27,9 @@ pub(super) async fn run(
 }
 
 async fn list(access: &Access, filter: EventsFilter, json: bool) -> anyhow::Result<()> {
-    let EventsFilter { source, kind, subject, since, limit } = filter;
-    let filter = EventFilter { source, kind, subject, since, limit: asked(limit), ..EventFilter::default() };
+    let EventsFilter { source, kind, subject, since, until, limit } = filter;
+    let filter =
+        EventFilter { source, kind, subject, since, until, limit: asked(limit), ..EventFilter::default() };
     listed(access.call(filter).await?, limit, json, tell)
 }
 

@@ -829,6 +829,10 @@ pub async fn events_are_found_by_what_they_are(backend: &impl Backend) {
     let about =
         EventFilter { subject: Some("subject-1".to_owned()), since: Some(at(2)), ..EventFilter::default() };
     assert_eq!(found(about).await, [positions[3]]);
+    assert_eq!(found(EventFilter { until: Some(at(4)), ..EventFilter::default() }).await, newest_first[3..]);
+    let span = EventFilter { since: Some(at(2)), until: Some(at(4)), ..EventFilter::default() };
+    assert_eq!(found(span).await, newest_first[3..5]);
+    assert!(found(EventFilter { until: Some(at(1)), ..EventFilter::default() }).await.is_empty());
     assert!(
         found(EventFilter { source: Some("other".to_owned()), ..EventFilter::default() }).await.is_empty()
     );

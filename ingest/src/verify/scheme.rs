@@ -22,7 +22,9 @@ use crate::json;
 use crate::location::{self, Location};
 use crate::request::{Head, Received};
 use crate::respond::Refusal;
-use crate::source::{EventSpec, Faults, KeySpec, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity};
+use crate::source::{
+    EventSpec, Faults, KeySpec, SchemeSpec, Secrets, SignatureSpec, SpecError, SpecErrors, Validity,
+};
 
 /// Secrets of one source.
 const SECRETS_MAX: usize = 16;

@@ -150,6 +150,7 @@ impl<'r> Kept<'r> {
             && filter.kind.as_deref().is_none_or(|kind| kind == self.kind)
             && filter.subject.as_deref().is_none_or(|subject| Some(subject) == self.subject)
             && filter.since.is_none_or(|since| millis(since) <= self.received_at)
+            && filter.until.is_none_or(|until| self.received_at < millis(until))
     }
 }
 
@@ -399,6 +400,13 @@ pub(super) fn first_since(connection: &Connection, at: Timestamp) -> rusqlite::R
     Ok(None)
 }
 
+/// The newest row with an event that was received before this time.
+fn last_before(connection: &Connection, at: Timestamp) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT MAX(last) FROM (SELECT MAX(seq) AS last FROM event WHERE received_at < ?1 \
+               UNION ALL SELECT MAX(last) FROM batch WHERE earliest < ?1)";
+    connection.query_row(sql, [millis(at)], |row| row.get(0))
+}
+
 /// The first and the last of the events that were received in a span of time, and how many there are.
 pub(super) fn span(
     connection: &Connection,
@@ -445,7 +453,13 @@ pub(super) fn find(connection: &Connection, filter: &EventFilter) -> rusqlite::R
     };
     let before = filter.before.map_or(i64::MAX, seq);
     // A row that begins in front of a position does not end far behind it.
-    let last = before.saturating_add(i64::try_from(EVENTS_MAX).unwrap_or(i64::MAX));
+    let mut last = before.saturating_add(i64::try_from(EVENTS_MAX).unwrap_or(i64::MAX));
+    if let Some(until) = filter.until {
+        match last_before(connection, until)? {
+            Some(newest) => last = last.min(newest),
+            None => return Ok(records),
+        }
+    }
     let mut select = connection.prepare_cached(BACKWARDS)?;
     let mut found = select.query(params![seq(oldest), last, before])?;
     while records.len() < limit
@@ -667,6 +681,7 @@ mod tests {
                 source: (place % 3 == 0).then(|| "suite".to_owned()),
                 subject: (place % 5 == 0).then(|| "subject-1".to_owned()),
                 since: (from > 10).then(|| time(from)),
+                until: (to % 2 == 0).then(|| time(to)),
                 before: (other > 5).then_some(Position(other)),
                 limit,
                 id: None,
@@ -675,6 +690,7 @@ mod tests {
                 filter.kind.as_deref().is_none_or(|kind| *kind == *record.event.kind)
                     && filter.subject.as_deref().is_none_or(|subject| Some(subject) == record.event.subject.as_deref())
                     && filter.since.is_none_or(|since| since <= received(record))
+                    && filter.until.is_none_or(|until| received(record) < until)
                     && filter.before.is_none_or(|before| record.position < before)
             };
             let most = if limit == 0 { PAGE_MAX } else { limit };

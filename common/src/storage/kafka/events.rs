@@ -478,6 +478,12 @@ pub(super) fn find(asked: &Asked<'_>, filter: &EventFilter) -> Result<Vec<Record
             extents[extent.partition as usize].first = first;
         }
     }
+    if let Some(until) = filter.until {
+        let ends = asked.since(&extents, until.saturating_add(SKEW_MAX).unwrap_or(Timestamp::MAX))?;
+        for (extent, end) in extents.iter_mut().zip(ends) {
+            extent.end = end;
+        }
+    }
     // Across partitions the time of receipt is the order; within one it is the log's.
     let newest = |record: &Record| (record.event.received_at, record.position);
     let mut page_ends = None;
@@ -498,6 +504,7 @@ pub(super) fn find(asked: &Asked<'_>, filter: &EventFilter) -> Result<Vec<Record
             && filter.kind.as_deref().is_none_or(|kind| &*event.kind == kind)
             && filter.subject.as_deref().is_none_or(|subject| event.subject.as_deref() == Some(subject))
             && filter.since.is_none_or(|since| event.received_at >= since)
+            && filter.until.is_none_or(|until| event.received_at < until)
             && (!several || page_ends.is_none_or(|end| newest(record) < end))
     };
     // Ids are unique as far as deduplication remembers: the newest is the one that is asked for.
