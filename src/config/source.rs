@@ -286,7 +286,7 @@ impl Checker<'_> {
             let strong = self.strong_enough(owner.node, &at, &dated.entry.text, secret, &key);
             let before = found[..index].iter().find(|(_, earlier)| owner.key_of(earlier) == key);
             let before = before.map(|(earlier, _)| &*earlier.entry.text);
-            good &= strong && self.of_its_own(owner, &at, &dated.entry, &key, before);
+            good &= strong && self.of_its_own(owner, &at, &dated.entry, (secret, &key), before);
         }
         let secrets: Vec<_> = found
             .into_iter()
@@ -337,7 +337,7 @@ impl Checker<'_> {
         owner: &Owner<'_>,
         at: &Place,
         reference: &Entry,
-        key: &Secret,
+        (secret, key): (&Secret, &Secret),
         before: Option<&str>,
     ) -> bool {
         let reference = &reference.text;
@@ -353,7 +353,8 @@ impl Checker<'_> {
         }
         let uses = |(other, _): &&(SourceSpec, SourceRules)| {
             let how = &other.scheme.signature.key;
-            each_secret(&other.secrets).any(|its| key_of(how, &its.secret) == *key)
+            // One text that two schemes read differently is one secret all the same.
+            each_secret(&other.secrets).any(|its| its.secret == *secret || key_of(how, &its.secret) == *key)
         };
         // That of the other environment first: no word of the file allows it.
         let mut sharing: Vec<_> = owner.others.ready.iter().filter(uses).map(|(other, _)| other).collect();
