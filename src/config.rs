@@ -340,7 +340,7 @@ impl Checker<'_> {
         let token = node.text("token").and_then(|reference| {
             let at = node.at("token");
             let token = self.secret(&at, &reference)?;
-            self.strong(&at, &reference, weakness(&token, &token).as_deref(), "")
+            self.strong(&at, &reference, weakness(&token, None).as_deref(), "")
                 .then(|| self.header_text(&at, &token))
                 .flatten()
         });
@@ -415,7 +415,7 @@ impl Checker<'_> {
     /// Refuses a secret that can be guessed, and one that no receiver's library could read.
     fn signs(&mut self, at: &Place, reference: &str, secret: &Secret) -> bool {
         let key = standard_key(secret);
-        let weakness = weakness(secret, key.as_ref().unwrap_or(secret));
+        let weakness = weakness(secret, key.as_ref());
         if !self.strong(at, reference, weakness.as_deref(), "") {
             return false;
         }

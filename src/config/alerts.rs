@@ -130,7 +130,7 @@ impl Checker<'_> {
         let is_fit = if kind == "webhook" {
             self.signs(&at, &reference, &secret)
         } else {
-            self.strong(&at, &reference, weakness(&secret, &secret).as_deref(), "")
+            self.strong(&at, &reference, weakness(&secret, None).as_deref(), "")
         };
         is_fit.then_some(secret)
     }

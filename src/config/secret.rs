@@ -137,9 +137,9 @@ fn strip_line_end(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Why a secret protects nothing, if so: by its text, or by the key that stands in it, which for many is the text.
-pub(crate) fn weakness(secret: &Secret, key: &Secret) -> Option<String> {
-    let decoded = || weakness_of(key).map(|weakness| format!("decoded, {weakness}"));
+/// Why a secret protects nothing, if so: by its text, or by the key that stands in it, if that is another.
+pub(crate) fn weakness(secret: &Secret, key: Option<&Secret>) -> Option<String> {
+    let decoded = || key.and_then(weakness_of).map(|weakness| format!("decoded, {weakness}"));
     weakness_of(secret).map(str::to_owned).or_else(decoded)
 }
 

@@ -316,7 +316,7 @@ impl Checker<'_> {
         key: &Secret,
     ) -> bool {
         let is_empty = secret.expose().is_empty();
-        match weakness(secret, key).as_deref() {
+        match weakness(secret, Some(key)).as_deref() {
             Some(weakness) if may_be_weak(node) && !is_empty => {
                 self.report.warn(at, format!("{reference}: {weakness}, and taken: weak_secret = \"allow\""));
                 true

@@ -24,7 +24,7 @@ pub(super) fn judge(spec: &SourceSpec, now: Timestamp) -> Finding {
         return Finding::bad(check, found, "mend not_before and not_after, or list the secret in use");
     }
     let how = &spec.scheme.signature.key;
-    let weakness = |secret| weakness(secret, &key_of(how, secret));
+    let weakness = |secret| weakness(secret, Some(&key_of(how, secret)));
     if let Some(weakness) = secrets.iter().find_map(|(_, dated)| weakness(&dated.secret)) {
         found.push_str(&format!("; {weakness}"));
         let advice = "ask the provider for a better one: whoever guesses it can make up payments";
