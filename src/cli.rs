@@ -189,7 +189,8 @@ pub struct Send {
     /// What to post instead of a made-up event; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub body: Option<PathBuf>,
-    /// How many; each made-up event has an id of its own, a given body is sent as it is each time
+    /// How many; each made-up event has an id of its own, a given body is sent as it is each time. Of more than 20,
+    /// with --json more than 10000, answers are counted by status instead of listed
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: u64,
     /// How many a second, at most; without it, one after the other

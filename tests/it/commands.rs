@@ -1,5 +1,9 @@
 //! The commands, against a running process and on the store of one that stands still.
 
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener};
+
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -375,6 +379,35 @@ fn send_signs_as_the_provider_would() {
 }
 
 #[test]
+fn send_tells_what_was_answered_before_a_post_failed_and_takes_no_piece_of_a_body() {
+    let site = Site::on(Storage::File, &Layout::default());
+    // It answers once and is gone.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let once = std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        drop(listener);
+        let mut head = [0; 1];
+        peer.read_exact(&mut head).unwrap();
+        peer.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 3\r\nconnection: close\r\n\r\nyes")
+            .unwrap();
+        // What it does not read would reset the answer.
+        let _ = peer.shutdown(Shutdown::Write);
+        let _ = std::io::copy(&mut peer, &mut std::io::sink());
+    });
+    let told = site.command(&["send", "pagoefectivo", "--count", "3", "--url", &url]);
+    once.join().unwrap();
+    assert_eq!(told.code, Some(1), "{told:?}");
+    assert!(told.stdout.contains("202 yes"), "{told:?}");
+    assert!(told.stderr.contains("event 2 of 3"), "{told:?}");
+
+    let body = site.path("large.json");
+    File::create(&body).unwrap().set_len((64 << 20) + 1).unwrap();
+    let told = site.command(&["send", "pagoefectivo", "--url", &url, "--body", body.to_str().unwrap()]);
+    assert!(told.code == Some(1) && told.stderr.contains("larger than 64 MiB"), "{told:?}");
+}
+
+#[test]
 fn send_posts_under_the_name_that_the_gateway_is_served_under() {
     let layout = Layout { ingest: "hosts = ['pay.shop.test']".into(), ..Layout::default() };
     let site = Site::on(Storage::File, &layout);
@@ -488,7 +521,7 @@ fn what_cannot_be_printed_is_a_failure_and_a_reader_that_has_gone_is_none() {
         &["parked", "list", "--json"],
     ];
     for arguments in commands {
-        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
         let told = site.command_into(arguments, full.into());
         assert!(told.exits(1).stderr.contains("cannot write to stdout"), "{arguments:?}: {told:?}");
         let (reader, writer) = std::io::pipe().unwrap();
